@@ -1,0 +1,1 @@
+"""What the node is about, in pure Python: no file, no network, no database, no clock."""

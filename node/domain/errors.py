@@ -1,0 +1,31 @@
+"""The two families of error: Transient is retried, Permanent is shown to a person."""
+
+from __future__ import annotations
+
+
+class IchnodeError(Exception):
+    """Base of every error the node raises itself."""
+
+
+class TransientError(IchnodeError):
+    """Worth trying again later without anybody's help (peer down, broker away, disk busy)."""
+
+
+class PermanentError(IchnodeError):
+    """Trying again cannot help.
+
+    `code` is a stable upper-case word for machines; the message names the object and the next
+    step for people. Both end up in the PACS when a series cannot be analysed.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SettingsError(IchnodeError):
+    """The settings cannot be used; the message says which key and what to write instead."""
+
+
+class IllegalTransition(IchnodeError):
+    """A state change that the transition tables do not list was asked for."""
