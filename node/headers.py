@@ -1,0 +1,216 @@
+"""Turn a DICOM header into an Instance, whatever a modality wrote into it. Opens no pixels, decides nothing.
+
+A value that is absent, empty, illegal or of the wrong VR becomes None or empty. Only an object that
+does not say which instance, series and study it is gets refused, since nothing could be recorded of it.
+Raw bytes are parsed here, not by pydicom, so that one junk element can neither raise nor slow the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import dcmread
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
+
+from node.domain.errors import PermanentError
+from node.domain.instance import Instance, Vector
+
+_KEYWORDS = (
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime",
+    "AccessionNumber", "Modality", "Manufacturer", "StudyDescription", "SeriesDescription",
+    "AnatomicRegionSequence", "PatientName", "PatientID", "ContrastBolusAgent",
+    "ContrastBolusAgentSequence", "BodyPartExamined", "SliceThickness", "ProtocolName",
+    "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID",
+    "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept", "RescaleSlope",
+)  # fmt: skip
+_TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in _KEYWORDS}
+HEADER_TAGS = list(_TAGS.values())
+"""What `read_instance` reads; pass to `dcmread(specific_tags=…)` to read no more than is needed."""
+
+_BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+_DELIMITERS = TEXT_VR_DELIMS | PN_DELIMS
+_UNREADABLE = (InvalidDicomError, EOFError, struct.error, ValueError, KeyError, NotImplementedError)
+
+
+def read_instance(source: str | Path | BinaryIO) -> Instance:
+    """The instance in a Part 10 file. Raises PermanentError HEADER_UNREADABLE or HEADER_INCOMPLETE."""
+    try:
+        ds = dcmread(source, specific_tags=HEADER_TAGS, stop_before_pixels=True)
+    except _UNREADABLE as error:
+        name = getattr(source, "name", source)
+        raise PermanentError("HEADER_UNREADABLE", f"{name} cannot be read as DICOM: {error}") from error
+    meta = getattr(ds, "file_meta", None)
+    return instance_of(ds, str(meta.get("TransferSyntaxUID", "")) if meta else "")
+
+
+def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
+    """The facts the node decides by. Raises PermanentError HEADER_INCOMPLETE without the four UIDs."""
+    header = _Header(ds)
+    slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    return Instance(
+        sop_instance_uid=header.required("SOPInstanceUID"),
+        sop_class_uid=header.required("SOPClassUID"),
+        series_instance_uid=header.required("SeriesInstanceUID"),
+        study_instance_uid=header.required("StudyInstanceUID"),
+        transfer_syntax_uid=transfer_syntax_uid,
+        modality=header.text("Modality").upper(),
+        image_type=tuple(value.upper() for value in header.texts("ImageType")),
+        manufacturer=header.text("Manufacturer"),
+        body_part=header.text("BodyPartExamined") or header.meaning("AnatomicRegionSequence"),
+        study_description=header.text("StudyDescription"),
+        series_description=header.text("SeriesDescription"),
+        protocol_name=header.text("ProtocolName"),
+        kernel=header.text("ConvolutionKernel"),
+        contrast_agent=header.text("ContrastBolusAgent") or header.meaning("ContrastBolusAgentSequence"),
+        series_number=header.integer("SeriesNumber"),
+        instance_number=header.integer("InstanceNumber"),
+        acquisition_number=header.integer("AcquisitionNumber"),
+        rows=header.integer("Rows"),
+        columns=header.integer("Columns"),
+        frames=max(header.integer("NumberOfFrames") or 1, 1),
+        position=header.vector("ImagePositionPatient", 3),
+        orientation=_orientation(header.vector("ImageOrientationPatient", 6)),
+        pixel_spacing=_positive(header.vector("PixelSpacing", 2)),
+        slice_thickness=header.number("SliceThickness"),
+        rescaled=intercept is not None and slope is not None and slope != 0,
+        frame_of_reference_uid=header.text("FrameOfReferenceUID"),
+        patient_id=header.text("PatientID"),
+        patient_name=header.text("PatientName"),
+        accession_number=header.text("AccessionNumber"),
+        study_date=header.text("StudyDate"),
+        study_time=header.text("StudyTime"),
+    )
+
+
+class _Header:
+    """Tolerant access by keyword to one Dataset, without converting (or caching) its raw elements."""
+
+    def __init__(self, ds: Dataset) -> None:
+        self._ds = ds
+        self._encodings: list[str] | None = None
+
+    def required(self, keyword: str) -> str:
+        value = self.text(keyword)
+        if not value:
+            known = self.text("SOPInstanceUID") or "without SOPInstanceUID"
+            raise PermanentError("HEADER_INCOMPLETE", f"instance {known}: {keyword} is missing or empty")
+        return value
+
+    def text(self, keyword: str) -> str:
+        """All values joined by a backslash, as they were written."""
+        return "\\".join(self.texts(keyword))
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        item = self._ds.get_item(_TAGS[keyword])
+        if item is None or item.value is None or isinstance(item.value, Sequence):
+            return ()
+        if isinstance(item, RawDataElement):
+            text = self._decode(item.value) if isinstance(item.value, bytes) else str(item.value)
+        elif isinstance(item.value, (MultiValue, list, tuple)):
+            text = "\\".join(str(value) for value in item.value)
+        else:
+            text = str(item.value)
+        values = tuple(value.strip(" \0\t\r\n") for value in text.split("\\"))
+        return values if any(values) else ()
+
+    def numbers(self, keyword: str) -> tuple[float, ...]:
+        """Every value as a finite number, or nothing at all: half a vector is of no use."""
+        item = self._ds.get_item(_TAGS[keyword])
+        if item is None or item.value is None:
+            return ()
+        try:
+            values = tuple(float(value) for value in _binary(item) or self.texts(keyword))
+        except ValueError:
+            return ()
+        return values if all(math.isfinite(value) for value in values) else ()
+
+    def number(self, keyword: str) -> float | None:
+        values = self.numbers(keyword)
+        return values[0] if len(values) == 1 else None
+
+    def integer(self, keyword: str) -> int | None:
+        value = self.number(keyword)
+        return int(value) if value is not None and value.is_integer() else None
+
+    def vector(self, keyword: str, length: int) -> Vector | None:
+        values = self.numbers(keyword)
+        return values if len(values) == length else None
+
+    def meaning(self, keyword: str) -> str:
+        """CodeMeaning of the first item of a code sequence (PS3.3 8.8)."""
+        try:
+            return str(self._ds[_TAGS[keyword]].value[0].CodeMeaning or "").strip()
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, *_UNREADABLE):
+            return ""
+
+    def _decode(self, value: bytes) -> str:
+        if value.isascii() and b"\x1b" not in value:
+            return value.decode("ascii")
+        if self._encodings is None:
+            self._encodings = []
+            declared = [name for name in self.texts("SpecificCharacterSet") if name != "ISO_IR 6"]
+            self._encodings = _encodings(declared) if declared else []
+        if self._encodings:
+            try:
+                return decode_bytes(value, self._encodings, _DELIMITERS)
+            except (LookupError, UnicodeError):
+                pass
+        return _undeclared(value)
+
+
+def _undeclared(value: bytes) -> str:
+    """Bytes beyond ASCII without a usable SpecificCharacterSet: UTF-8 where it fits, else Latin-1."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _encodings(declared: list[str]) -> list[str]:
+    try:
+        return list(convert_encodings(declared))
+    except (LookupError, ValueError):
+        return []
+
+
+def _binary(item: DataElement | RawDataElement) -> tuple[float, ...]:
+    """Values of a raw binary element; empty when the element is text (or no number at all).
+
+    Under implicit VR the raw VR is None or UN: two bytes of Rows or Columns are then a US.
+    """
+    if not isinstance(item, RawDataElement) or not isinstance(item.value, bytes):
+        return ()
+    code = _BINARY.get(item.VR or "")
+    if code is None and item.VR in (None, "UN") and item.tag in (_TAGS["Rows"], _TAGS["Columns"]):
+        code = "H"
+    size = struct.calcsize(code) if code else 0
+    if not code or len(item.value) % size or not item.value:
+        return ()
+    return struct.unpack(
+        f"{'<' if item.is_little_endian else '>'}{len(item.value) // size}{code}", item.value
+    )
+
+
+def _orientation(vector: Vector | None) -> Vector | None:
+    """ImageOrientationPatient only if its two directions are unit vectors at right angles (within 2 %)."""
+    if vector is None:
+        return None
+    row, column = vector[:3], vector[3:]
+    lengths = (math.hypot(*row), math.hypot(*column))
+    dot = sum(a * b for a, b in zip(row, column, strict=True))
+    return vector if all(abs(length - 1) < 0.02 for length in lengths) and abs(dot) < 0.02 else None
+
+
+def _positive(vector: Vector | None) -> Vector | None:
+    return vector if vector is not None and min(vector) > 0 else None
