@@ -1,0 +1,347 @@
+"""Which one series of a study is analysed, and why each other is not. Reads no pixels, hides no refusal.
+
+A study holds localizers, dose pages, reformats and several reconstructions of one scan. Wanted is the
+non-contrast axial head CT in a soft kernel, 2.5 to 5 mm thick where there is one. Headers are often wrong
+or empty, so an unstated body part is let through with a note, and a stated other one is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from statistics import median_low
+
+from node.domain import vocabulary as words
+from node.domain.completeness import slice_normal, slice_position_mm
+from node.domain.findings import Reason
+from node.domain.instance import Instance
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+
+
+class SkipCode(StrEnum):
+    """Why a series is not analysed, from farthest from a readable head CT to closest to one."""
+
+    NOT_CT = "NOT_CT"
+    LOCALIZER = "LOCALIZER"
+    DOSE_REPORT = "DOSE_REPORT"
+    NOT_HEAD = "NOT_HEAD"
+    RENDERED = "RENDERED"
+    PERFUSION = "PERFUSION"
+    ANGIOGRAPHY = "ANGIOGRAPHY"
+    DERIVED_IMAGE = "DERIVED_IMAGE"
+    NOT_AXIAL = "NOT_AXIAL"
+    TOO_FEW_SLICES = "TOO_FEW_SLICES"
+    COVERAGE_TOO_SMALL = "COVERAGE_TOO_SMALL"
+    COVERAGE_TOO_LARGE = "COVERAGE_TOO_LARGE"
+    TOO_THICK = "TOO_THICK"
+    NO_GEOMETRY = "NO_GEOMETRY"
+    NO_RESCALE = "NO_RESCALE"
+    CONTRAST_ENHANCED = "CONTRAST_ENHANCED"
+    BONE_KERNEL = "BONE_KERNEL"
+    MULTIFRAME_UNSUPPORTED = "MULTIFRAME_UNSUPPORTED"
+    OTHER_SERIES_CHOSEN = "OTHER_SERIES_CHOSEN"
+
+
+_IMAGE_TYPES = (
+    (SkipCode.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
+    (SkipCode.DOSE_REPORT, {"DOSE_INFO", "DOSE", "SCREEN SAVE", "PATIENT_PROTOCOL"}),
+    (SkipCode.RENDERED, {"MIP", "MINIP", "MAX_IP", "MIN_IP", "VRT", "VOLREN", "VOLUME_RENDER", "CSA MIP"}),
+    (SkipCode.PERFUSION, {"PERFUSION", "CT_PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX"}),
+    (SkipCode.DERIVED_IMAGE, {"MPR", "CSA MPR", "REFORMATTED", "MULTI_PLANAR"}),
+)
+"""Values of ImageType that tell what an image is (PS3.3 C.8.2.1.1.1 and what vendors add)."""
+
+_NAMES = (
+    (SkipCode.LOCALIZER, words.LOCALIZER),
+    (SkipCode.DOSE_REPORT, words.DOSE),
+    (SkipCode.RENDERED, words.RENDERED),
+    (SkipCode.PERFUSION, words.PERFUSION),
+    (SkipCode.ANGIOGRAPHY, words.ANGIOGRAPHY),
+    (SkipCode.DERIVED_IMAGE, words.REFORMAT),
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a site may change. Lengths in mm; coverage is that of the slices along their normal."""
+
+    allow_derived: bool = False
+    """Also take DERIVED\\SECONDARY images, thick axial reformats among them."""
+    allow_contrast: bool = False
+    """Take a contrast-enhanced head when there is no other."""
+    min_slices: int = 12
+    min_coverage_mm: float = 100.0
+    max_coverage_mm: float = 260.0
+    max_thickness_mm: float = 10.0
+    max_tilt_deg: float = 30.0
+    max_unstated_fov_mm: float = 320.0
+    """Largest field of view taken for a head when no header field names the body part."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The series to analyse (None: none), why each other one is not, and remarks on the chosen one."""
+
+    chosen: str | None
+    skipped: Mapping[str, Reason] = field(default_factory=dict)
+    notes: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    series_instance_uid: str
+    name: str
+    slices: int
+    thickness_mm: float
+    soft: bool | None
+    enhanced: bool
+    series_number: int
+    notes: tuple[Reason, ...]
+
+
+def choose(series: Mapping[str, Sequence[Instance]], rules: Rules = Rules()) -> Choice:
+    """Choose among the series of one study, given as series UID → its instances."""
+    assessed = {uid: _assess(uid, instances, rules) for uid, instances in sorted(series.items())}
+    skipped = {uid: result for uid, result in assessed.items() if isinstance(result, Reason)}
+    candidates = [result for result in assessed.values() if isinstance(result, _Candidate)]
+    if not candidates:
+        return Choice(None, skipped)
+    best = min(candidates, key=_preference)
+    for other in candidates:
+        if other is not best:
+            skipped[other.series_instance_uid] = _outdone(other, best)
+    return Choice(best.series_instance_uid, skipped, best.notes)
+
+
+def best_refused(choice: Choice, series: Mapping[str, Sequence[Instance]]) -> str | None:
+    """The series that came closest to a readable head CT, when none was chosen.
+
+    The *not analysed* report is written for it. None when a series was chosen, or when the study holds
+    no CT image at all, so that there is nothing a reader would expect an answer about.
+    """
+    if choice.chosen is not None:
+        return None
+    closeness = {code.value: rank for rank, code in enumerate(SkipCode)}
+    refused = [uid for uid, reason in choice.skipped.items() if reason.code != SkipCode.NOT_CT]
+    return min(
+        refused,
+        key=lambda uid: (-closeness.get(choice.skipped[uid].code, 0), -len(series.get(uid, ())), uid),
+        default=None,
+    )
+
+
+def _preference(candidate: _Candidate) -> tuple[object, ...]:
+    """Smallest is best: native, soft, 2.5 to 5 mm, then thinner, then thicker; ties by number and UID."""
+    thickness = candidate.thickness_mm
+    band = 0 if 2.45 <= thickness <= 5.05 else 1 if thickness < 2.45 else 2
+    kernel = 0 if candidate.soft else 1
+    distance = round(abs(thickness - 5.0), 1)
+    order = (candidate.series_number, candidate.series_instance_uid)
+    return (candidate.enhanced, kernel, band, distance, -candidate.slices, *order)
+
+
+def _outdone(other: _Candidate, best: _Candidate) -> Reason:
+    text = (
+        f'series "{best.name}" ({best.slices} slices of {best.thickness_mm:g} mm) was chosen; '
+        f"this one has {other.slices} of {other.thickness_mm:g} mm"
+    )
+    return Reason(SkipCode.OTHER_SERIES_CHOSEN.value, text)
+
+
+def _reason(code: SkipCode, text: str) -> Reason:
+    return Reason(code.value, text)
+
+
+def _assess(uid: str, instances: Sequence[Instance], rules: Rules) -> _Candidate | Reason:
+    """A candidate, or the first reason that speaks against the series."""
+    refusals = [_refuse_instance(instance, rules) for instance in instances]
+    kept = [instance for instance, reason in zip(instances, refusals, strict=True) if reason is None]
+    refused = [reason for reason in refusals if reason is not None]
+    if len(kept) < rules.min_slices and len(refused) >= len(kept):
+        if not refused:
+            return _reason(SkipCode.NOT_CT, "the series holds no instance")
+        body = _body(instances[0], rules)
+        main = Counter(refused).most_common(1)[0][0]
+        is_image = main.code not in (SkipCode.NOT_CT, SkipCode.LOCALIZER, SkipCode.DOSE_REPORT)
+        return body if is_image and body and body.code == SkipCode.NOT_HEAD else main
+    return _assess_kept(uid, kept, refused, rules)
+
+
+def _assess_kept(
+    uid: str, kept: Sequence[Instance], refused: Sequence[Reason], rules: Rules
+) -> _Candidate | Reason:
+    """The same, from the instances with nothing in their own headers against them."""
+    first = kept[0]
+    notes = []
+    if refused:
+        codes = ", ".join(sorted({reason.code for reason in refused}))
+        text = f"{len(refused)} of {len(refused) + len(kept)} instances are left out ({codes})"
+        notes.append(Reason("INSTANCES_IGNORED", text))
+    enhanced, contrast_note = _contrast(first)
+    body = _body(first, rules)
+    result = (
+        _refuse_words(first, rules)
+        or (body if body is not None and body.code == SkipCode.NOT_HEAD else None)
+        or _refuse_stack(kept, rules)
+        or (contrast_note if enhanced and not rules.allow_contrast else None)
+        or _bone(first)
+    )
+    if result is not None:
+        return result
+    notes += [note for note in (body, contrast_note) if note is not None]
+    thickness = _thickness_mm(kept)
+    number = first.series_number if first.series_number is not None else 1 << 31
+    slices = len(set(_positions_mm(kept)))
+    return _Candidate(uid, _name(first), slices, thickness, _is_soft(first), enhanced, number, tuple(notes))
+
+
+def _refuse_instance(instance: Instance, rules: Rules) -> Reason | None:
+    """What one instance's own header says against it."""
+    kind = "\\".join(instance.image_type)
+    enhanced = instance.sop_class_uid in ENHANCED_CT_IMAGES
+    if instance.modality not in ("CT", "") or not (enhanced or instance.sop_class_uid == CT_IMAGE):
+        text = f"not a CT image: modality {instance.modality or '(none)'}, SOP class {instance.sop_class_uid}"
+        return _reason(SkipCode.NOT_CT, text)
+    for code, values in _IMAGE_TYPES:
+        if values.intersection(instance.image_type) and not (
+            code is SkipCode.DERIVED_IMAGE and rules.allow_derived
+        ):
+            return _reason(code, f"ImageType {kind}")
+    if instance.image_type[:2] == ("DERIVED", "SECONDARY") and not rules.allow_derived:
+        return _reason(SkipCode.DERIVED_IMAGE, f"ImageType {kind}: only source images are analysed")
+    if enhanced or instance.frames > 1:
+        text = f"enhanced multi-frame object of {instance.frames} frames: not read by this version"
+        return _reason(SkipCode.MULTIFRAME_UNSUPPORTED, text)
+    if instance.position is None or instance.orientation is None or instance.pixel_spacing is None:
+        text = "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or unusable"
+        return _reason(SkipCode.NO_GEOMETRY, text)
+    tilt = math.degrees(math.acos(min(abs(slice_normal(instance.orientation)[2]), 1.0)))
+    if tilt > rules.max_tilt_deg:
+        text = (
+            f"slices stand at {tilt:.0f} degrees to the axial plane, at most {rules.max_tilt_deg:g} allowed"
+        )
+        return _reason(SkipCode.NOT_AXIAL, text)
+    if not instance.rescaled:
+        return _reason(SkipCode.NO_RESCALE, "no RescaleSlope and RescaleIntercept: Hounsfield units unknown")
+    return None
+
+
+def _refuse_words(instance: Instance, rules: Rules) -> Reason | None:
+    """What the name of the series says against it; the study's own name is that of all its series."""
+    label = words.fold(_name(instance))
+    for code, pattern in _NAMES:
+        found = pattern.search(label)
+        if found and not (code is SkipCode.DERIVED_IMAGE and rules.allow_derived):
+            return _reason(code, f'the series is named "{_name(instance)}" ("{found.group()}")')
+    return None
+
+
+def _body(instance: Instance, rules: Rules) -> Reason | None:
+    """NOT_HEAD; or a note that no field names the body part; or None when one says head."""
+    fields = {
+        "BodyPartExamined": instance.body_part,
+        "SeriesDescription": instance.series_description,
+        "ProtocolName": instance.protocol_name,
+        "StudyDescription": instance.study_description,
+    }
+    folded = {name: words.NO_HEAD_PHRASE.sub(" ", words.fold(text)) for name, text in fields.items()}
+    head = {name for name, text in folded.items() if words.HEAD.search(text)}
+    for name, text in folded.items():
+        decisive = name in ("BodyPartExamined", "SeriesDescription") or not head
+        if decisive and name not in head and words.OTHER_PART.search(text):
+            return _reason(SkipCode.NOT_HEAD, f"{name} {fields[name]}: another body part")
+    if head:
+        return None
+    spacing, columns = instance.pixel_spacing, instance.columns
+    fov = spacing[1] * columns if spacing and columns else 0.0
+    if fov > rules.max_unstated_fov_mm:
+        text = f"no header field names the head and the field of view of {fov:.0f} mm is too wide for one"
+        return _reason(SkipCode.NOT_HEAD, text)
+    return Reason("BODY_PART_UNSTATED", "no header field names the body part; taken for a head by its size")
+
+
+def _refuse_stack(instances: Sequence[Instance], rules: Rules) -> Reason | None:
+    """What the number, places and thickness of the slices say against the series."""
+    positions = sorted(set(_positions_mm(instances)))
+    count = len(positions)
+    if count < rules.min_slices:
+        text = f"{count} slice{'s' if count != 1 else ''}, at least {rules.min_slices} needed"
+        return _reason(SkipCode.TOO_FEW_SLICES, text)
+    if len(instances) >= 3 * count:
+        text = f"{len(instances)} images at {count} positions: a dynamic scan"
+        return _reason(SkipCode.PERFUSION, text)
+    steps = [high - low for low, high in pairwise(positions)]
+    coverage = positions[-1] - positions[0] + median_low(steps)
+    if coverage < rules.min_coverage_mm:
+        text = f"the slices cover {coverage:.0f} mm, at least {rules.min_coverage_mm:g} mm needed"
+        return _reason(SkipCode.COVERAGE_TOO_SMALL, text)
+    if coverage > rules.max_coverage_mm:
+        text = f"the slices cover {coverage:.0f} mm, more than the {rules.max_coverage_mm:g} mm of a head"
+        return _reason(SkipCode.COVERAGE_TOO_LARGE, text)
+    thickness = _thickness_mm(instances)
+    if thickness > rules.max_thickness_mm:
+        text = f"thickness {thickness:g} mm, at most {rules.max_thickness_mm:g} mm allowed"
+        return _reason(SkipCode.TOO_THICK, text)
+    return None
+
+
+def _positions_mm(instances: Sequence[Instance]) -> list[float]:
+    return [
+        round(slice_position_mm(instance.position, instance.orientation), 1) + 0.0
+        for instance in instances
+        if instance.position is not None and instance.orientation is not None
+    ]
+
+
+def _thickness_mm(instances: Sequence[Instance]) -> float:
+    """The usual SliceThickness, or the usual step where none is given."""
+    stated = [instance.slice_thickness for instance in instances if instance.slice_thickness]
+    if stated:
+        return round(abs(median_low(stated)), 2)
+    positions = sorted(set(_positions_mm(instances)))
+    steps = [high - low for low, high in pairwise(positions)]
+    return round(median_low(steps), 2) if steps else 0.0
+
+
+def _contrast(instance: Instance) -> tuple[bool, Reason | None]:
+    """Whether the series is enhanced, and the remark that goes with it.
+
+    Technicians enter the agent once for the whole examination, so a series that calls itself native is
+    believed, with a remark.
+    """
+    label, agent = words.fold(_name(instance)), words.fold(instance.contrast_agent)
+    stated = bool(agent) and not words.NO_AGENT.fullmatch(agent)
+    native = words.NATIVE.search(label)
+    if native:
+        text = f'ContrastBolusAgent "{instance.contrast_agent}", but the series is named "{_name(instance)}"'
+        return False, Reason("CONTRAST_CONTRADICTED", text) if stated else None
+    if stated:
+        text = f'contrast-enhanced (ContrastBolusAgent "{instance.contrast_agent}")'
+        return True, _reason(SkipCode.CONTRAST_ENHANCED, text)
+    if words.ENHANCED.search(label):
+        text = f'contrast-enhanced (named "{_name(instance)}")'
+        return True, _reason(SkipCode.CONTRAST_ENHANCED, text)
+    return False, None
+
+
+def _bone(instance: Instance) -> Reason | None:
+    if _is_soft(instance) is not False:
+        return None
+    stated = f"kernel {instance.kernel}" if instance.kernel else f'named "{_name(instance)}"'
+    return _reason(SkipCode.BONE_KERNEL, f"{stated}: too sharp, a soft-tissue kernel is needed")
+
+
+def _is_soft(instance: Instance) -> bool | None:
+    """True for a soft kernel, False for a sharp one, None when neither kernel nor name tells."""
+    known = words.softness(instance.manufacturer, instance.kernel)
+    return False if known is None and words.BONE.search(words.fold(_name(instance))) else known
+
+
+def _name(instance: Instance) -> str:
+    return instance.series_description or instance.protocol_name
