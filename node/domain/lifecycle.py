@@ -1,0 +1,116 @@
+"""THE state tables of series, jobs and deliveries. An unlisted pair raises; nothing else may change a state."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+from node.domain.errors import IllegalTransition
+
+
+class SeriesState(StrEnum):
+    RECEIVING = "RECEIVING"  # instances are still arriving, or may be
+    COMPLETE = "COMPLETE"  # by the evidence of node.domain.completeness; not yet decided on
+    ACCEPTED = "ACCEPTED"  # the series of its study that is analysed
+    SKIPPED = "SKIPPED"  # not analysed, for a coded reason
+
+
+class SeriesEvent(StrEnum):
+    INSTANCE_ARRIVED = "INSTANCE_ARRIVED"  # also raises the revision when the series was past RECEIVING
+    SETTLED = "SETTLED"
+    CHOSEN = "CHOSEN"
+    REFUSED = "REFUSED"
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"  # waits for a worker
+    RUNNING = "RUNNING"  # a worker holds the lease
+    ANALYSED = "ANALYSED"  # findings and masks are stored; objects are not built yet
+    COMPOSED = "COMPOSED"  # objects are stored and their deliveries exist
+    FAILED = "FAILED"  # will not be analysed; a "not analysed" report goes out instead
+    SUPERSEDED = "SUPERSEDED"  # a newer revision of the series took its place
+    CANCELLED = "CANCELLED"  # by an admin
+
+
+class JobEvent(StrEnum):
+    CLAIMED = "CLAIMED"
+    LEASE_EXPIRED = "LEASE_EXPIRED"
+    FAILED_TRANSIENTLY = "FAILED_TRANSIENTLY"
+    FAILED_FOR_GOOD = "FAILED_FOR_GOOD"
+    ANALYSIS_STORED = "ANALYSIS_STORED"
+    OBJECTS_STORED = "OBJECTS_STORED"
+    NEWER_REVISION = "NEWER_REVISION"
+    CANCELLED_BY_ADMIN = "CANCELLED_BY_ADMIN"
+    RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
+
+
+class DeliveryState(StrEnum):
+    PENDING = "PENDING"  # due at its next_try_at
+    SENT = "SENT"  # the destination answered the C-STORE with Success or Warning
+    COMMITTED = "COMMITTED"  # the destination promised to keep it (PS3.4 Annex J)
+    FAILED = "FAILED"  # given up; an admin may retry
+
+
+class DeliveryEvent(StrEnum):
+    ACCEPTED_BY_PEER = "ACCEPTED_BY_PEER"
+    ATTEMPT_FAILED = "ATTEMPT_FAILED"
+    GIVEN_UP = "GIVEN_UP"
+    COMMITMENT_CONFIRMED = "COMMITMENT_CONFIRMED"
+    COMMITMENT_REFUSED = "COMMITMENT_REFUSED"
+    RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
+
+
+SERIES: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
+    (SeriesState.RECEIVING, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
+    (SeriesState.RECEIVING, SeriesEvent.SETTLED): SeriesState.COMPLETE,
+    (SeriesState.COMPLETE, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
+    (SeriesState.COMPLETE, SeriesEvent.CHOSEN): SeriesState.ACCEPTED,
+    (SeriesState.COMPLETE, SeriesEvent.REFUSED): SeriesState.SKIPPED,
+    (SeriesState.ACCEPTED, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
+    (SeriesState.SKIPPED, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
+}
+
+JOBS: dict[tuple[JobState, JobEvent], JobState] = {
+    (JobState.QUEUED, JobEvent.CLAIMED): JobState.RUNNING,
+    (JobState.QUEUED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
+    (JobState.QUEUED, JobEvent.CANCELLED_BY_ADMIN): JobState.CANCELLED,
+    (JobState.RUNNING, JobEvent.ANALYSIS_STORED): JobState.ANALYSED,
+    (JobState.RUNNING, JobEvent.LEASE_EXPIRED): JobState.QUEUED,
+    (JobState.RUNNING, JobEvent.FAILED_TRANSIENTLY): JobState.QUEUED,
+    (JobState.RUNNING, JobEvent.FAILED_FOR_GOOD): JobState.FAILED,
+    (JobState.RUNNING, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
+    (JobState.RUNNING, JobEvent.CANCELLED_BY_ADMIN): JobState.CANCELLED,
+    (JobState.ANALYSED, JobEvent.OBJECTS_STORED): JobState.COMPOSED,
+    (JobState.ANALYSED, JobEvent.FAILED_FOR_GOOD): JobState.FAILED,
+    (JobState.ANALYSED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
+    (JobState.ANALYSED, JobEvent.CANCELLED_BY_ADMIN): JobState.CANCELLED,
+    (JobState.FAILED, JobEvent.RETRIED_BY_ADMIN): JobState.QUEUED,
+    (JobState.FAILED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
+    (JobState.CANCELLED, JobEvent.RETRIED_BY_ADMIN): JobState.QUEUED,
+    (JobState.CANCELLED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
+}
+
+DELIVERIES: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
+    (DeliveryState.PENDING, DeliveryEvent.ACCEPTED_BY_PEER): DeliveryState.SENT,
+    (DeliveryState.PENDING, DeliveryEvent.ATTEMPT_FAILED): DeliveryState.PENDING,
+    (DeliveryState.PENDING, DeliveryEvent.GIVEN_UP): DeliveryState.FAILED,
+    (DeliveryState.SENT, DeliveryEvent.COMMITMENT_CONFIRMED): DeliveryState.COMMITTED,
+    (DeliveryState.SENT, DeliveryEvent.COMMITMENT_REFUSED): DeliveryState.PENDING,
+    (DeliveryState.FAILED, DeliveryEvent.RETRIED_BY_ADMIN): DeliveryState.PENDING,
+}
+
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
+
+
+def after(table: dict[tuple[S, E], S], state: S, event: E) -> S:
+    """The state that follows. Raises IllegalTransition for a pair the table does not list."""
+    try:
+        return table[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{event.value} is not possible in state {state.value}") from None
+
+
+def sources(table: dict[tuple[S, E], S], event: E) -> tuple[S, ...]:
+    """Every state in which `event` is possible."""
+    return tuple(state for (state, listed) in table if listed == event)

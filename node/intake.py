@@ -1,0 +1,142 @@
+"""One received instance: check it, make it durable, record it, then answer Success. Decodes no pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from node.domain.errors import PermanentError, TransientError
+from node.domain.instance import Instance
+from node.headers import read_instance
+from node.spool import Spool
+from node.store.arrivals import Recorded, StoredFile
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+# C-STORE response status, PS3.4 Table B.2-1
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH_SOP_CLASS = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+IMPLEMENTATION_CLASS_UID = UID("2.25.302043790172249692526321623266752743501")
+IMPLEMENTATION_VERSION_NAME = "ICHNODE"
+
+PIXEL_DATA = 0x7FE00010
+FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SEQUENCE_DELIMITER = struct.pack("<HH", 0xFFFE, 0xE0DD)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A C-STORE request: the data set as it came over the wire, and what the command said of it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    association_id: str
+    data: bytes | memoryview
+
+
+class Intake:
+    """Takes instances in. One object serves every association of a listener process."""
+
+    def __init__(self, spool: Spool, records: Records, clock: Callable[[], float]) -> None:
+        self._spool = spool
+        self._records = records
+        self._clock = clock
+
+    def receive(self, received: Received) -> int:
+        """The C-STORE status for one instance (PS3.4 B.2.3). Success means: survives a power cut."""
+        try:
+            return self._receive(received)
+        except PermanentError as error:
+            log.warning("refused %s from %s: %s", received.sop_instance_uid, received.calling_ae, error)
+            return DOES_NOT_MATCH_SOP_CLASS if error.code == "SOP_MISMATCH" else CANNOT_UNDERSTAND
+        except TransientError as error:
+            log.error("no room for %s from %s: %s", received.sop_instance_uid, received.calling_ae, error)
+            return OUT_OF_RESOURCES
+
+    def _receive(self, received: Received) -> int:
+        arrivals = self._records.arrivals
+        if arrivals.is_own_object(received.sop_instance_uid):
+            log.info("%s is a result of this node; not taken in again", received.sop_instance_uid)
+            return SUCCESS
+        head = _file_head(received)
+        instance = _understood(received, head)
+        path = self._spool.instance_path(
+            instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid
+        )
+        file = StoredFile(path, len(head) + len(received.data), hashlib.sha256(received.data).hexdigest())
+        self._spool.check_room(file.size_bytes)
+        self._spool.write(path, (head, received.data))
+        outcome = arrivals.record(instance, file, received.association_id, self._clock())
+        if outcome is Recorded.REPLACED:
+            log.warning("%s came again with other content and replaced it", instance.sop_instance_uid)
+        return SUCCESS
+
+
+def _understood(received: Received, head: bytes) -> Instance:
+    """The instance, once its data set is whole and is what the command announced."""
+    stream = io.BytesIO(b"".join((head, received.data)))
+    try:
+        instance = read_instance(stream)
+    except zlib.error as error:
+        raise PermanentError("TRUNCATED", f"deflated data set cannot be inflated: {error}") from error
+    if instance.sop_class_uid != received.sop_class_uid:
+        raise PermanentError(
+            "SOP_MISMATCH", f"announced as {received.sop_class_uid}, is a {instance.sop_class_uid}"
+        )
+    if instance.sop_instance_uid != received.sop_instance_uid:
+        raise PermanentError("SOP_MISMATCH", f"the data set says {instance.sop_instance_uid}")
+    if received.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
+        _check_whole(stream, received.transfer_syntax_uid == ImplicitVRLittleEndian, instance)
+    return instance
+
+
+def _check_whole(stream: io.BytesIO, implicit: bool, instance: Instance) -> None:
+    """`stream` stands where the header ended. Raises PermanentError TRUNCATED when pixels are missing."""
+    data = stream.getbuffer()[stream.tell() :]
+    name = f"instance {instance.sop_instance_uid}"
+    if len(data) < 8:
+        if instance.rows and instance.columns:
+            raise PermanentError("TRUNCATED", f"{name}: has rows and columns, but its pixel data is missing")
+        return
+    group, element = struct.unpack("<HH", data[:4])
+    if (tag := group << 16 | element) != PIXEL_DATA and tag not in FLOAT_PIXEL_DATA:
+        return
+    offset = 8 if implicit else 12
+    length = struct.unpack("<I", data[offset - 4 : offset])[0] if len(data) >= offset else UNDEFINED_LENGTH
+    if length == UNDEFINED_LENGTH:
+        if SEQUENCE_DELIMITER not in bytes(data[-4096:]) and SEQUENCE_DELIMITER not in bytes(data[offset:]):
+            raise PermanentError("TRUNCATED", f"{name}: encapsulated pixel data does not end")
+    elif length > len(data) - offset:
+        raise PermanentError("TRUNCATED", f"{name}: {len(data) - offset} of {length} pixel bytes arrived")
+
+
+def _file_head(received: Received) -> bytes:
+    """Preamble and file meta information (PS3.10 7.1) that make the received bytes a DICOM file."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(received.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(received.sop_instance_uid)
+    meta.TransferSyntaxUID = UID(received.transfer_syntax_uid)
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta.SourceApplicationEntityTitle = received.calling_ae[:16]
+    stream = io.BytesIO()
+    stream.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(stream, meta, enforce_standard=True)
+    return stream.getvalue()

@@ -1,0 +1,250 @@
+"""The listener: C-ECHO and C-STORE SCP on pynetdicom. Hands instances to intake; decides nothing itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    Verification,
+)
+from pynetdicom.transport import ThreadedAssociationServer
+
+from node.domain.errors import SettingsError, TransientError
+from node.intake import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    OUT_OF_RESOURCES,
+    Intake,
+    Received,
+)
+from node.settings import Scp, Settings
+from node.spool import Spool
+from node.store.records import Records, open_records
+
+log = logging.getLogger(__name__)
+
+NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+LOSSLESS = (JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossless, RLELossless)
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
+TRANSFER_SYNTAXES: tuple[UID, ...] = (*NATIVE, *LOSSLESS, *LOSSY)
+
+MAXIMUM_PDU_BYTES = 128 * 1024
+PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.11
+
+
+class _Server(ThreadedAssociationServer):
+    """Accepts on a socket that several processes share; a slow peer holds up its own thread only."""
+
+    listening: socket.socket
+
+    def server_bind(self) -> None:
+        self.socket = self.listening
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """The socket listens already."""
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        client, address = self.listening.accept()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.settimeout(self.ae.network_timeout)
+        if self.ssl_context:  # the handshake waits for the association's own thread
+            client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return client, address
+
+
+def open_socket(scp: Scp) -> socket.socket:
+    """A listening socket. Raises SettingsError when the address is taken or is not ours."""
+    try:
+        family = socket.getaddrinfo(scp.host, scp.port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.create_server((scp.host, scp.port), family=family, backlog=256)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {scp.host}:{scp.port} (scp.host, scp.port): {error.strerror}; "
+            "stop what uses the port, or choose another"
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+class Listener:
+    """One listener process' share of the SCP."""
+
+    def __init__(self, settings: Settings, records: Records, intake: Intake) -> None:
+        self._settings = settings
+        self._records = records
+        self._intake = intake
+        self.name = listener_name(os.getpid())
+        self._server: _Server | None = None
+
+    def start(self, listening: socket.socket) -> None:
+        """Serve on `listening` in threads, until `stop`."""
+        _config.LOG_HANDLER_LEVEL = "none"
+        scp = self._settings.scp
+        ae = _application_entity(scp)
+        server_class = type("BoundServer", (_Server,), {"listening": listening})
+        self._server = ae.make_server(
+            (scp.host, scp.port),
+            evt_handlers=self._handlers(),
+            ssl_context=tls_context(scp),
+            server_class=server_class,
+        )
+        threading.Thread(target=self._server.serve_forever, name="scp", daemon=True).start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            for association in self._server.active_associations:
+                association.abort()
+
+    def _handlers(self) -> list[Any]:
+        return [
+            (evt.EVT_ACCEPTED, self._on_accepted),
+            (evt.EVT_RELEASED, self._on_over, ["released"]),
+            (evt.EVT_ABORTED, self._on_over, ["aborted"]),
+            (evt.EVT_CONN_CLOSE, self._on_over, ["aborted"]),
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_C_ECHO, lambda event: 0x0000),
+        ]
+
+    def _on_accepted(self, event: evt.Event) -> None:
+        assoc = event.assoc
+        assoc.ichnode_id = str(uuid.uuid4())
+        assoc.ichnode_recorded = False
+
+    def _on_store(self, event: evt.Event) -> int:
+        try:
+            self._record_association(event.assoc)
+        except TransientError as error:
+            log.error("cannot record an association: %s", error)
+            return OUT_OF_RESOURCES
+        request = event.request
+        received = Received(
+            sop_class_uid=str(request.AffectedSOPClassUID),
+            sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            calling_ae=event.assoc.requestor.ae_title.strip(),
+            association_id=event.assoc.ichnode_id,
+            data=request.DataSet.getbuffer(),
+        )
+        try:
+            return self._intake.receive(received)
+        except Exception:
+            log.exception("C-STORE of %s failed", received.sop_instance_uid)
+            return PROCESSING_FAILURE
+
+    def _record_association(self, assoc: Any) -> None:
+        """Associations that carry nothing (an echo, a probe) leave no row."""
+        if assoc.ichnode_recorded:
+            return
+        requestor = assoc.requestor
+        peer = (requestor.ae_title.strip(), str(requestor.address))
+        self._records.arrivals.open_association(assoc.ichnode_id, self.name, peer, time.time())
+        assoc.ichnode_recorded = True
+
+    def _on_over(self, event: evt.Event, outcome: str) -> None:
+        if not getattr(event.assoc, "ichnode_recorded", False):
+            return
+        try:
+            self._records.arrivals.close_association(event.assoc.ichnode_id, outcome, time.time())
+        except TransientError as error:
+            log.error("association %s stays open in the records: %s", event.assoc.ichnode_id, error)
+
+
+def listener_name(pid: int) -> str:
+    return f"{socket.gethostname()}:{pid}"[:64]
+
+
+def tls_context(scp: Scp) -> ssl.SSLContext | None:
+    """None without a certificate. Raises SettingsError when the files cannot be used."""
+    if not scp.tls.cert:
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=scp.tls.ca or None)
+        context.load_cert_chain(scp.tls.cert, scp.tls.key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"scp.tls: {error}; give PEM files that can be read") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if scp.tls.ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _application_entity(scp: Scp) -> AE:
+    ae = AE(scp.ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
+    ae.maximum_associations = scp.max_associations
+    ae.network_timeout = ae.acse_timeout = ae.dimse_timeout = scp.timeout_s
+    ae.require_calling_aet = list(scp.calling_ae_titles)
+    ae.add_supported_context(Verification)
+    for sop_class in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
+        ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+    analysed = {context.abstract_syntax for context in ae.supported_contexts}
+    for context in AllStoragePresentationContexts:
+        if context.abstract_syntax not in analysed:
+            ae.add_supported_context(context.abstract_syntax, list(TRANSFER_SYNTAXES))
+    return ae
+
+
+def close_dead_associations(records: Records) -> None:
+    """What a killed listener of this host left open in the records is over."""
+    host = socket.gethostname()
+    for listener in records.arrivals.open_listeners():
+        name, _, pid = listener.rpartition(":")
+        if name == host[: len(name)] and pid.isdigit() and not _is_running(int(pid)):
+            records.arrivals.close_associations_of(listener, time.time())
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def serve(settings: Settings, listening: socket.socket, until: Callable[[Records], None]) -> None:
+    """Serve on `listening` in this process while `until` runs."""
+    records = open_records(settings)
+    spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
+    spool.root.mkdir(parents=True, exist_ok=True)
+    close_dead_associations(records)
+    listener = Listener(settings, records, Intake(spool, records, time.time))
+    listener.start(listening)
+    try:
+        until(records)
+    finally:
+        listener.stop()
+        records.close()

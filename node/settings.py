@@ -1,0 +1,227 @@
+"""TOML file + environment → frozen settings. Reads nothing else; an unknown key is an error at start.
+
+`ICHNODE_SCP__PORT=11113` overrides `port` in `[scp]`; the environment wins over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from node.domain.errors import SettingsError
+
+PREFIX = "ICHNODE_"
+NOT_SETTINGS = ("ICHNODE_CONFIG", "ICHNODE_TEST_DATA", "ICHNODE_REQUIRE_PEERS")
+DEFAULT_FILE = "ichnode.toml"
+Port = int
+OUTPUT_NAMES = ("sr", "seg", "sc")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tls(_Section):
+    """PEM files; all empty: no TLS. With `ca`, a peer must show a certificate that it signed."""
+
+    cert: str = ""
+    key: str = ""
+    ca: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tls:
+        if (self.key or self.ca) and not self.cert:
+            raise ValueError("tls.cert is empty: give the certificate, or leave key and ca empty too")
+        return self
+
+
+class Scp(_Section):
+    """The C-STORE and C-ECHO SCP."""
+
+    ae_title: str = Field("ICHNODE", min_length=1, max_length=16)
+    host: str = "127.0.0.1"
+    port: Port = Field(11112, ge=1, le=65535)
+    processes: int = Field(2, ge=1, le=64)
+    calling_ae_titles: tuple[str, ...] = ()
+    """Empty: any peer may call; else only these AE titles."""
+    tls: Tls = Tls()
+    max_associations: int = Field(64, ge=1)
+    """Per process."""
+    timeout_s: float = Field(60, gt=0)
+    """A peer silent for this long in an open association is aborted."""
+
+
+class Spool(_Section):
+    """The files in data_dir."""
+
+    reserve_mb: int = Field(512, ge=0)
+    """Below this much free space a C-STORE is refused with 0xA700."""
+
+
+class Completeness(_Section):
+    quiet_s: float = Field(10, ge=0)
+    """No instance for this long, all associations released, no gap: the series is complete."""
+    max_wait_s: float = Field(120, ge=0)
+    """…and after this long it is complete whatever is missing."""
+
+
+class Eligibility(_Section):
+    allow_derived: bool = False
+    r"""Also analyse ImageType DERIVED\SECONDARY series."""
+    allow_contrast: bool = False
+    """Also analyse contrast-enhanced series when nothing else is there."""
+
+
+class Database(_Section):
+    url: str = ""
+    """Empty: SQLite in data_dir."""
+
+
+class Broker(_Section):
+    url: str = ""
+    """Empty: a Redis of the node's own."""
+
+
+class Model(_Section):
+    pipeline: str = "default"
+    device: str = "auto"
+    max_attempts: int = Field(3, ge=1)
+    """A series that takes the worker down this often is given up and reported as not analysed."""
+
+
+class Web(_Section):
+    host: str = "127.0.0.1"
+    port: Port = Field(8080, ge=1, le=65535)
+
+
+class Destination(_Section):
+    """A PACS that gets results."""
+
+    name: str = Field(min_length=1, max_length=64)
+    ae_title: str = Field(min_length=1, max_length=16)
+    host: str = "127.0.0.1"
+    port: Port = Field(104, ge=1, le=65535)
+    outputs: tuple[str, ...] = OUTPUT_NAMES
+    commitment: bool = False
+    retry_base_s: float = Field(5, gt=0)
+    retry_max_s: float = Field(600, gt=0)
+    give_up_h: float = Field(72, gt=0)
+    """A result that alarms nobody is given up after this long; a positive one never is."""
+
+    @field_validator("outputs")
+    @classmethod
+    def _known(cls, outputs: tuple[str, ...]) -> tuple[str, ...]:
+        for name in outputs:
+            if name not in OUTPUT_NAMES:
+                raise ValueError(f"unknown output {name!r}: choose from {', '.join(OUTPUT_NAMES)}")
+        return outputs
+
+    @field_validator("commitment")
+    @classmethod
+    def _no_commitment_yet(cls, wanted: bool) -> bool:
+        if wanted:
+            raise ValueError("storage commitment is not built yet: set commitment = false")
+        return wanted
+
+
+class Alert(_Section):
+    """A channel that raises the reading priority."""
+
+    type: Literal["hl7", "ups", "webhook"]
+
+    @model_validator(mode="after")
+    def _none_yet(self) -> Alert:
+        raise ValueError(f"alert type {self.type!r} is not built yet: remove this [[alert]] section")
+
+
+class Settings(_Section):
+    """Everything an installation decides. Relative paths are relative to the working directory."""
+
+    data_dir: Path = Path("ichnode-data")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    scp: Scp = Scp()
+    spool: Spool = Spool()
+    completeness: Completeness = Completeness()
+    eligibility: Eligibility = Eligibility()
+    database: Database = Database()
+    broker: Broker = Broker()
+    model: Model = Model()
+    web: Web = Web()
+    destination: tuple[Destination, ...] = ()
+    alert: tuple[Alert, ...] = ()
+
+    @field_validator("destination")
+    @classmethod
+    def _names_differ(cls, destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
+        names = [d.name for d in destinations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"destination names must differ, got {', '.join(names)}")
+        return destinations
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.data_dir.resolve() / 'ichnode.sqlite3'}"
+
+
+def load(file: Path | None = None, data_dir: Path | None = None) -> Settings:
+    """Settings from `file` (else $ICHNODE_CONFIG, else ./ichnode.toml if there) and the environment.
+
+    Raises SettingsError that names the key and what is wrong with it.
+    """
+    path = file or (Path(os.environ["ICHNODE_CONFIG"]) if "ICHNODE_CONFIG" in os.environ else None)
+    values = _read_toml(path) if path else _read_toml(Path(DEFAULT_FILE), optional=True)
+    _merge(values, _environment())
+    if data_dir is not None:
+        values["data_dir"] = data_dir
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        where = str(path or DEFAULT_FILE)
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"settings ({where} and {PREFIX}… variables): " + "; ".join(lines)) from None
+
+
+def _read_toml(path: Path, optional: bool = False) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}") from None
+
+
+def _environment() -> dict[str, Any]:
+    """`ICHNODE_A__B=x` → {"a": {"b": "x"}}; a TOML list or table may be given as TOML text."""
+    values: dict[str, Any] = {}
+    for key, text in os.environ.items():
+        if not key.startswith(PREFIX) or key in NOT_SETTINGS:
+            continue
+        *parents, leaf = key.removeprefix(PREFIX).lower().split("__")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value

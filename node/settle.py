@@ -1,0 +1,142 @@
+"""The clock: decides when series are complete and which one is analysed, and rings for forgotten jobs.
+
+It opens no file and no association. Everything it does can be done again without harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from node.broker import Doorbell
+from node.domain.completeness import Complete, Evidence, completeness
+from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choose
+from node.domain.errors import TransientError
+from node.domain.findings import Reason
+from node.domain.lifecycle import JobState, SeriesState
+from node.settings import Settings
+from node.store.arrivals import SeriesRow
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+RING_AGAIN_S = 30
+"""A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
+
+
+class Clock:
+    """One round of decisions after another."""
+
+    def __init__(self, settings: Settings, records: Records, doorbell: Doorbell) -> None:
+        self._settings = settings
+        self._records = records
+        self._doorbell = doorbell
+
+    def tick(self, now: float) -> None:
+        """Raises TransientError when the database is away."""
+        self._settle_series(now)
+        for study_uid in self._records.arrivals.undecided_studies():
+            self._decide_study(study_uid, now)
+        self._answer_refused_studies(now)
+        self._recover_jobs(now)
+        self._ring(now)
+
+    def _settle_series(self, now: float) -> None:
+        wait = self._settings.completeness
+        for row in self._records.arrivals.receiving(silent_since=now - wait.quiet_s):
+            gathered = self._records.arrivals.gather(row.series_instance_uid)
+            evidence = Evidence(
+                row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
+            )
+            verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s)
+            if isinstance(verdict, Complete) and self._records.arrivals.settle(row, now):
+                although = "; ".join(note.text for note in verdict.notes)
+                words = f" although {although}" if although else ""
+                log.info("series %s is complete%s", row.series_instance_uid, words)
+
+    def _decide_study(self, study_uid: str, now: float) -> None:
+        """Once no series of the study is still arriving: choose one, give every other its reason."""
+        rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
+        if any(row.state is SeriesState.RECEIVING for row in rows.values()):
+            return
+        open_rows = {uid: row for uid, row in rows.items() if row.state is SeriesState.COMPLETE}
+        choice = _keep(self._series_already_analysed(study_uid, rows), self._choose(list(open_rows)))
+        chosen = open_rows.get(choice.chosen) if choice.chosen else None
+        refused = [(open_rows[uid], reason) for uid, reason in choice.skipped.items()]
+        for row, reason in refused:
+            log.info("series %s is skipped: %s: %s", row.series_instance_uid, reason.code, reason.text)
+        job_id = self._records.arrivals.decide(chosen, refused, now)
+        if chosen and job_id is not None:
+            log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
+
+    def _choose(self, series_uids: list[str]) -> Choice:
+        gathered = {uid: self._records.arrivals.gather(uid).instances for uid in series_uids}
+        return choose(gathered, self._rules())
+
+    def _series_already_analysed(self, study_uid: str, rows: dict[str, SeriesRow]) -> SeriesRow | None:
+        """The series that has a job which is not a failure; later series do not displace it."""
+        for job in self._records.jobs.latest_of_study(study_uid):
+            if job.state is not JobState.FAILED:
+                return rows.get(job.series_instance_uid)
+        return None
+
+    def _answer_refused_studies(self, now: float) -> None:
+        """A study of which nothing can be analysed is said so in the PACS, once nothing more comes."""
+        silent_since = now - self._settings.completeness.max_wait_s
+        for study_uid in self._records.arrivals.unanswered_studies(silent_since):
+            rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
+            gathered = {uid: self._records.arrivals.gather(uid).instances for uid in rows}
+            reasons = {uid: self._records.arrivals.reason_of(uid) for uid in rows}
+            skipped = {uid: reason for uid, reason in reasons.items() if reason}
+            uid = best_refused(Choice(None, skipped), gathered)
+            if uid is not None:
+                job_id = self._records.arrivals.refuse_study(rows[uid], skipped[uid], now)
+                log.info("study %s is answered as not analysed by job %d", study_uid, job_id)
+
+    def _recover_jobs(self, now: float) -> None:
+        """A worker that went silent loses its job; a job that keeps killing workers is given up."""
+        for job in self._records.jobs.expired(now):
+            if job.attempts >= self._settings.model.max_attempts:
+                text = f"the worker died or hung in each of {job.attempts} attempts; see the worker's log"
+                self._records.jobs.fail(job.id, Reason("WORKER_LOST", text))
+                log.error("job %d is given up: %s", job.id, text)
+            elif self._records.jobs.expire(job, now):
+                log.warning("job %d goes back to the queue: its worker went silent", job.id)
+
+    def _ring(self, now: float) -> None:
+        for job_id in self._records.jobs.to_ring(rung_before=now - RING_AGAIN_S):
+            try:
+                self._doorbell.ring(job_id)
+            except TransientError as error:
+                log.warning("cannot ring for job %d, trying again: %s", job_id, error)
+                return
+            self._records.jobs.rung(job_id, now)
+
+    def _rules(self) -> Rules:
+        eligibility = self._settings.eligibility
+        return Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
+
+
+def _keep(taken: SeriesRow | None, choice: Choice) -> Choice:
+    """What was analysed already stays the analysed series: its late slices count, newcomers do not."""
+    if taken is None or choice.chosen in (None, taken.series_instance_uid):
+        return choice
+    skipped = dict(choice.skipped)
+    mine = skipped.get(taken.series_instance_uid)
+    readable = mine is not None and mine.code == SkipCode.OTHER_SERIES_CHOSEN
+    if readable:
+        del skipped[taken.series_instance_uid]
+    name = taken.description or taken.series_instance_uid
+    reason = Reason(SkipCode.OTHER_SERIES_CHOSEN, f"series {name!r} of the study is analysed already")
+    return Choice(taken.series_instance_uid if readable else None, {**skipped, str(choice.chosen): reason})
+
+
+def run(clock: Clock, stopping: Callable[[float], bool]) -> None:
+    """Tick until `stopping(seconds)`, which waits that long at most, says so."""
+    while not stopping(TICK_S):
+        try:
+            clock.tick(time.time())
+        except TransientError as error:
+            log.error("the clock skips a round: %s", error)

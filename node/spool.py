@@ -1,0 +1,126 @@
+"""Durable files: temp → fsync → rename → fsync folder. Knows no DICOM; no peer's text becomes a path."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.domain.errors import TransientError
+
+PART = ".part"
+_PLAIN_UID = re.compile(r"[0-9][0-9.]{0,63}")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+class SpoolFull(TransientError):
+    """There is no room for another file; the sender must try again later (0xA700, PS3.4 B.2.3)."""
+
+
+def safe_name(uid: str) -> str:
+    """`uid` itself when it is digits and dots, as PS3.5 9.1 wants it; else a name derived from its hash."""
+    if _PLAIN_UID.fullmatch(uid):
+        return uid
+    return "x" + hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+class Spool:
+    """Files under one root. Paths handed out and taken back are relative to it."""
+
+    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
+        self.root = root
+        self.reserve_bytes = reserve_bytes
+
+    def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> str:
+        return f"incoming/{safe_name(study_uid)}/{safe_name(series_uid)}/{safe_name(sop_uid)}.dcm"
+
+    def job_path(self, job_id: int, attempt: int, name: str) -> str:
+        """A file of one attempt at a job; attempts never share a file, so a late one harms nothing."""
+        return f"results/{job_id}/{attempt}/{name}"
+
+    def object_path(self, job_id: int, sop_uid: str) -> str:
+        return f"outgoing/{job_id}/{safe_name(sop_uid)}.dcm"
+
+    def absolute(self, path: str) -> Path:
+        return self.root / path
+
+    def free_bytes(self) -> int:
+        """Free space on the volume that holds the spool."""
+        return shutil.disk_usage(self.root).free
+
+    def check_room(self, wanted_bytes: int = 0) -> None:
+        """Raise SpoolFull when writing `wanted_bytes` would eat into the reserve."""
+        if (free := self.free_bytes()) - wanted_bytes < self.reserve_bytes:
+            raise SpoolFull(
+                f"{self.root}: {free // 2**20} MiB free, {self.reserve_bytes // 2**20} MiB are in reserve; "
+                "free some space or lower spool.reserve_mb"
+            )
+
+    def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Write `parts` as one file that survives a power cut once this returns.
+
+        An existing file is replaced at once and whole. Raises SpoolFull when there is no room.
+        """
+        final = self.absolute(path)
+        with self._no_room_is_spool_full():
+            self._make_folder(final.parent)
+            temporary = final.with_name(f".{final.name}.{os.getpid()}.{os.urandom(4).hex()}{PART}")
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+                try:
+                    _write_all(descriptor, parts)
+                    os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
+                temporary.rename(final)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(final.parent)
+
+    def remove_unfinished(self) -> int:
+        """Delete the `.part` files a crash left; nobody was told that their bytes are safe."""
+        count = 0
+        for part in self.root.glob(f"*/**/.*{PART}"):
+            part.unlink(missing_ok=True)
+            count += 1
+        return count
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o750)
+        _sync_folder(folder.parent)
+
+    @contextmanager
+    def _no_room_is_spool_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise SpoolFull(f"{self.root}: {error.strerror}") from error
+            raise
+
+
+def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    views = [memoryview(part) for part in parts]
+    while views:
+        written = os.writev(descriptor, views)
+        while views and written >= views[0].nbytes:
+            written -= views.pop(0).nbytes
+        if views and written:
+            views[0] = views[0][written:]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

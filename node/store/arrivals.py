@@ -1,0 +1,330 @@
+"""Every query about what was received: associations, studies, series, instances. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, Engine, Row, case, exists, func, select, update
+
+from node.domain.findings import Reason
+from node.domain.instance import Instance
+from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, sources
+from node.store.engine import insert_if_absent, reading, writing
+from node.store.jobs import supersede_older
+from node.store.tables import associations, instances, jobs, objects, series, studies
+
+
+class Recorded(StrEnum):
+    NEW = "NEW"
+    SAME = "SAME"  # the same bytes again: nothing changed
+    REPLACED = "REPLACED"  # the same SOP Instance UID with other bytes
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    series_instance_uid: str
+    study_instance_uid: str
+    description: str
+    state: SeriesState
+    revision: int
+    last_received_at: float
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What is known of one series at one moment."""
+
+    instances: tuple[Instance, ...]
+    associations_open: int
+    """Open associations whose latest instance belongs to this series."""
+    aborted: bool
+    """The association that brought the latest instance broke off."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Where an instance lies in the spool."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Arrivals:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:
+        """`peer` is (calling AE title, address)."""
+        with writing(self._engine) as connection:
+            row = {"id": association_id, "listener": listener, "calling_ae": peer[0], "address": peer[1]}
+            insert_if_absent(connection, associations, row | {"opened_at": now})
+
+    def close_association(self, association_id: str, outcome: str, now: float) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(associations)
+                .where(associations.c.id == association_id, associations.c.closed_at.is_(None))
+                .values(closed_at=now, outcome=outcome)
+            )
+
+    def open_listeners(self) -> set[str]:
+        """The listeners that have associations recorded as open."""
+        with reading(self._engine) as connection:
+            query = select(associations.c.listener).where(associations.c.closed_at.is_(None)).distinct()
+            return set(connection.execute(query).scalars())
+
+    def close_associations_of(self, listener: str, now: float) -> None:
+        """A listener died: what it had open is over."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(associations)
+                .where(associations.c.listener == listener, associations.c.closed_at.is_(None))
+                .values(closed_at=now, outcome="aborted")
+            )
+
+    def is_own_object(self, sop_instance_uid: str) -> bool:
+        """Whether this node made the object itself."""
+        with reading(self._engine) as connection:
+            query = select(objects.c.sop_instance_uid).where(objects.c.sop_instance_uid == sop_instance_uid)
+            return connection.execute(query).first() is not None
+
+    def record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
+        """Record one received instance; a change to a decided series opens it again as a new revision."""
+        with writing(self._engine) as connection:
+            known = connection.execute(
+                select(instances.c.sha256).where(instances.c.sop_instance_uid == instance.sop_instance_uid)
+            ).scalar()
+            if known == file.sha256:
+                return Recorded.SAME
+            _see_study(connection, instance, now)
+            _see_series(connection, instance, now, is_new=known is None)
+            row = {
+                "series_instance_uid": instance.series_instance_uid,
+                "association_id": association_id,
+                "path": file.path,
+                "size_bytes": file.size_bytes,
+                "sha256": file.sha256,
+                "header": instance.to_json(),
+                "received_at": now,
+            }
+            if known is None:
+                insert_if_absent(connection, instances, row | {"sop_instance_uid": instance.sop_instance_uid})
+                return Recorded.NEW
+            of_it = instances.c.sop_instance_uid == instance.sop_instance_uid
+            connection.execute(update(instances).where(of_it).values(**row))
+            return Recorded.REPLACED
+
+    def receiving(self, silent_since: float) -> list[SeriesRow]:
+        """Series still RECEIVING that got nothing since `silent_since`."""
+        return self._series(
+            series.c.state == SeriesState.RECEIVING, series.c.last_received_at <= silent_since
+        )
+
+    def of_study(self, study_uid: str) -> list[SeriesRow]:
+        return self._series(series.c.study_instance_uid == study_uid)
+
+    def _series(self, *conditions: object) -> list[SeriesRow]:
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(series).where(*conditions).order_by(series.c.first_received_at))  # type: ignore[arg-type]
+            return [_series_row(row) for row in rows]
+
+    def gather(self, series_uid: str) -> Gathered:
+        """The instances of a series, and how the associations that carried it stand."""
+        mine = instances.c.series_instance_uid == series_uid
+        later = instances.alias("later")
+        moved_on = exists().where(
+            later.c.association_id == instances.c.association_id,
+            later.c.received_at > instances.c.received_at,
+            later.c.series_instance_uid != series_uid,
+        )
+        with reading(self._engine) as connection:
+            headers = connection.execute(select(instances.c.header).where(mine)).scalars().all()
+            still_open = connection.execute(
+                select(func.count(func.distinct(associations.c.id)))
+                .join(instances, instances.c.association_id == associations.c.id)
+                .where(mine, associations.c.closed_at.is_(None), ~moved_on)
+            ).scalar_one()
+            last_outcome = connection.execute(
+                select(associations.c.outcome)
+                .join(instances, instances.c.association_id == associations.c.id)
+                .where(mine)
+                .order_by(instances.c.received_at.desc())
+                .limit(1)
+            ).scalar()
+        return Gathered(tuple(Instance.from_json(h) for h in headers), still_open, last_outcome == "aborted")
+
+    def paths(self, series_uid: str) -> list[str]:
+        """Spool paths of the instances of a series, in order of arrival."""
+        with reading(self._engine) as connection:
+            query = select(instances.c.path).where(instances.c.series_instance_uid == series_uid)
+            return list(connection.execute(query.order_by(instances.c.received_at)).scalars())
+
+    def settle(self, row: SeriesRow, now: float) -> bool:
+        """RECEIVING → COMPLETE, unless something arrived since `row` was read."""
+        with writing(self._engine) as connection:
+            result = connection.execute(
+                update(series)
+                .where(
+                    series.c.series_instance_uid == row.series_instance_uid,
+                    series.c.state.in_(sources(SERIES, SeriesEvent.SETTLED)),
+                    series.c.revision == row.revision,
+                    series.c.last_received_at == row.last_received_at,
+                )
+                .values(state=SeriesState.COMPLETE, completed_at=now)
+            )
+            return result.rowcount == 1
+
+    def undecided_studies(self) -> list[str]:
+        """Studies that hold a COMPLETE series."""
+        with reading(self._engine) as connection:
+            query = select(series.c.study_instance_uid).where(series.c.state == SeriesState.COMPLETE)
+            return list(connection.execute(query.distinct()).scalars())
+
+    def decide(
+        self, chosen: SeriesRow | None, refused: Sequence[tuple[SeriesRow, Reason]], now: float
+    ) -> int | None:
+        """COMPLETE → ACCEPTED | SKIPPED for a whole study at once; the chosen series gets its job.
+
+        Returns the job's id. A series that changed meanwhile is left for the next round.
+        """
+        with writing(self._engine) as connection:
+            for row, reason in refused:
+                _decided(connection, row.series_instance_uid, row.revision, SeriesEvent.REFUSED, reason, now)
+            if chosen is None:
+                return None
+            if not _decided(
+                connection, chosen.series_instance_uid, chosen.revision, SeriesEvent.CHOSEN, None, now
+            ):
+                return None
+            return _new_job(connection, chosen, JobState.QUEUED, None, now)
+
+    def unanswered_studies(self, silent_since: float) -> list[str]:
+        """Decided studies, quiet since `silent_since`, of which no series ever got a job."""
+        with reading(self._engine) as connection:
+            query = (
+                select(series.c.study_instance_uid)
+                .outerjoin(jobs, jobs.c.study_instance_uid == series.c.study_instance_uid)
+                .group_by(series.c.study_instance_uid)
+                .having(func.count(jobs.c.id) == 0)
+                .having(func.max(series.c.last_received_at) <= silent_since)
+                .having(func.sum(case((series.c.state == SeriesState.SKIPPED, 0), else_=1)) == 0)
+                .having(func.sum(case((series.c.modality == "CT", 1), else_=0)) > 0)
+            )
+            return list(connection.execute(query).scalars())
+
+    def refuse_study(self, best: SeriesRow, reason: Reason, now: float) -> int:
+        """A job that fails at once, so that the PACS hears why nothing was analysed. Returns its id."""
+        with writing(self._engine) as connection:
+            return _new_job(connection, best, JobState.FAILED, reason, now)
+
+    def reason_of(self, series_uid: str) -> Reason | None:
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                select(series.c.reason_code, series.c.reason_text).where(
+                    series.c.series_instance_uid == series_uid
+                )
+            ).first()
+            return Reason(row.reason_code, row.reason_text) if row and row.reason_code else None
+
+
+def _series_row(row: Row) -> SeriesRow:  # type: ignore[type-arg]
+    return SeriesRow(
+        row.series_instance_uid,
+        row.study_instance_uid,
+        row.description,
+        SeriesState(row.state),
+        row.revision,
+        row.last_received_at,
+    )
+
+
+def _see_study(connection: Connection, instance: Instance, now: float) -> None:
+    key = studies.c.study_instance_uid == instance.study_instance_uid
+    if connection.execute(update(studies).where(key).values(last_received_at=now)).rowcount:
+        return
+    row = {
+        "study_instance_uid": instance.study_instance_uid,
+        "patient_id": instance.patient_id,
+        "patient_name": instance.patient_name,
+        "accession_number": instance.accession_number,
+        "study_date": instance.study_date,
+        "description": instance.study_description,
+        "first_received_at": now,
+        "last_received_at": now,
+    }
+    insert_if_absent(connection, studies, row)
+
+
+def _see_series(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
+    """INSTANCE_ARRIVED: every state leads to RECEIVING; leaving another state is a new revision."""
+    row = {
+        "series_instance_uid": instance.series_instance_uid,
+        "study_instance_uid": instance.study_instance_uid,
+        "modality": instance.modality,
+        "description": instance.series_description,
+        "series_number": instance.series_number,
+        "state": SeriesState.RECEIVING,
+        "first_received_at": now,
+        "last_received_at": now,
+        "instance_count": 0,
+    }
+    insert_if_absent(connection, series, row)
+    connection.execute(
+        update(series)
+        .where(
+            series.c.series_instance_uid == instance.series_instance_uid,
+            series.c.state.in_(sources(SERIES, SeriesEvent.INSTANCE_ARRIVED)),
+        )
+        .values(
+            revision=series.c.revision + case((series.c.state == SeriesState.RECEIVING, 0), else_=1),
+            state=SeriesState.RECEIVING,
+            reason_code=None,
+            reason_text=None,
+            last_received_at=now,
+            instance_count=series.c.instance_count + (1 if is_new else 0),
+        )
+    )
+
+
+def _decided(
+    connection: Connection, uid: str, revision: int, event: SeriesEvent, reason: Reason | None, now: float
+) -> bool:
+    result = connection.execute(
+        update(series)
+        .where(
+            series.c.series_instance_uid == uid,
+            series.c.revision == revision,
+            series.c.state.in_(sources(SERIES, event)),
+        )
+        .values(
+            state=SERIES[SeriesState.COMPLETE, event],
+            decided_at=now,
+            reason_code=reason.code if reason else None,
+            reason_text=reason.text if reason else None,
+        )
+    )
+    return result.rowcount == 1
+
+
+def _new_job(
+    connection: Connection, row: SeriesRow, state: JobState, reason: Reason | None, now: float
+) -> int:
+    supersede_older(connection, row.series_instance_uid, row.revision)
+    values = {
+        "series_instance_uid": row.series_instance_uid,
+        "study_instance_uid": row.study_instance_uid,
+        "revision": row.revision,
+        "state": state,
+        "created_at": now,
+        "reason_code": reason.code if reason else None,
+        "reason_text": reason.text if reason else None,
+    }
+    insert_if_absent(connection, jobs, values)
+    return connection.execute(
+        select(jobs.c.id).where(
+            jobs.c.series_instance_uid == row.series_instance_uid, jobs.c.revision == row.revision
+        )
+    ).scalar_one()

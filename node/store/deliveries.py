@@ -1,0 +1,167 @@
+"""Every query about deliveries: one row for each object and destination, with its next try. Sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, Update, or_, select, update
+
+from node.domain.errors import IllegalTransition
+from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
+from node.store.engine import insert_if_absent, reading, writing
+from node.store.tables import deliveries, objects
+
+
+@dataclass(frozen=True)
+class NewDelivery:
+    sop_instance_uid: str
+    destination: str
+    rank: int
+    urgent: bool
+
+
+@dataclass(frozen=True)
+class Due:
+    """A delivery whose time has come, with the object it carries."""
+
+    id: int
+    job_id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: str
+    attempts: int
+    created_at: float
+    urgent: bool
+
+
+class Deliveries:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def take_due(self, destination: str, now: float, lease_until: float, limit: int = 200) -> list[Due]:
+        """Due deliveries of a destination, urgent ones first, leased so that nobody else sends them."""
+        free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now)
+        with writing(self._engine) as connection:
+            rows = connection.execute(
+                select(deliveries, objects.c.sop_class_uid, objects.c.path)
+                .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+                .where(
+                    deliveries.c.destination == destination,
+                    deliveries.c.state == DeliveryState.PENDING,
+                    deliveries.c.next_try_at <= now,
+                    free,
+                )
+                .order_by(deliveries.c.urgent.desc(), deliveries.c.job_id, deliveries.c.rank)
+                .limit(limit)
+                .with_for_update(skip_locked=True, of=deliveries)
+            ).all()
+            ids = [row.id for row in rows]
+            connection.execute(
+                update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
+            )
+        return [
+            Due(
+                row.id,
+                row.job_id,
+                row.sop_instance_uid,
+                row.sop_class_uid,
+                row.path,
+                row.attempts,
+                row.created_at,
+                bool(row.urgent),
+            )
+            for row in rows
+        ]
+
+    def extend(self, ids: Sequence[int], lease_until: float) -> None:
+        """Keep the lease on deliveries that are still waiting their turn in a batch."""
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
+            )
+
+    def release(self, ids: Sequence[int]) -> None:
+        """Give back what was taken but not tried, so that it is due again at once."""
+        with writing(self._engine) as connection:
+            connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=None))
+
+    def sent(self, delivery_id: int, status: str, now: float) -> bool:
+        return self._change(
+            _move(delivery_id, DeliveryEvent.ACCEPTED_BY_PEER).values(
+                sent_at=now, last_status=status, last_error=None, attempts=deliveries.c.attempts + 1
+            )
+        )
+
+    def failed(self, delivery_id: int, error: str, status: str, next_try_at: float) -> bool:
+        return self._change(
+            _move(delivery_id, DeliveryEvent.ATTEMPT_FAILED).values(
+                next_try_at=next_try_at,
+                last_error=error,
+                last_status=status,
+                attempts=deliveries.c.attempts + 1,
+            )
+        )
+
+    def give_up(self, delivery_id: int, error: str, status: str) -> bool:
+        return self._change(
+            _move(delivery_id, DeliveryEvent.GIVEN_UP).values(
+                last_error=error, last_status=status, attempts=deliveries.c.attempts + 1
+            )
+        )
+
+    def retry(self, delivery_id: int, now: float) -> None:
+        """At once, whether given up or waiting. Raises IllegalTransition if it was sent."""
+        with writing(self._engine) as connection:
+            state = connection.execute(
+                select(deliveries.c.state).where(deliveries.c.id == delivery_id)
+            ).scalar()
+            if state is None:
+                raise IllegalTransition(
+                    f"there is no delivery {delivery_id}; `ichnode deliveries` lists them"
+                )
+            mine = deliveries.c.id == delivery_id
+            if state == DeliveryState.PENDING:
+                connection.execute(update(deliveries).where(mine).values(next_try_at=now))
+                return
+            after(DELIVERIES, DeliveryState(state), DeliveryEvent.RETRIED_BY_ADMIN)
+            statement = _move(delivery_id, DeliveryEvent.RETRIED_BY_ADMIN)
+            connection.execute(statement.values(next_try_at=now, created_at=now))
+
+    def waiting(self, job_id: int) -> int:
+        """How many deliveries of a job are still to be sent."""
+        with reading(self._engine) as connection:
+            query = select(deliveries.c.id).where(
+                deliveries.c.job_id == job_id, deliveries.c.state == DeliveryState.PENDING
+            )
+            return len(connection.execute(query).all())
+
+    def _change(self, statement: Update) -> bool:
+        with writing(self._engine) as connection:
+            return connection.execute(statement.values(lease_until=None)).rowcount == 1
+
+
+def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDelivery], now: float) -> None:
+    """Each object goes to each destination once, however often this is called."""
+    for item in new:
+        row = {
+            "sop_instance_uid": item.sop_instance_uid,
+            "job_id": job_id,
+            "destination": item.destination,
+            "rank": item.rank,
+            "urgent": int(item.urgent),
+            "state": DeliveryState.PENDING,
+            "attempts": 0,
+            "created_at": now,
+            "next_try_at": now,
+        }
+        insert_if_absent(connection, deliveries, row)
+
+
+def _move(delivery_id: int, event: DeliveryEvent) -> Update:
+    came_from = sources(DELIVERIES, event)
+    return (
+        update(deliveries)
+        .where(deliveries.c.id == delivery_id, deliveries.c.state.in_(came_from))
+        .values(state=DELIVERIES[came_from[0], event])
+    )

@@ -1,0 +1,251 @@
+"""Every query about jobs and the objects made from them. A claim is a lease, never a broker's message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Update, or_, select, update
+
+from node.domain.errors import IllegalTransition
+from node.domain.findings import Findings, Priority, Reason
+from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
+from node.store.deliveries import NewDelivery, add_deliveries
+from node.store.engine import insert_if_absent, reading, writing
+from node.store.tables import jobs, objects
+
+
+@dataclass(frozen=True)
+class Job:
+    id: int
+    series_instance_uid: str
+    study_instance_uid: str
+    revision: int
+    state: JobState
+    attempts: int
+    reason: Reason | None
+    created_at: float
+    analysed_at: float | None
+    findings: Findings | None
+    maps_path: str | None
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object just written to the spool."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    output: str
+    path: str
+    size_bytes: int
+
+
+class Jobs:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get(self, job_id: int) -> Job | None:
+        with reading(self._engine) as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).first()
+            return _job(row) if row else None
+
+    def latest_of_study(self, study_uid: str) -> list[Job]:
+        """Jobs of a study that are not superseded or cancelled, newest first."""
+        over = (JobState.SUPERSEDED, JobState.CANCELLED)
+        with reading(self._engine) as connection:
+            query = select(jobs).where(jobs.c.study_instance_uid == study_uid, jobs.c.state.not_in(over))
+            return [_job(row) for row in connection.execute(query.order_by(jobs.c.id.desc()))]
+
+    def claim(self, job_id: int, owner: str, lease_until: float, now: float) -> Job | None:
+        """QUEUED → RUNNING under a lease; None when somebody else was quicker or it is not QUEUED."""
+        with writing(self._engine) as connection:
+            won = connection.execute(
+                _move(job_id, JobEvent.CLAIMED).values(
+                    lease_owner=owner, lease_until=lease_until, started_at=now, attempts=jobs.c.attempts + 1
+                )
+            ).rowcount
+            if not won:
+                return None
+            return _job(connection.execute(select(jobs).where(jobs.c.id == job_id)).one())
+
+    def renew(self, job_id: int, owner: str, lease_until: float) -> bool:
+        """False when the lease was lost: the worker must throw its work away."""
+        return self._change(
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.lease_owner == owner, jobs.c.state == JobState.RUNNING)
+            .values(lease_until=lease_until)
+        )
+
+    def store_priority(self, job_id: int, owner: str, priority: Priority) -> bool:
+        """The early word, before masks and pictures are made."""
+        held = (jobs.c.id == job_id, jobs.c.lease_owner == owner, jobs.c.state == JobState.RUNNING)
+        return self._change(update(jobs).where(*held).values(priority=priority))
+
+    def store_analysis(self, job_id: int, owner: str, findings: Findings, maps_path: str, now: float) -> bool:
+        return self._change(
+            _move(job_id, JobEvent.ANALYSIS_STORED, owner).values(
+                findings=findings.to_json(), priority=findings.priority, maps_path=maps_path, analysed_at=now
+            )
+        )
+
+    def fail(self, job_id: int, reason: Reason, owner: str | None = None) -> bool:
+        """For good; the not-analysed report follows."""
+        return self._change(
+            _move(job_id, JobEvent.FAILED_FOR_GOOD, owner).values(
+                reason_code=reason.code, reason_text=reason.text, reported_at=None
+            )
+        )
+
+    def put_back(self, job_id: int, owner: str, reason: Reason) -> bool:
+        """RUNNING → QUEUED after a transient failure; rung again later."""
+        return self._change(
+            _move(job_id, JobEvent.FAILED_TRANSIENTLY, owner).values(
+                reason_code=reason.code, reason_text=reason.text, lease_owner=None, lease_until=None
+            )
+        )
+
+    def expired(self, now: float) -> list[Job]:
+        with reading(self._engine) as connection:
+            query = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now)
+            return [_job(row) for row in connection.execute(query)]
+
+    def expire(self, job: Job, now: float) -> bool:
+        """RUNNING → QUEUED because its worker went silent."""
+        return self._change(
+            _move(job.id, JobEvent.LEASE_EXPIRED)
+            .where(jobs.c.lease_until < now)
+            .values(lease_owner=None, lease_until=None, rung_at=None)
+        )
+
+    def to_ring(self, rung_before: float, limit: int = 200) -> list[int]:
+        """QUEUED jobs whose doorbell was not rung since `rung_before`, oldest first."""
+        with reading(self._engine) as connection:
+            unheard = or_(jobs.c.rung_at.is_(None), jobs.c.rung_at < rung_before)
+            query = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, unheard)
+            return list(connection.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars())
+
+    def rung(self, job_id: int, now: float) -> None:
+        self._change(update(jobs).where(jobs.c.id == job_id).values(rung_at=now))
+
+    def to_report(self, limit: int = 50) -> list[Job]:
+        """Analysed or failed jobs whose objects are not stored yet; the most urgent first."""
+        with reading(self._engine) as connection:
+            query = (
+                select(jobs)
+                .where(jobs.c.state.in_((JobState.ANALYSED, JobState.FAILED)), jobs.c.reported_at.is_(None))
+                .order_by(jobs.c.priority != Priority.STAT, jobs.c.created_at)
+                .limit(limit)
+            )
+            return [_job(row) for row in connection.execute(query)]
+
+    def store_objects(
+        self, job: Job, made: Sequence[NewObject], deliveries: Sequence[NewDelivery], now: float
+    ) -> bool:
+        """The objects, their deliveries and the job's new state in one transaction."""
+        with writing(self._engine) as connection:
+            if job.state == JobState.ANALYSED:
+                statement = _move(job.id, JobEvent.OBJECTS_STORED).values(reported_at=now)
+            else:
+                still_failed = (jobs.c.id == job.id, jobs.c.state == JobState.FAILED)
+                statement = update(jobs).where(*still_failed).values(reported_at=now)
+            if connection.execute(statement).rowcount != 1:
+                return False
+            for item in made:
+                row = {**vars(item), "job_id": job.id, "created_at": now}
+                insert_if_absent(connection, objects, row)
+            add_deliveries(connection, job.id, deliveries, now)
+            return True
+
+    def predecessor(self, job: Job, output: str) -> NewObject | None:
+        """The newest object of this kind made for an earlier revision of the series."""
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                select(objects)
+                .join(jobs, jobs.c.id == objects.c.job_id)
+                .where(
+                    jobs.c.series_instance_uid == job.series_instance_uid,
+                    jobs.c.revision < job.revision,
+                    objects.c.output == output,
+                )
+                .order_by(jobs.c.revision.desc())
+            ).first()
+            return _object(row) if row else None
+
+    def known_objects(self, job_id: int) -> dict[str, NewObject]:
+        """Objects already stored for a job, by SOP Instance UID."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(objects).where(objects.c.job_id == job_id))
+            return {row.sop_instance_uid: _object(row) for row in rows}
+
+    def cancel(self, job_id: int) -> None:
+        """Raises IllegalTransition when the job is past being cancelled."""
+        self._by_admin(job_id, JobEvent.CANCELLED_BY_ADMIN, {})
+
+    def retry(self, job_id: int) -> None:
+        """Raises IllegalTransition unless the job FAILED or was CANCELLED."""
+        empty = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
+        self._by_admin(job_id, JobEvent.RETRIED_BY_ADMIN, {"attempts": 0, **dict.fromkeys(empty)})
+
+    def _by_admin(self, job_id: int, event: JobEvent, values: dict[str, Any]) -> None:
+        with writing(self._engine) as connection:
+            state = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
+            if state is None:
+                raise IllegalTransition(f"there is no job {job_id}; `ichnode jobs` lists them")
+            after(JOBS, JobState(state), event)
+            connection.execute(_move(job_id, event).values(**values))
+
+    def _change(self, statement: Update) -> bool:
+        with writing(self._engine) as connection:
+            return connection.execute(statement).rowcount == 1
+
+
+def supersede_older(connection: Connection, series_uid: str, revision: int) -> None:
+    """Jobs of earlier revisions make way, unless their objects are already stored."""
+    connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.series_instance_uid == series_uid,
+            jobs.c.revision < revision,
+            jobs.c.state.in_(sources(JOBS, JobEvent.NEWER_REVISION)),
+        )
+        .values(state=JobState.SUPERSEDED)
+    )
+
+
+def _move(job_id: int, event: JobEvent, owner: str | None = None) -> Update:
+    """An UPDATE that changes the state only from the states in which the table lists `event`."""
+    came_from = sources(JOBS, event)
+    statement = update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(came_from))
+    if owner is not None:
+        statement = statement.where(jobs.c.lease_owner == owner)
+    return statement.values(state=JOBS[came_from[0], event])
+
+
+def _job(row: Row) -> Job:  # type: ignore[type-arg]
+    return Job(
+        id=row.id,
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        revision=row.revision,
+        state=JobState(row.state),
+        attempts=row.attempts,
+        reason=Reason(row.reason_code, row.reason_text or "") if row.reason_code else None,
+        created_at=row.created_at,
+        analysed_at=row.analysed_at,
+        findings=Findings.from_json(row.findings) if row.findings else None,
+        maps_path=row.maps_path,
+    )
+
+
+def _object(row: Row) -> NewObject:  # type: ignore[type-arg]
+    return NewObject(
+        row.sop_instance_uid,
+        row.sop_class_uid,
+        row.series_instance_uid,
+        row.output,
+        row.path,
+        row.size_bytes,
+    )

@@ -1,0 +1,33 @@
+"""One handle on every query, by name. Opens the database; holds no SQL itself."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from node.settings import Settings
+from node.store.arrivals import Arrivals
+from node.store.deliveries import Deliveries
+from node.store.engine import migrate, open_engine
+from node.store.jobs import Jobs
+from node.store.views import Views
+
+
+class Records:
+    """`arrivals`: what came in; `jobs`: what is analysed; `deliveries`: what goes out; `views`: lists."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.arrivals = Arrivals(engine)
+        self.jobs = Jobs(engine)
+        self.deliveries = Deliveries(engine)
+        self.views = Views(engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_records(settings: Settings) -> Records:
+    """The records of this installation, with the schema brought up to date."""
+    engine = open_engine(settings.database_url)
+    migrate(engine)
+    return Records(engine)
