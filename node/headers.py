@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import dcmread
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -178,10 +178,12 @@ def _undeclared(value: bytes) -> str:
 
 
 def _encodings(declared: list[str]) -> list[str]:
+    """Python codecs of a SpecificCharacterSet; none when pydicom fell back on its default for all of it."""
     try:
-        return list(convert_encodings(declared))
+        encodings = list(convert_encodings(declared))
     except (LookupError, ValueError):
         return []
+    return encodings if set(encodings) != {default_encoding} else []
 
 
 def _binary(item: DataElement | RawDataElement) -> tuple[float, ...]:

@@ -56,5 +56,7 @@ class Instance:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Instance:
         known = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
+        }
         return cls(**values)
