@@ -1,0 +1,30 @@
+"""THE list of objects the node can send back. Adding one is a file with a `build`, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from pydicom.dataset import Dataset
+
+from node.outputs import capture, report, segmentation
+from node.outputs.context import Context, Output
+
+OUTPUTS = (  # in build order: the report refers to what comes before it
+    Output("seg", segmentation.build),
+    Output("sc", capture.build),
+    Output("sr", report.build),
+)
+NAMES = tuple(output.name for output in OUTPUTS)
+
+
+def build_all(context: Context, names: Collection[str] = NAMES) -> dict[str, list[Dataset]]:
+    """Build the outputs in `names`, whatever their order there. Raises ValueError for an unknown name."""
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise ValueError(f"unknown output {unknown[0]!r}; there are {', '.join(NAMES)}")
+    built: dict[str, list[Dataset]] = {name: list(made) for name, made in context.built.items()}
+    for output in OUTPUTS:
+        if output.name in names:
+            built[output.name] = output.build(replace(context, built=dict(built)))
+    return {name: built[name] for name in NAMES if name in names}

@@ -1,0 +1,104 @@
+"""Pens for burned-in pictures: letters, sides of the image, scale. Decides nothing, knows no patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+RGB = tuple[int, int, int]
+BLACK: RGB = (0, 0, 0)
+TEXT: RGB = (232, 232, 226)
+FAINT: RGB = (158, 162, 168)
+CONTOUR: RGB = (255, 48, 48)
+AMBER: RGB = (255, 190, 60)
+_AXES = (("L", "R"), ("P", "A"), ("H", "F"))  # patient LPS: PS3.3 C.7.6.1.1.1
+_OBLIQUE = 0.1
+"""Direction cosines below this are left out of PatientOrientation."""
+
+
+@lru_cache(maxsize=32)
+def font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size_px)
+
+
+def text_px(rows: int, columns: int) -> int:
+    """Letter height that reads the same on 256, 512 and 768 pixel images."""
+    return max(9, round(min(rows, columns) / 40))
+
+
+def direction(cosines: Sequence[float]) -> str:
+    """Where a direction in patient LPS points to, main axis first: "L", "PH", … (PS3.3 C.7.6.1.1.1)."""
+    order = sorted(range(3), key=lambda axis: -abs(cosines[axis]))
+    kept = [axis for axis in order if abs(cosines[axis]) > _OBLIQUE]
+    return "".join(_AXES[axis][0 if cosines[axis] > 0 else 1] for axis in kept)
+
+
+def patient_orientation(orientation: Sequence[float]) -> list[str]:
+    """PatientOrientation (0020,0020) from ImageOrientationPatient: to the right, then down."""
+    return [direction(orientation[:3]), direction(orientation[3:])]
+
+
+def sides(orientation: Sequence[float]) -> tuple[str, str, str, str]:
+    """Letters for the left, right, top and bottom edge: on an axial slice as read, R L A P."""
+    right, down = orientation[:3], orientation[3:]
+    left, up = [-c for c in right], [-c for c in down]
+    names = [direction(cosines)[:1] for cosines in (left, right, up, down)]
+    return names[0], names[1], names[2], names[3]
+
+
+def write(
+    pen: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    words: str,
+    size_px: int,
+    colour: RGB = TEXT,
+    anchor: str = "la",
+    bold: bool = False,
+) -> None:
+    """Text with a black rim, so that it reads on bone and on air."""
+    rim = max(1, size_px // 10)
+    kind = font(size_px, bold)
+    pen.text(xy, words, fill=colour, font=kind, anchor=anchor, stroke_width=rim, stroke_fill=BLACK)
+
+
+def edge_letters(pen: ImageDraw.ImageDraw, size: tuple[int, int], letters: Sequence[str], px: int) -> None:
+    """The four side letters in the middle of their edges; `size` is (columns, rows)."""
+    width, height = size
+    margin = px // 2
+    left, right, top, bottom = letters
+    big = round(px * 1.35)
+    write(pen, (margin, height / 2), left, big, anchor="lm", bold=True)
+    write(pen, (width - margin, height / 2), right, big, anchor="rm", bold=True)
+    write(pen, (width / 2, margin), top, px, FAINT, anchor="ma")
+    write(pen, (width / 2, height - round(2.2 * px)), bottom, px, FAINT, anchor="md")
+
+
+def scale_bar(
+    pen: ImageDraw.ImageDraw, xy: tuple[float, float], spacing_mm: float, longest_px: float, px: int
+) -> None:
+    """A bar of whole centimetres from `xy` to the right, with a tick each centimetre."""
+    centimetres = next((cm for cm in (10, 5, 2, 1) if cm * 10 / spacing_mm <= longest_px), 0)
+    if not centimetres:
+        return
+    x, y = xy
+    step, tick = 10 / spacing_mm, max(3, px // 3)
+    end = x + centimetres * step
+    for colour, width in ((BLACK, 3), (TEXT, 1)):
+        pen.line([(x, y), (end, y)], fill=colour, width=width)
+        for i in range(centimetres + 1):
+            reach = tick * (2 if i in (0, centimetres) else 1)
+            pen.line([(x + i * step, y - reach), (x + i * step, y)], fill=colour, width=width)
+    write(pen, (end + px // 2, y), f"{centimetres} cm", px, anchor="ls")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """(rows, columns, 3) uint8."""
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,160 @@
+"""Small synthetic head CT series for tests: valid CT images with a skull, a brain and, on request, a bleed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from node.domain.findings import (
+    CLASSES,
+    ClassFinding,
+    Consistency,
+    Findings,
+    ModelIdentity,
+    Priority,
+    Reason,
+    SegmentationFinding,
+    SliceFinding,
+    Status,
+)
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+INTERCEPT = -1024
+MODEL = ModelIdentity("test-model", "1.2.3", "ab" * 32)
+MADE_AT = datetime(2026, 11, 20, 10, 20, 30, tzinfo=UTC)
+
+
+def make_uid(*parts: object) -> str:
+    """A UID that is a function of its parts."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '|'.join(map(str, parts))).int}"
+
+
+def bleed(slices: int, rows: int, columns: int | None = None) -> np.ndarray:
+    """Boolean (z, y, x): an ellipsoid in the viewer's right half, off the middle in every axis."""
+    columns = columns or rows
+    z, y, x = np.mgrid[0:slices, 0:rows, 0:columns]
+    return (
+        ((z - 0.6 * slices) / (0.2 * slices)) ** 2
+        + ((y - 0.4 * rows) / (0.08 * rows)) ** 2
+        + ((x - 0.65 * columns) / (0.1 * columns)) ** 2
+    ) < 1
+
+
+def ct_series(
+    slices: int = 6,
+    rows: int = 64,
+    columns: int | None = None,
+    *,
+    iop: Sequence[float] = AXIAL,
+    origin_mm: Sequence[float] = (-100.0, -110.0, 20.0),
+    spacing_mm: float = 3.0,
+    step_mm: float = 5.0,
+    with_bleed: bool = True,
+    name: str = "series",
+    **attributes: Any,
+) -> list[Dataset]:
+    """Slices along the normal of `iop`, feet to head for an axial one, valid under dciodvfy.
+
+    `attributes` replace elements by keyword; None removes the element. `name` tells series apart.
+    """
+    columns = columns or rows
+    volume = head_hu(slices, rows, columns, bleed(slices, rows, columns) if with_bleed else None)
+    normal = np.cross(iop[:3], iop[3:])
+    made = []
+    for index, hu in enumerate(volume):
+        ds = _header(name, index, rows, columns)
+        ds.ImageOrientationPatient = list(iop)
+        ds.ImagePositionPatient = [round(float(v), 6) for v in origin_mm + index * step_mm * normal]
+        ds.PixelSpacing, ds.SliceThickness = [spacing_mm, spacing_mm], step_mm
+        ds.add_new("PixelData", "OW", (hu - INTERCEPT).astype("<i2").tobytes())
+        for keyword, value in attributes.items():
+            if value is None:
+                del ds[keyword]
+            else:
+                setattr(ds, keyword, value)
+        made.append(ds)
+    return made
+
+
+def head_hu(slices: int, rows: int, columns: int, blood: np.ndarray | None = None) -> np.ndarray:
+    """int16 HU (z, y, x): air, a skull, brain at 35 HU, blood at 68 HU."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    radius = np.hypot((y - rows / 2) / (0.45 * rows), (x - columns / 2) / (0.38 * columns))
+    plane = np.where(radius < 0.9, 35, np.where(radius < 1, 900, -1000))
+    volume = np.repeat(plane[None], slices, axis=0)
+    if blood is not None:
+        volume[blood] = 68
+    return volume.astype(np.int16)
+
+
+def hu_of(ds: Dataset) -> np.ndarray:
+    """HU of one factory slice."""
+    stored = np.frombuffer(ds.PixelData, "<i2").reshape(ds.Rows, ds.Columns)
+    return stored.astype(np.int16) + int(ds.RescaleIntercept)
+
+
+def analysed(
+    series: Sequence[Dataset],
+    probabilities: dict[str, float] | None = None,
+    *,
+    masks: np.ndarray | None = None,
+    **changes: Any,
+) -> Findings:
+    """Findings over the series in its order; a class from 0.5 on is present. `changes` replace fields."""
+    scores = {**dict.fromkeys(CLASSES, 0.03), **(probabilities or {})}
+    uids = [str(ds.SOPInstanceUID) for ds in series]
+    key = uids[int(0.6 * len(uids))]
+    blood = masks if masks is not None else np.zeros((len(uids), 1, 1), bool)
+    held = tuple(uid for uid, mask in zip(uids, blood, strict=True) if mask.any())
+    suspected = scores["any"] >= 0.5
+    fields: dict[str, Any] = {
+        "classes": {c: ClassFinding(scores[c], scores[c] >= 0.5, key) for c in CLASSES},
+        "slices": tuple(SliceFinding(uid, 5.0 * i, scores) for i, uid in enumerate(uids)),
+        "segmentation": SegmentationFinding(round(0.045 * int(blood.sum()), 2), held),
+        "consistency": Consistency.AGREE,
+        "priority": Priority.STAT if suspected else Priority.ROUTINE,
+        "status": Status.ANALYSED,
+    }
+    return Findings(MODEL, str(series[0].SeriesInstanceUID), 1, **{**fields, **changes})
+
+
+def not_analysed(
+    series: Sequence[Dataset], code: str = "NOT_A_HEAD", text: str = "no head was found"
+) -> Findings:
+    """Findings that say why there are none."""
+    return Findings(MODEL, str(series[0].SeriesInstanceUID), 1, Status.NOT_ANALYSED, Reason(code, text))
+
+
+def _header(name: str, index: int, rows: int, columns: int) -> Dataset:
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = make_uid(name, "instance", index)
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = make_uid(name, "study"), make_uid(name, "series")
+    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = make_uid(name, "frame"), None
+    ds.PatientName, ds.PatientID, ds.IssuerOfPatientID = "Müller^Jörg", "PID123", "HOSPITAL"
+    ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "19600101", "M", "066Y"
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20261120"
+    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = "101500"
+    ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "1", "ACC001", "Refer^Ring"
+    ds.StudyDescription, ds.SeriesDescription = "CT HEAD W/O CONTRAST", "Head 5.0 H31s"
+    ds.Modality, ds.BodyPartExamined, ds.PatientPosition = "CT", "HEAD", "HFS"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    ds.Manufacturer, ds.ManufacturerModelName = "Scanner & Söhne", "Model 1"
+    ds.InstitutionName, ds.StationName = "Klinik Süd", "CT1"
+    ds.SeriesNumber, ds.InstanceNumber, ds.AcquisitionNumber = 2, index + 1, 1
+    ds.KVP, ds.ConvolutionKernel = "120", "H31s"
+    ds.Rows, ds.Columns = rows, columns
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = INTERCEPT, 1, "HU"
+    ds.WindowCenter, ds.WindowWidth = 40, 80
+    return ds
