@@ -1,4 +1,4 @@
-"""Small synthetic head CT series for tests: valid CT images with a skull, a brain and, on request, a bleed."""
+"""Small synthetic head CT series for tests: valid CT images of a skull, a brain and, on request, a bleed."""
 
 from __future__ import annotations
 

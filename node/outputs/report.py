@@ -10,7 +10,8 @@ from pydicom.dataset import Dataset
 
 from node.outputs import codes, content
 from node.outputs.context import Context
-from node.outputs.identity import DEVICE_UID, MANUFACTURER, MODEL_NAME, serial_number, stamp
+from node.outputs.identity import MANUFACTURER, MODEL_NAME, serial_number, stamp
+from node.outputs.uids import DEVICE_UID
 from node.outputs.wording import key_slices, verdict
 
 SERIES_NUMBER = 900
