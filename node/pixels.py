@@ -1,0 +1,181 @@
+"""Turn the pixel data of a CT image into Hounsfield units. Knows no geometry, guesses no rescale.
+
+Uncompressed data, the usual case, is viewed in place; every other transfer syntax goes through pydicom's
+decoders. What cannot be decoded whole is refused by name, since half a slice looks like a small bleed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
+
+from node.domain.errors import PermanentError
+
+AIR_HU = -1000.0
+LOWEST_HU = -1024.0
+"""Scanners write anything down to -3024 outside the field of view; all of it is air."""
+
+_TISSUE_HU = (-200.0, 200.0)
+_WRAP = 4096
+_WRAP_OFFSET = 1000
+_WRAPPED_AIR = (_WRAP - _WRAP_OFFSET - 100, _WRAP - _WRAP_OFFSET + 100)
+_WRAPPED_AIR_SHARE = 0.02
+_NOT_HOUNSFIELD = {"MGML", "Z_EFF", "ED", "EDW", "PCT", "OD"}
+_UNDECODABLE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+    RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+"""What pydicom and its decoder plugins raise on broken or unsupported pixel data."""
+
+
+def hounsfield(ds: Dataset, frame: int = 0) -> np.ndarray:
+    """One frame in HU, float32 (rows, columns), padding set to air.
+
+    PhotometricInterpretation is ignored on purpose: MONOCHROME1 inverts the display, never the stored
+    values that the rescale applies to (PS3.3 C.11.1.1.2). Raises PermanentError NO_RESCALE or
+    PIXELS_UNDECODABLE.
+    """
+    slope, intercept = _rescale(ds, frame)
+    try:
+        stored = _stored(ds, frame)
+        padding = _padding(ds, stored, slope, intercept)
+        if _is_wrapped(ds, stored, slope, intercept):
+            stored = (stored.astype(np.int32) + _WRAP_OFFSET) % _WRAP
+            intercept = -float(_WRAP_OFFSET)
+    except _UNDECODABLE as error:
+        text = f"instance {_uid(ds)}: pixel data cannot be decoded ({type(error).__name__}: {error})"
+        raise PermanentError("PIXELS_UNDECODABLE", text) from error
+    hu = stored.astype(np.float32)
+    if slope != 1.0:
+        hu *= np.float32(slope)
+    if intercept != 0.0:
+        hu += np.float32(intercept)
+    if padding is not None:
+        hu[padding] = AIR_HU
+    return np.maximum(hu, np.float32(LOWEST_HU), out=hu)
+
+
+def _uid(ds: Dataset) -> str:
+    return str(ds.get("SOPInstanceUID", "") or "without SOPInstanceUID")
+
+
+def _rescale(ds: Dataset, frame: int) -> tuple[float, float]:
+    """RescaleSlope and RescaleIntercept, from the functional groups where the image has them."""
+    for source in (ds, *_transformations(ds, frame)):
+        try:
+            slope, intercept = float(source.RescaleSlope), float(source.RescaleIntercept)
+        except (AttributeError, TypeError, ValueError):
+            continue
+        kind = str(source.get("RescaleType", "") or "").upper()
+        if kind in _NOT_HOUNSFIELD:
+            text = f"instance {_uid(ds)}: RescaleType {kind}: the values are no Hounsfield units"
+            raise PermanentError("NO_RESCALE", text)
+        if np.isfinite(slope) and np.isfinite(intercept) and slope != 0:
+            return slope, intercept
+    text = (
+        f"instance {_uid(ds)}: no usable RescaleSlope and RescaleIntercept, so Hounsfield units are unknown"
+    )
+    raise PermanentError("NO_RESCALE", text)
+
+
+def _transformations(ds: Dataset, frame: int) -> Iterator[Dataset]:
+    """Items of the Pixel Value Transformation macro of a multi-frame image (PS3.3 C.7.6.16.2.9)."""
+    for keyword, index in (
+        ("PerFrameFunctionalGroupsSequence", frame),
+        ("SharedFunctionalGroupsSequence", 0),
+    ):
+        groups = ds.get(keyword) or ()
+        if index < len(groups):
+            yield from groups[index].get("PixelValueTransformationSequence") or ()
+
+
+def _stored(ds: Dataset, frame: int) -> np.ndarray:
+    """Stored values of one frame, integer (rows, columns), sign-extended where the writer forgot to."""
+    if int(ds.get("SamplesPerPixel", 1) or 1) != 1:
+        raise ValueError(f"{ds.SamplesPerPixel} samples per pixel, 1 expected")
+    meta = getattr(ds, "file_meta", None)
+    syntax = (
+        UID(meta.get("TransferSyntaxUID", "") or ExplicitVRLittleEndian) if meta else ExplicitVRLittleEndian
+    )
+    stored = _decoded(ds, syntax, frame) if syntax.is_compressed else None
+    if stored is None:
+        stored = _native(ds, frame, ">" if syntax == ExplicitVRBigEndian else "<")
+    bits = int(ds.BitsStored)
+    if ds.PixelRepresentation == 1 and bits < 8 * stored.dtype.itemsize and stored.min() >= 0:
+        half = 1 << (bits - 1)
+        if stored.max() >= half:
+            return (stored.astype(np.int32) ^ half) - half
+    return stored
+
+
+def _native(ds: Dataset, frame: int, byte_order: str) -> np.ndarray:
+    """A view on uncompressed PixelData, nothing copied."""
+    rows, columns, allocated = int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated)
+    kind = "i" if ds.PixelRepresentation == 1 else "u"
+    size = rows * columns * (allocated // 8)
+    data = ds.PixelData
+    if size == 0 or allocated % 8 or len(data) < (frame + 1) * size:
+        raise ValueError(f"{len(data)} bytes of PixelData, {(frame + 1) * size} needed")
+    dtype = np.dtype(f"{byte_order}{kind}{allocated // 8}")
+    return np.frombuffer(data, dtype, rows * columns, frame * size).reshape(rows, columns)
+
+
+def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
+    """One frame of compressed PixelData, by the quickest decoder at hand that keeps all 16 bits."""
+    decoder = get_decoder(syntax)
+    is_jpeg_ls = syntax in (JPEGLSLossless, JPEGLSNearLossless)
+    plugin = "pylibjpeg" if not is_jpeg_ls and "pylibjpeg" in decoder.available_plugins else ""
+    stored, _ = decoder.as_array(ds, index=frame, decoding_plugin=plugin)
+    if stored.shape != (int(ds.Rows), int(ds.Columns)):
+        raise ValueError(f"decoded to {stored.shape}, {(int(ds.Rows), int(ds.Columns))} expected")
+    return stored
+
+
+def _padding(ds: Dataset, stored: np.ndarray, slope: float, intercept: float) -> np.ndarray | None:
+    """Where the stored values are padding (PS3.3 C.7.5.1.1.2); None when nowhere.
+
+    PixelPaddingValue is often written with the wrong sign, so it is taken modulo the allocated bits. One
+    within the range of tissue is not believed: 0 in data stored as HU would punch holes into the ventricles.
+    """
+    try:
+        value = int(ds.PixelPaddingValue)
+        limit = int(ds.get("PixelPaddingRangeLimit", value))
+    except (AttributeError, TypeError, ValueError):
+        return None
+    low, high = sorted(_as_stored(bound, ds) for bound in (value, limit))
+    tissue = [(hu - intercept) / slope for hu in _TISSUE_HU]
+    if low <= max(tissue) and high >= min(tissue):
+        return None
+    mask = stored == low if low == high else (stored >= low) & (stored <= high)
+    return mask if mask.any() else None
+
+
+def _as_stored(value: int, ds: Dataset) -> int:
+    """A padding value as it appears among the stored values, whichever sign it was written with."""
+    full = 1 << int(ds.BitsAllocated)
+    value %= full
+    return value - full if ds.PixelRepresentation == 1 and value >= full // 2 else value
+
+
+def _is_wrapped(ds: Dataset, stored: np.ndarray, slope: float, intercept: float) -> bool:
+    """Whether negative HU were wrapped into 12 unsigned bits, as in part of the RSNA 2019 data.
+
+    Such files claim an intercept near 0, which leaves no value for air; then air shows up near 3096. Only
+    when it does (metal alone never fills 2 % of a slice there) is the file taken for a wrapped one.
+    """
+    if ds.PixelRepresentation != 0 or int(ds.BitsStored) != 12 or intercept <= -100 or slope != 1.0:
+        return False
+    low, high = _WRAPPED_AIR
+    share = np.count_nonzero((stored >= low) & (stored <= high)) / stored.size
+    return bool(share >= _WRAPPED_AIR_SHARE)
