@@ -1,0 +1,175 @@
+"""From a head CT volume in HU to the network's picture of it, and back again. Decides nothing about disease.
+
+The head is cut out and scaled by its own size, not by millimetres, so a series with unknown pixel
+spacing is treated like any other. The window is the brain window -20..100 HU, because the public
+training pictures are clipped there. Volumes are (z, y, x), canonical (row 0 anterior, column 0
+patient right), feet to head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from node.domain.errors import PermanentError
+
+SIZE = 128
+"""Side of the network's picture in pixels."""
+WINDOW_HU = (-20.0, 100.0)
+MARGIN = 1.04
+"""Side of the picture over the longest side of the head."""
+STEP_MM = 5.0
+"""Slice step the network knows; thinner slices are averaged to about this."""
+
+_COARSE = 128
+_SOFT_HU = -250.0
+_MIN_AREA = 0.02
+"""A head covers at least this fraction of the largest slice."""
+
+Volume = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeadFrame:
+    """The square around the head, in pixels of the source slice: edges may lie outside the picture."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """`pictures` (n, SIZE, SIZE) float32 0..1 of the brain window, where they lie, and what they come from.
+
+    `centres` are the (fractional) source slice numbers of the pictures, increasing; `shape` is that
+    of the source volume (z, y, x).
+    """
+
+    pictures: Volume
+    centres: NDArray[np.float32]
+    frame: HeadFrame
+    shape: tuple[int, int, int]
+
+    def triplets(self) -> Volume:
+        """Every picture with its neighbours as channels: (n, 3, SIZE, SIZE), below, itself, above."""
+        below = np.concatenate((self.pictures[:1], self.pictures[:-1]))
+        above = np.concatenate((self.pictures[1:], self.pictures[-1:]))
+        return np.stack((below, self.pictures, above), axis=1)
+
+    def to_slices(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values (n, …) a picture as values (z, …) a source slice, linearly interpolated."""
+        if len(self.centres) == self.shape[0]:
+            return values
+        place = np.interp(np.arange(self.shape[0]), self.centres, np.arange(len(self.centres)))
+        low = np.minimum(place.astype(int), len(self.centres) - 1)
+        high = np.minimum(low + 1, len(self.centres) - 1)
+        weight = (place - low).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+        return values[low] * (1 - weight) + values[high] * weight
+
+    def to_source(
+        self, picture: NDArray[np.float32], size: tuple[int, int] | None = None
+    ) -> NDArray[np.float32]:
+        """One picture-grid image on the source field of view, (y, x) or `size` pixels; zero outside."""
+        rows, columns = size or self.shape[1:]
+        by_row, by_column = rows / self.shape[1], columns / self.shape[2]
+        frame = self.frame
+        top, left = frame.top * by_row, frame.left * by_column
+        y = (np.arange(rows) + 0.5 - top) / (frame.height * by_row) * picture.shape[0] - 0.5
+        x = (np.arange(columns) + 0.5 - left) / (frame.width * by_column) * picture.shape[1] - 0.5
+        return _sample(_sample(picture, y).T, x).T
+
+
+def _sample(image: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Linear interpolation along the first axis, zero outside."""
+    length = image.shape[0]
+    low = np.floor(at).astype(int)
+    weight = (at - low).astype(np.float32)[:, None]
+    first, second = image[np.clip(low, 0, length - 1)], image[np.clip(low + 1, 0, length - 1)]
+    outside = (at < -0.5) | (at > length - 0.5)
+    return np.where(outside[:, None], 0, first * (1 - weight) + second * weight).astype(np.float32)
+
+
+def network_input(hu: Volume, spacing_mm: tuple[float, float, float]) -> NetworkInput:
+    """Find the head, average thin slices, window and resample. Raises PermanentError without a head."""
+    if hu.ndim != 3 or 0 in hu.shape:
+        raise PermanentError(
+            "VOLUME_INVALID", f"a volume (z, y, x) is needed, got an array of shape {hu.shape}"
+        )
+    frame = find_head(hu, spacing_mm)
+    slabs = _slabs(hu.shape[0], spacing_mm[0])
+    pictures = np.stack([_picture(hu[start:stop], frame) for start, stop in slabs])
+    centres = np.asarray([(start + stop - 1) / 2 for start, stop in slabs], np.float32)
+    return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
+
+
+def _slabs(slices: int, step_mm: float) -> list[tuple[int, int]]:
+    """Groups of neighbouring slices that are together about STEP_MM thick, as (start, stop)."""
+    count = max(1, round(STEP_MM / step_mm)) if step_mm > 0 else 1
+    return [(start, min(start + count, slices)) for start in range(0, slices, count)]
+
+
+def _picture(slab: Volume, frame: HeadFrame) -> Volume:
+    low, high = WINDOW_HU
+    windowed = ((np.clip(slab, low, high) - low) / (high - low)).mean(axis=0, dtype=np.float32)
+    return resample(windowed, frame, SIZE)
+
+
+def resample(image: Volume, frame: HeadFrame, size: int) -> Volume:
+    """The part of an image (y, x) inside the frame as (size, size), antialiased; zero outside the image."""
+    rows, columns = image.shape
+    top, left = max(0, int(np.ceil(-frame.top))), max(0, int(np.ceil(-frame.left)))
+    bottom = max(0, int(np.ceil(frame.top + frame.height - rows)))
+    right = max(0, int(np.ceil(frame.left + frame.width - columns)))
+    padded = np.pad(image, ((top, bottom), (left, right)))
+    x, y = frame.left + left, frame.top + top
+    box = (x, y, x + frame.width, y + frame.height)
+    picture = Image.fromarray(padded.astype(np.float32, copy=False)).resize(
+        (size, size), Image.Resampling.BILINEAR, box=box
+    )
+    return np.asarray(picture, np.float32)
+
+
+def find_head(hu: Volume, spacing_mm: tuple[float, float, float]) -> HeadFrame:
+    """The square (in mm) around the head, one for the whole series.
+
+    Per slice the largest soft-tissue component after removing thin things (head rest, tubes); the
+    slices with at least 60 % of the largest area vote, so neck and vertex do not set the scale.
+    """
+    step = max(1, min(hu.shape[1:]) // _COARSE)
+    coarse = hu[:, ::step, ::step]
+    boxes, areas = [], []
+    for image in coarse:
+        box, area = _largest_box(image > _SOFT_HU)
+        boxes.append(box)
+        areas.append(area)
+    if max(areas) < _MIN_AREA * coarse[0].size:
+        raise PermanentError(
+            "HEAD_NOT_FOUND", "no head was found in the images; check that they are a head CT in HU"
+        )
+    votes = np.asarray(
+        [box for box, area in zip(boxes, areas, strict=True) if area >= 0.6 * max(areas)], float
+    )
+    top, left = np.percentile(votes[:, :2], 15, axis=0) * step
+    bottom, right = np.percentile(votes[:, 2:], 85, axis=0) * step
+    side_mm = max((bottom - top) * spacing_mm[1], (right - left) * spacing_mm[2]) * MARGIN
+    height, width = side_mm / spacing_mm[1], side_mm / spacing_mm[2]
+    return HeadFrame(
+        float((top + bottom - height) / 2), float((left + right - width) / 2), float(height), float(width)
+    )
+
+
+def _largest_box(soft: NDArray[np.bool_]) -> tuple[tuple[int, int, int, int], int]:
+    """Edges (top, left, bottom, right) and area of the largest component once thin things are gone."""
+    opened = ndimage.binary_opening(ndimage.binary_fill_holes(soft), iterations=2)
+    labels, count = ndimage.label(opened)
+    if count == 0:
+        return (0, 0, 0, 0), 0
+    sizes = np.bincount(labels.ravel())[1:]
+    rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
+    return (rows.start, columns.start, rows.stop, columns.stop), int(sizes.max())
