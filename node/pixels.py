@@ -1,7 +1,7 @@
 """Turn the pixel data of a CT image into Hounsfield units. Knows no geometry, guesses no rescale.
 
-Uncompressed data, the usual case, is viewed in place; every other transfer syntax goes through pydicom's
-decoders. What cannot be decoded whole is refused by name, since half a slice looks like a small bleed.
+Uncompressed data, the usual case, is viewed in place; every other transfer syntax goes through a
+decoder. What cannot be decoded whole is refused by name, since half a slice looks like a small bleed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
 )
@@ -32,6 +35,11 @@ _WRAP_OFFSET = 1000
 _WRAPPED_AIR = (_WRAP - _WRAP_OFFSET - 100, _WRAP - _WRAP_OFFSET + 100)
 _WRAPPED_AIR_SHARE = 0.02
 _NOT_HOUNSFIELD = {"MGML", "Z_EFF", "ED", "EDW", "PCT", "OD"}
+_QUICK = {
+    JPEGLosslessSV1: imagecodecs.ljpeg_decode,
+    JPEGLSLossless: imagecodecs.jpegls_decode,
+    JPEGLSNearLossless: imagecodecs.jpegls_decode,
+}
 _UNDECODABLE = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
     RuntimeError, TypeError, ValueError, struct.error,
@@ -54,7 +62,8 @@ def hounsfield(ds: Dataset, frame: int = 0) -> np.ndarray:
             stored = (stored.astype(np.int32) + _WRAP_OFFSET) % _WRAP
             intercept = -float(_WRAP_OFFSET)
     except _UNDECODABLE as error:
-        text = f"instance {_uid(ds)}: pixel data cannot be decoded ({type(error).__name__}: {error})"
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        text = f"instance {_uid(ds)}: pixel data cannot be decoded ({cause})"
         raise PermanentError("PIXELS_UNDECODABLE", text) from error
     hu = stored.astype(np.float32)
     if slope != 1.0:
@@ -132,13 +141,23 @@ def _native(ds: Dataset, frame: int, byte_order: str) -> np.ndarray:
 
 
 def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
-    """One frame of compressed PixelData, by the quickest decoder at hand that keeps all 16 bits."""
-    decoder = get_decoder(syntax)
-    is_jpeg_ls = syntax in (JPEGLSLossless, JPEGLSNearLossless)
-    plugin = "pylibjpeg" if not is_jpeg_ls and "pylibjpeg" in decoder.available_plugins else ""
-    stored, _ = decoder.as_array(ds, index=frame, decoding_plugin=plugin)
-    if stored.shape != (int(ds.Rows), int(ds.Columns)):
-        raise ValueError(f"decoded to {stored.shape}, {(int(ds.Rows), int(ds.Columns))} expected")
+    """One frame of compressed PixelData.
+
+    JPEG-LS and JPEG lossless go to imagecodecs, two to three times as quick as pydicom's plugins and,
+    unlike those, not content with half a stream. JPEG 2000 keeps its 16 bits in pylibjpeg, not in pillow.
+    """
+    shape = (int(ds.Rows), int(ds.Columns))
+    if syntax in _QUICK:
+        stream = get_frame(ds.PixelData, frame, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1))
+        stored = np.asarray(_QUICK[syntax](stream))
+        if ds.PixelRepresentation == 1:
+            stored = stored.view(f"i{stored.dtype.itemsize}")
+    else:
+        decoder = get_decoder(syntax)
+        plugin = "pylibjpeg" if "pylibjpeg" in decoder.available_plugins else ""
+        stored, _ = decoder.as_array(ds, index=frame, decoding_plugin=plugin)
+    if stored.shape != shape:
+        raise ValueError(f"decoded to {stored.shape}, {shape} expected")
     return stored
 
 

@@ -95,14 +95,22 @@ def _doubts(evidence: Evidence) -> tuple[Reason, ...]:
 
 def find_gaps(instances: Sequence[Instance]) -> tuple[Gap, ...]:
     """Gaps in every stack of parallel slices among the instances; those without geometry are ignored."""
-    stacks: dict[Vector, list[tuple[float, float | None]]] = {}
+    stacks: list[tuple[Vector, list[tuple[float, float | None]]]] = []
     for instance in instances:
-        if instance.position is None or instance.orientation is None or instance.frames > 1:
+        position, orientation = instance.position, instance.orientation
+        if position is None or orientation is None or instance.frames > 1:
             continue
-        key = tuple(round(value, 2) + 0.0 for value in instance.orientation)
-        along = slice_position_mm(instance.position, instance.orientation)
-        stacks.setdefault(key, []).append((along, instance.slice_thickness or None))
-    return tuple(gap for key in sorted(stacks) for gap in _stack_gaps(stacks[key]))
+        stack = next((stack for stack in stacks if _parallel(stack[0], orientation)), None)
+        if stack is None:
+            stacks.append(stack := (orientation, []))
+        stack[1].append((slice_position_mm(position, stack[0]), instance.slice_thickness or None))
+    gaps = [gap for _, slices in stacks for gap in _stack_gaps(slices)]
+    return tuple(sorted(gaps, key=lambda gap: (gap.from_mm, gap.to_mm)))
+
+
+def _parallel(one: Vector, other: Vector) -> bool:
+    """The same orientation, but for the jitter of the last digits that scanners write."""
+    return all(abs(a - b) <= 0.01 for a, b in zip(one, other, strict=True))
 
 
 def slice_position_mm(position: Vector, orientation: Vector) -> float:

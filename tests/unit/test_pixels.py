@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -87,6 +87,17 @@ def test_big_endian() -> None:
     np.testing.assert_array_equal(hounsfield(ds), scene_hu())
 
 
+def compressed(ds: Dataset, syntax: str) -> Dataset:
+    if syntax != JPEGLosslessSV1:
+        ds.compress(syntax, generate_instance_uid=False)
+        return ds
+    words = np.frombuffer(ds.PixelData, "<u2").reshape(SHAPE)
+    ds.PixelData = encapsulate([imagecodecs.ljpeg_encode(words, bitspersample=ds.BitsStored)])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.TransferSyntaxUID = syntax
+    return ds
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1])
 @pytest.mark.parametrize("signed", [False, True])
 def test_compressed(syntax: str, signed: bool) -> None:
@@ -94,14 +105,7 @@ def test_compressed(syntax: str, signed: bool) -> None:
         ds = image(scene_hu(), RescaleIntercept=0)
     else:
         ds = unsigned_12(scene_hu() + 1024)
-    if syntax == JPEGLosslessSV1:
-        words = np.frombuffer(ds.PixelData, "<u2").reshape(SHAPE)
-        ds.PixelData = encapsulate([imagecodecs.ljpeg_encode(words, bitspersample=ds.BitsStored)])
-        ds["PixelData"].VR = "OB"
-        ds.file_meta.TransferSyntaxUID = syntax
-    else:
-        ds.compress(syntax, generate_instance_uid=False)
-    np.testing.assert_array_equal(hounsfield(reread(ds)), scene_hu())
+    np.testing.assert_array_equal(hounsfield(reread(compressed(ds, syntax))), scene_hu())
 
 
 VARIANTS = [
@@ -214,14 +218,13 @@ def broken() -> list[tuple[str, Dataset]]:
     colour.SamplesPerPixel = 3
     odd.file_meta.TransferSyntaxUID = "1.2.3.4.5"
     cases = [("truncated", truncated), ("no pixels", absent), ("colour", colour), ("unknown syntax", odd)]
-    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
-        ds = unsigned_12(scene_hu() + 1024)
-        ds.compress(syntax, generate_instance_uid=False)
-        junk = image(scene_hu())
-        junk.file_meta.TransferSyntaxUID = syntax
+    for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1):
+        half = compressed(unsigned_12(scene_hu() + 1024), syntax)
+        stream = get_frame(half.PixelData, 0, number_of_frames=1)
+        half.PixelData = encapsulate([stream[: len(stream) // 2]])
+        junk = compressed(unsigned_12(scene_hu() + 1024), syntax)
         junk.PixelData = encapsulate([b"\0\1\2\3" * 40])
-        junk["PixelData"].VR = "OB"
-        cases.append((f"junk {syntax.name}", junk))
+        cases += [(f"half {syntax.name}", half), (f"junk {syntax.name}", junk)]
     return cases
 
 
