@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import ssl
 import threading
@@ -45,6 +44,7 @@ from node.intake import (
     Intake,
     Received,
 )
+from node.liveness import is_gone, process_name
 from node.settings import Scp, Settings
 from node.spool import Spool
 from node.store.records import Records, open_records
@@ -102,7 +102,7 @@ class Listener:
         self._settings = settings
         self._records = records
         self._intake = intake
-        self.name = listener_name(os.getpid())
+        self.name = process_name()
         self._server: _Server | None = None
 
     def start(self, listening: socket.socket) -> None:
@@ -179,10 +179,6 @@ class Listener:
             log.error("association %s stays open in the records: %s", event.assoc.ichnode_id, error)
 
 
-def listener_name(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}"[:64]
-
-
 def tls_context(scp: Scp) -> ssl.SSLContext | None:
     """None without a certificate. Raises SettingsError when the files cannot be used."""
     if not scp.tls.cert:
@@ -218,21 +214,9 @@ def _application_entity(scp: Scp) -> AE:
 
 def close_dead_associations(records: Records) -> None:
     """What a killed listener of this host left open in the records is over."""
-    host = socket.gethostname()
     for listener in records.arrivals.open_listeners():
-        name, _, pid = listener.rpartition(":")
-        if name == host[: len(name)] and pid.isdigit() and not _is_running(int(pid)):
+        if is_gone(listener):
             records.arrivals.close_associations_of(listener, time.time())
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def serve(settings: Settings, listening: socket.socket, until: Callable[[Records], None]) -> None:

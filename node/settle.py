@@ -15,6 +15,7 @@ from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choos
 from node.domain.errors import TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState, SeriesState
+from node.liveness import is_gone
 from node.settings import Settings
 from node.store.arrivals import SeriesRow
 from node.store.records import Records
@@ -97,12 +98,14 @@ class Clock:
 
     def _recover_jobs(self, now: float) -> None:
         """A worker that went silent loses its job; a job that keeps killing workers is given up."""
-        for job in self._records.jobs.expired(now):
+        for job in self._records.jobs.running():
+            if (job.lease_until or 0) >= now and not is_gone(job.lease_owner or ""):
+                continue
             if job.attempts >= self._settings.model.max_attempts:
                 text = f"the worker died or hung in each of {job.attempts} attempts; see the worker's log"
-                self._records.jobs.fail(job.id, Reason("WORKER_LOST", text))
+                self._records.jobs.fail(job.id, Reason("WORKER_LOST", text), job.lease_owner)
                 log.error("job %d is given up: %s", job.id, text)
-            elif self._records.jobs.expire(job, now):
+            elif self._records.jobs.expire(job):
                 log.warning("job %d goes back to the queue: its worker went silent", job.id)
 
     def _ring(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""THE state tables of series, jobs and deliveries. An unlisted pair raises; nothing else may change a state."""
+"""THE state tables of series, jobs and deliveries. An unlisted pair raises; nothing else changes a state."""
 
 from __future__ import annotations
 

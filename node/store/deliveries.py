@@ -41,17 +41,20 @@ class Deliveries:
 
     def take_due(self, destination: str, now: float, lease_until: float, limit: int = 200) -> list[Due]:
         """Due deliveries of a destination, urgent ones first, leased so that nobody else sends them."""
-        free = or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now)
+        due = (
+            deliveries.c.destination == destination,
+            deliveries.c.state == DeliveryState.PENDING,
+            deliveries.c.next_try_at <= now,
+            or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
+        )
+        with reading(self._engine) as connection:  # the usual answer is "nothing", and locks nobody out
+            if connection.execute(select(deliveries.c.id).where(*due).limit(1)).first() is None:
+                return []
         with writing(self._engine) as connection:
             rows = connection.execute(
                 select(deliveries, objects.c.sop_class_uid, objects.c.path)
                 .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
-                .where(
-                    deliveries.c.destination == destination,
-                    deliveries.c.state == DeliveryState.PENDING,
-                    deliveries.c.next_try_at <= now,
-                    free,
-                )
+                .where(*due)
                 .order_by(deliveries.c.urgent.desc(), deliveries.c.job_id, deliveries.c.rank)
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=deliveries)
@@ -80,11 +83,6 @@ class Deliveries:
             connection.execute(
                 update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
             )
-
-    def release(self, ids: Sequence[int]) -> None:
-        """Give back what was taken but not tried, so that it is due again at once."""
-        with writing(self._engine) as connection:
-            connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=None))
 
     def sent(self, delivery_id: int, status: str, now: float) -> bool:
         return self._change(

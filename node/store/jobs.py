@@ -25,6 +25,8 @@ class Job:
     state: JobState
     attempts: int
     reason: Reason | None
+    lease_owner: str | None
+    lease_until: float | None
     created_at: float
     analysed_at: float | None
     findings: Findings | None
@@ -107,16 +109,16 @@ class Jobs:
             )
         )
 
-    def expired(self, now: float) -> list[Job]:
+    def running(self) -> list[Job]:
         with reading(self._engine) as connection:
-            query = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now)
+            query = select(jobs).where(jobs.c.state == JobState.RUNNING)
             return [_job(row) for row in connection.execute(query)]
 
-    def expire(self, job: Job, now: float) -> bool:
-        """RUNNING → QUEUED because its worker went silent."""
+    def expire(self, job: Job) -> bool:
+        """RUNNING → QUEUED because its worker is gone, unless the lease was renewed since `job` was read."""
         return self._change(
-            _move(job.id, JobEvent.LEASE_EXPIRED)
-            .where(jobs.c.lease_until < now)
+            _move(job.id, JobEvent.LEASE_EXPIRED, job.lease_owner)
+            .where(jobs.c.lease_until == job.lease_until)
             .values(lease_owner=None, lease_until=None, rung_at=None)
         )
 
@@ -233,6 +235,8 @@ def _job(row: Row) -> Job:  # type: ignore[type-arg]
         state=JobState(row.state),
         attempts=row.attempts,
         reason=Reason(row.reason_code, row.reason_text or "") if row.reason_code else None,
+        lease_owner=row.lease_owner,
+        lease_until=row.lease_until,
         created_at=row.created_at,
         analysed_at=row.analysed_at,
         findings=Findings.from_json(row.findings) if row.findings else None,

@@ -1,0 +1,54 @@
+# `make demo` runs the node once from end to end; `make test` passes the tests. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_OPTIONS ?=
+PEERS := redis-server orthanc dcmtk dicom3tools chromium
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test peers lint types imports check clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(VENV)/.installed  ## run the whole node once: a head CT goes in, SR, SEG and overlays come back
+	$(BIN)/ichnode demo --once
+
+test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev  ## imports run one way
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## everything
+
+peers:  ## real DICOM and Redis peers for the tests, from Debian; without them their tests are skipped
+	@missing=""; for p in redis-server Orthanc storescu dciodvfy chromium; do \
+	    PATH="$$PATH:/usr/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then root=""; elif sudo -n true 2>/dev/null; then root="sudo"; \
+	else echo "cannot install$$missing without root: their tests will be skipped"; exit 0; fi; \
+	command -v apt-get >/dev/null || { echo "no apt-get: tests of$$missing will be skipped"; exit 0; }; \
+	$$root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq \
+	    --no-install-recommends $(PEERS) >/dev/null || echo "could not install$$missing"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . $(PIP_OPTIONS)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(PIP_OPTIONS)
+	@touch $@
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""For the admin: command line, supervision, web pages."""

@@ -1,0 +1,201 @@
+"""The `ichnode` command. Imports what a subcommand needs when it runs, so that `listen` starts in a blink."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node import __version__
+from node.domain.errors import IchnodeError
+from node.settings import Settings, load
+
+if TYPE_CHECKING:
+    from node.store.records import Records
+
+COMMANDS = "ichnode.commands"
+"""Entry-point group through which other packages add subcommands."""
+
+
+class Commands(click.Group):
+    """The node's own subcommands, and those that other packages announce."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(e.name for e in entry_points(group=COMMANDS))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if own := super().get_command(ctx, cmd_name):
+            return own
+        for entry in entry_points(group=COMMANDS, name=cmd_name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Errors of our own are shown as one line, not as a traceback."""
+        try:
+            return super().invoke(ctx)
+        except IchnodeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ichnode")
+def main() -> None:
+    """ichnode: head-CT triage beside a PACS. Research use only, not for diagnosis."""
+
+
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds --config and --data-dir, and passes the loaded settings as the first argument."""
+
+    @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
+    @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Overrides data_dir.")
+    @wraps(function)
+    def command(config: Path | None, data_dir: Path | None, **options: Any) -> None:
+        function(load(config, data_dir), **options)
+
+    return command
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Overrides data_dir.")
+def up(config: Path | None, data_dir: Path | None) -> None:
+    """Run the whole node: listener, clock, worker, delivery, web and a Redis of its own."""
+    import logging
+
+    from rich.console import Console
+
+    from node.admin.listing import banner
+    from node.admin.supervise import Node
+
+    settings = load(config, data_dir)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s up       %(levelname)-7s %(message)s")
+    console = Console(stderr=True)
+    console.print("ichnode starts …", style="dim")
+    Node(settings, config).run(on_ready=lambda _: console.print(banner(settings)))
+
+
+def _role(name: str, text: str) -> None:
+    @main.command(name, help=text)
+    @with_settings
+    def command(settings: Settings) -> None:
+        from node.admin.roles import start
+
+        start(name, settings)
+
+
+_role("listen", "Run the C-STORE and C-ECHO SCP alone.")
+_role("settle", "Run the clock alone: it decides what is complete and what is analysed.")
+_role("worker", "Run one analysing worker alone.")
+_role("deliver", "Run composing and delivery alone.")
+_role("web", "Run the web pages alone.")
+
+
+@main.command()
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--limit", default=50, show_default=True)
+def studies(settings: Settings, as_json: bool, limit: int) -> None:
+    """List the latest studies with their series and what became of each."""
+    from node.admin.listing import studies_table
+
+    rows = _records(settings).views.studies(limit)
+    _show(rows, as_json, studies_table)
+
+
+@main.group(invoke_without_command=True)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--limit", default=50, show_default=True)
+@click.pass_context
+def jobs(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> None:
+    """List the latest jobs; `retry ID` and `cancel ID` act on one."""
+    from node.admin.listing import jobs_table
+
+    ctx.obj = settings
+    if ctx.invoked_subcommand is None:
+        _show(_records(settings).views.jobs(limit), as_json, jobs_table)
+
+
+@jobs.command("retry")
+@click.argument("job_id", type=int)
+@click.pass_obj
+def retry_job(settings: Settings, job_id: int) -> None:
+    """Queue a failed or cancelled job again."""
+    _records(settings).jobs.retry(job_id)
+    click.echo(f"job {job_id} is queued again")
+
+
+@jobs.command("cancel")
+@click.argument("job_id", type=int)
+@click.pass_obj
+def cancel_job(settings: Settings, job_id: int) -> None:
+    """Cancel a job that is not composed yet."""
+    _records(settings).jobs.cancel(job_id)
+    click.echo(f"job {job_id} is cancelled")
+
+
+@main.group(invoke_without_command=True)
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--limit", default=100, show_default=True)
+@click.pass_context
+def deliveries(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> None:
+    """List the latest deliveries; `retry ID` sends one again at once."""
+    from node.admin.listing import deliveries_table
+
+    ctx.obj = settings
+    if ctx.invoked_subcommand is None:
+        _show(_records(settings).views.deliveries(limit), as_json, deliveries_table)
+
+
+@deliveries.command("retry")
+@click.argument("delivery_id", type=int)
+@click.pass_obj
+def retry_delivery(settings: Settings, delivery_id: int) -> None:
+    """Send a waiting or given-up delivery at once."""
+    _records(settings).deliveries.retry(delivery_id, time.time())
+    click.echo(f"delivery {delivery_id} is due now")
+
+
+@main.command()
+@with_settings
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def doctor(settings: Settings, as_json: bool) -> None:
+    """Check settings, database, broker, model, device, disk and each destination."""
+    from node.admin.doctor import examine
+    from node.admin.listing import doctor_table
+
+    checks = [vars(check) for check in examine(settings)]
+    _show(checks, as_json, doctor_table)
+    if not all(check["ok"] for check in checks):
+        sys.exit(1)
+
+
+def _records(settings: Settings) -> Records:
+    from node.admin.roles import prepare
+    from node.store.records import open_records
+
+    prepare(settings)
+    return open_records(settings)
+
+
+def _show(
+    rows: Sequence[dict[str, Any]], as_json: bool, table: Callable[[Sequence[dict[str, Any]]], Any]
+) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
+    Console(width=width).print(table(rows))

@@ -1,0 +1,83 @@
+"""`ichnode doctor`: looks at every part the node leans on, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from node import broker
+from node.admin.roles import prepare, spool_of
+from node.domain.errors import IchnodeError
+from node.scu import Peer
+from node.settings import Settings
+from node.store.records import open_records
+
+CHECKS = "ichnode.checks"
+"""Entry-point group of further checks: functions of the settings that return words or raise IchnodeError."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    text: str
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Each check in turn; a failed one keeps none of the others from being made."""
+    yield Check("settings", True, f"data_dir {settings.data_dir.resolve()}")
+    yield _check("database", lambda: _database(settings))
+    yield _check("broker", lambda: _broker(settings))
+    yield _check("processes", lambda: _processes(settings))
+    for entry in sorted(entry_points(group=CHECKS), key=lambda e: e.name):
+        yield _check(entry.name, lambda entry=entry: entry.load()(settings))  # type: ignore[misc]
+    yield _check("disk", lambda: _disk(settings))
+    if not settings.destination:
+        yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
+    for destination in settings.destination:
+        peer = Peer(destination, settings.scp.ae_title)
+        yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except IchnodeError as error:
+        return Check(name, False, str(error))
+
+
+def _database(settings: Settings) -> str:
+    prepare(settings)
+    records = open_records(settings)
+    counts = records.views.counts()["jobs"]
+    records.close()
+    jobs = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none yet"
+    return f"{records.engine.url.render_as_string(hide_password=True)}; jobs: {jobs}"
+
+
+def _broker(settings: Settings) -> str:
+    if not settings.broker.url and not broker.socket_path(settings).exists():
+        return f"bundled Redis ({broker.redis_executable()}), started by `ichnode up`"
+    broker.ping(settings)
+    return settings.broker.url or "bundled Redis answers"
+
+
+def _processes(settings: Settings) -> str:
+    records = open_records(settings)
+    alive = [p for p in records.views.processes(time.time()) if p["alive"]]
+    records.close()
+    return ", ".join(sorted(p["process"] for p in alive)) or "none is running; `ichnode up` starts them"
+
+
+def _disk(settings: Settings) -> str:
+    spool = spool_of(settings)
+    spool.check_room()
+    return f"{spool.free_bytes() / 2**30:.1f} GiB free, {settings.spool.reserve_mb} MiB kept in reserve"
+
+
+def _echo(peer: Peer) -> str:
+    began = time.perf_counter()
+    peer.echo()
+    return f"{peer.name} answered in {(time.perf_counter() - began) * 1000:.0f} ms"

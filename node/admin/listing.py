@@ -1,0 +1,131 @@
+"""Tables for the terminal. Reads rows that the views gave; asks the database nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from node.settings import Settings
+
+Row = Mapping[str, Any]
+STYLES = {
+    **dict.fromkeys(("STAT", "FAILED", "NOT ANALYSED"), "bold red"),
+    **dict.fromkeys(("HIGH", "PENDING", "RECEIVING", "DECIDING", "QUEUED", "DELIVERING"), "yellow"),
+    **dict.fromkeys(("RUNNING", "ANALYSED"), "cyan"),
+    **dict.fromkeys(("DONE", "COMPOSED", "SENT", "COMMITTED", "ACCEPTED"), "green"),
+    **dict.fromkeys(("SUPERSEDED", "CANCELLED", "SKIPPED"), "dim"),
+}
+
+
+def when(seconds: float | None) -> str:
+    """Local time, to the second."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else ""
+
+
+def word(state: str | None) -> Text:
+    return Text(state or "", style=STYLES.get(state or "", ""))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def banner(settings: Settings) -> Panel:
+    """What runs, where, and where results go."""
+    grid = Table.grid(padding=(0, 2))
+    scp = settings.scp
+    grid.add_row("DICOM", f"{scp.ae_title} at {scp.host}:{scp.port}")
+    grid.add_row("Web", f"http://{settings.web.host}:{settings.web.port}/")
+    for d in settings.destination:
+        grid.add_row("Results to", f"{d.name}: {d.ae_title} at {d.host}:{d.port} ({', '.join(d.outputs)})")
+    if not settings.destination:
+        text = "nowhere: add a [[destination]] to the settings; until then objects only lie in data_dir"
+        grid.add_row("Results to", Text(text, style="bold yellow"))
+    grid.add_row("Data", str(settings.data_dir.resolve()))
+    footer = Text("Ctrl-C stops it. Research use only, not for diagnosis.", style="dim")
+    return Panel(Group(grid, footer), title="ichnode is up", expand=False)
+
+
+def studies_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "received", "patient", "accession", "study / series", "status", "priority", "what became of it"
+    )
+    for study in rows:
+        job = study["job"] or {}
+        table.add_row(
+            when(study["first_received_at"]),
+            study["patient_id"],
+            study["accession_number"],
+            study["description"] or study["study_instance_uid"],
+            word(study["status"]),
+            word(job.get("priority")),
+            _result(job),
+        )
+        for series in study["series"]:
+            name = f"  {series['series_number'] or '–'} {series['description']} ({series['instance_count']})"
+            table.add_row("", "", "", name, word(series["state"]), "", series["reason_text"] or "")
+    return table
+
+
+def _result(job: Row) -> str:
+    findings = job.get("findings")
+    if not findings:
+        return job.get("reason_text") or ""
+    present = [name for name, c in findings["classes"].items() if c["present"]]
+    probability = findings["classes"].get("any", {}).get("probability")
+    head = ", ".join(present) or "no haemorrhage detected"
+    return head if probability is None else f"{head} (any: {probability:.2f})"
+
+
+def jobs_table(rows: Sequence[Row]) -> Table:
+    table = _table("job", "state", "priority", "patient", "series", "rev", "tries", "queued", "reason")
+    for job in rows:
+        table.add_row(
+            str(job["id"]),
+            word(job["state"]),
+            word(job["priority"]),
+            job["patient_id"],
+            job["description"] or job["series_instance_uid"],
+            str(job["revision"]),
+            str(job["attempts"]),
+            when(job["created_at"]),
+            job["reason_text"] or "",
+        )
+    return table
+
+
+def deliveries_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "delivery", "job", "object", "destination", "state", "tries", "sent", "next try", "last error"
+    )
+    for d in rows:
+        table.add_row(
+            str(d["id"]),
+            str(d["job_id"]),
+            f"{d['output']} {d['sop_instance_uid']}",
+            d["destination"],
+            word(d["state"]),
+            str(d["attempts"]),
+            when(d["sent_at"]),
+            when(d["next_try_at"]) if d["state"] == "PENDING" else "",
+            d["last_error"] or "",
+        )
+    return table
+
+
+def doctor_table(rows: Sequence[Row]) -> Table:
+    table = _table("check", "", "what was found")
+    for check in rows:
+        table.add_row(
+            check["name"], Text("ok", "green") if check["ok"] else Text("WRONG", "bold red"), check["text"]
+        )
+    return table

@@ -1,0 +1,222 @@
+"""One process, one role: listen, settle, worker, deliver, web. Each stops in order on SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from node.domain.errors import SettingsError, TransientError
+from node.settings import Settings
+from node.spool import Spool
+from node.store.records import Records, open_records
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5
+PR_SET_PDEATHSIG = 1  # prctl(2)
+FORMAT = "%(asctime)s {role:<8} %(levelname)-7s %(message)s"
+
+
+def listen(settings: Settings) -> None:
+    """The C-STORE SCP, in `scp.processes` processes that share one socket."""
+    from node import scp
+
+    listening = scp.open_socket(settings.scp)
+    open_records(settings).close()  # the schema is there before the first fork
+    scp.tls_context(settings.scp)
+    spool_of(settings).remove_unfinished()
+    log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
+    if settings.scp.processes == 1:
+        _serve(settings, listening)
+    else:
+        _prefork(settings, listening)
+
+
+def _serve(settings: Settings, listening: socket.socket) -> None:
+    from node import scp
+
+    with stopping() as stop:
+
+        def until(records: Records) -> None:
+            with beating(records, "listen"):
+                while not stop(3600):
+                    pass
+
+        scp.serve(settings, listening, until)
+
+
+def _prefork(settings: Settings, listening: socket.socket) -> None:
+    """Fork the listeners, replace one that dies, and end them all with this process."""
+    children = {_fork(settings, listening) for _ in range(settings.scp.processes)}
+    with stopping() as stop:
+        while not stop(0.2):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in children:
+                log.error("listener %d died (status %d); starting another", pid, status)
+                children.remove(pid)
+                children.add(_fork(settings, listening))
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for pid in children:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _fork(settings: Settings, listening: socket.socket) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        die_with_parent()
+        if os.getppid() == parent:
+            _serve(settings, listening)
+        status = 0
+    except Exception:
+        log.exception("the listener ends")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def settle(settings: Settings) -> None:
+    """The clock."""
+    from node.broker import Doorbell
+    from node.settle import Clock, run
+
+    records = open_records(settings)
+    with stopping() as stop, beating(records, "settle"):
+        run(Clock(settings, records, Doorbell(settings)), stop)
+    records.close()
+
+
+def deliver(settings: Settings) -> None:
+    """Builds the objects and sends them."""
+    from node.compose import Composer, run
+    from node.deliver import start_couriers
+
+    records, spool = open_records(settings), spool_of(settings)
+    with stopping() as stop, beating(records, "deliver"):
+        couriers = start_couriers(settings, records, spool, stop)
+        run(Composer(settings, records, spool), stop)
+        for courier in couriers:
+            courier.join(timeout=3)
+    records.close()
+
+
+def worker(settings: Settings) -> None:
+    """A Celery worker with one model in one process. Its module is named, never imported here."""
+    from node.broker import make_app
+
+    arguments = ["worker", "--pool=solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    name = f"--hostname=ichnode-{os.getpid()}@%h"
+    make_app(settings).worker_main([*arguments, name, f"--loglevel={settings.log_level}"])
+
+
+def web(settings: Settings) -> None:
+    """The pages."""
+    import uvicorn
+
+    from node.admin.web import make_app
+
+    records = open_records(settings)
+    config = uvicorn.Config(
+        make_app(settings, records),
+        host=settings.web.host,
+        port=settings.web.port,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
+    with beating(records, "web"):
+        uvicorn.Server(config).run()
+    records.close()
+
+
+ROLES: dict[str, Callable[[Settings], None]] = {
+    "listen": listen,
+    "settle": settle,
+    "worker": worker,
+    "deliver": deliver,
+    "web": web,
+}
+
+
+def start(role: str, settings: Settings) -> None:
+    """Run a role until it is told to stop. Raises SettingsError when data_dir cannot be used."""
+    prepare(settings)
+    logging.basicConfig(level=settings.log_level, format=FORMAT.format(role=role), stream=sys.stderr)
+    for noisy in ("pynetdicom", "pydicom", "alembic"):
+        logging.getLogger(noisy).setLevel("ERROR")
+    ROLES[role](settings)
+
+
+def prepare(settings: Settings) -> None:
+    """Make data_dir. Raises SettingsError when that cannot be done."""
+    try:
+        (settings.data_dir / "spool").mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        text = f"data_dir {settings.data_dir}: {error.strerror}; choose a folder you own"
+        raise SettingsError(text) from error
+
+
+def spool_of(settings: Settings) -> Spool:
+    return Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[float], bool]]:
+    """`stop(seconds)` waits that long at most and tells whether SIGTERM or SIGINT has come."""
+    asked = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def beating(records: Records, role: str) -> Iterator[None]:
+    """A heartbeat row while the block runs."""
+    name = f"{role}@{socket.gethostname()}:{os.getpid()}"
+    over = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                records.views.beat(name, role, {}, time.time())
+            except TransientError as error:
+                log.warning("heartbeat: %s", error)
+            if over.wait(BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=2)
+        with contextlib.suppress(TransientError):
+            records.views.part(name)

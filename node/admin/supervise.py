@@ -1,0 +1,153 @@
+"""`ichnode up`: the whole node as child processes. Restarts what dies; leaves nothing behind at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node import scp
+from node.admin.roles import die_with_parent, prepare, stopping
+from node.broker import BundledRedis
+from node.domain.errors import IchnodeError
+from node.settings import Settings
+from node.store.records import Records, open_records
+
+log = logging.getLogger(__name__)
+
+START_ORDER = ("listen", "settle", "worker", "deliver", "web")
+STOP_GRACE_S = 7.0
+RESTART_AFTER_S = 1.0
+RESTART_AT_MOST_S = 30.0
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Child:
+    """A process that ought to run. A child that keeps dying is restarted ever more slowly."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    deaths: int = 0
+    restart_at: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self.started_at = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # safe: this process has no threads
+        )
+
+    def tend(self) -> None:
+        """Notice a death; restart when its time has come."""
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            if now - self.started_at > RESTART_AT_MOST_S:
+                self.deaths = 0
+            delay = min(RESTART_AFTER_S * 2**self.deaths, RESTART_AT_MOST_S)
+            log.error("%s ended with status %s; again in %.0f s", self.name, self.process.returncode, delay)
+            self.deaths, self.restart_at, self.process = self.deaths + 1, now + delay, None
+        if self.process is None and now >= self.restart_at:
+            self.start()
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """To the child and whatever it started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+
+class Node:
+    """All roles of one machine."""
+
+    def __init__(self, settings: Settings, config: Path | None) -> None:
+        self._settings = settings
+        self._redis = None if settings.broker.url else BundledRedis(settings)
+        self._children = [
+            Child(role, [sys.executable, "-m", "node", role, *_options(settings, config)])
+            for role in START_ORDER
+        ]
+
+    def run(self, on_ready: Callable[[Records], None]) -> None:
+        """Until SIGTERM or SIGINT. Raises IchnodeError when the node cannot start."""
+        prepare(self._settings)
+        scp.open_socket(self._settings.scp).close()  # a port that is taken is told at once, and by name
+        records = open_records(self._settings)
+        with stopping() as stop:
+            try:
+                self._start_redis()
+                for child in self._children:
+                    child.start()
+                self._wait_ready(records, stop)
+                if not stop(0):
+                    on_ready(records)
+                while not stop(0.3):
+                    for child in self._everything():
+                        child.tend()
+            finally:
+                records.close()
+                self.stop()
+
+    def _everything(self) -> list[Child]:
+        return [*([self._redis_child] if self._redis else []), *self._children]
+
+    def _start_redis(self) -> None:
+        if self._redis is None:
+            return
+        self._redis.clean()
+        self._redis_child = Child("redis", self._redis.command())
+        self._redis_child.start()
+        self._redis.wait_ready()
+
+    def _wait_ready(self, records: Records, stop: Callable[[float], bool]) -> None:
+        """Every role has been heard of. Raises IchnodeError when one does not come up."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        began = time.time()
+        while not stop(0.1):
+            alive = {p["role"] for p in records.views.processes(time.time()) if p["seen_at"] >= began - 1}
+            missing = [role for role in START_ORDER if role not in alive]
+            if not missing:
+                return
+            for child in self._children:
+                if child.process and child.process.poll() is not None:
+                    status = child.process.returncode
+                    raise IchnodeError(f"{child.name} ended with status {status} at its start")
+            if time.monotonic() > deadline:
+                raise IchnodeError(f"{', '.join(missing)} did not come up; see the messages above")
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for what is still there; Redis goes last."""
+        children = [child for child in self._children if child.process]
+        for child in children:
+            assert child.process is not None
+            child.process.terminate()
+        deadline = time.monotonic() + STOP_GRACE_S
+        while time.monotonic() < deadline and any(c.process and c.process.poll() is None for c in children):
+            time.sleep(0.05)
+        redis = getattr(self, "_redis_child", None)
+        if redis is not None:
+            children.append(redis)
+        for child in children:
+            child.signal_all(signal.SIGKILL)
+            if child.process:
+                child.process.wait()
+        if self._redis is not None:
+            self._redis.clean()
+
+
+def _options(settings: Settings, config: Path | None) -> list[str]:
+    options = ["--data-dir", str(settings.data_dir.resolve())]
+    return [*options, "--config", str(config)] if config else options

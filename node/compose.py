@@ -1,0 +1,165 @@
+"""Builds a job's objects once, stores them, and writes down where each must go. Sends nothing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from node import __version__
+from node.domain.errors import PermanentError, TransientError
+from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
+from node.domain.lifecycle import JobState
+from node.maps import unpack
+from node.outputs.catalogue import NAMES, build_all
+from node.outputs.context import Context, Predecessor
+from node.outputs.source import Source
+from node.pixels import hounsfield
+from node.settings import Destination, Settings
+from node.spool import Spool
+from node.store.deliveries import NewDelivery
+from node.store.jobs import Job, NewObject
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+SENDING_ORDER = ("sr", "seg", "sc")
+"""The report first: it carries the alarm."""
+DEFER_BYTES = 64 * 1024
+"""Values longer than this (the pixels) stay on disk until somebody asks for them."""
+
+
+class Composer:
+    def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
+        self._destinations = settings.destination
+        self._records = records
+        self._spool = spool
+
+    def round(self) -> int:
+        """Compose every job that waits for it, the most urgent first. Returns how many there were."""
+        waiting = self._records.jobs.to_report()
+        for job in waiting:
+            self._attempt(job)
+        return len(waiting)
+
+    def _attempt(self, job: Job) -> None:
+        """Whatever goes wrong ends in a report or in the log, and never stops the jobs behind it."""
+        try:
+            self.compose(job)
+        except TransientError:
+            raise
+        except Exception as error:
+            log.exception("objects of job %d cannot be built", job.id)
+            reason = Reason("COMPOSE_FAILED", f"the result objects could not be built: {error}")
+            if job.state is JobState.ANALYSED:
+                self._records.jobs.fail(job.id, reason)
+            else:  # not even the report that nothing was analysed: it must not be tried for ever
+                self._records.jobs.store_objects(job, (), (), time.time())
+
+    def compose(self, job: Job) -> None:
+        """Build, store and schedule the objects of an ANALYSED or FAILED job."""
+        findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
+        if findings is None:
+            raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
+        paths = [self._spool.absolute(p) for p in self._records.arrivals.paths(job.series_instance_uid)]
+        context = self._context(job, findings, paths)
+        known = self._records.jobs.known_objects(job.id)
+        made: list[NewObject] = []
+        for name, datasets in build_all(context, wanted_outputs(self._destinations)).items():
+            for ds in datasets:
+                made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
+        deliveries = schedule(made, self._destinations, urgent=is_urgent(findings))
+        if self._records.jobs.store_objects(job, made, deliveries, time.time()):
+            log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
+
+    def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
+        maps = None
+        if job.state is JobState.ANALYSED and job.maps_path:
+            maps = unpack(self._spool.absolute(job.maps_path).read_bytes())
+        predecessor = self._records.jobs.predecessor(job, "sr")
+        return Context(
+            findings=findings,
+            source=Source.ordered(read_source(paths), findings, hounsfield),
+            made_at=datetime.fromtimestamp(job.analysed_at or job.created_at, UTC),
+            software_version=__version__,
+            masks=maps.masks if maps else None,
+            heat=maps.heat if maps else None,
+            predecessor=Predecessor(
+                predecessor.sop_class_uid, predecessor.sop_instance_uid, predecessor.series_instance_uid
+            )
+            if predecessor
+            else None,
+        )
+
+    def _store(self, job: Job, name: str, ds: Dataset) -> NewObject:
+        data = encode(ds)
+        path = self._spool.object_path(job.id, str(ds.SOPInstanceUID))
+        self._spool.write(path, (data,))
+        return NewObject(
+            str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.SeriesInstanceUID), name, path, len(data)
+        )
+
+
+def not_analysed(job: Job) -> Findings:
+    """The findings of a job that will never have any: the reason alone."""
+    reason = job.reason or Reason("UNKNOWN", "no reason was recorded; see the log of the node")
+    nobody = ModelIdentity("ichnode", __version__, "")
+    return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
+
+
+def is_urgent(findings: Findings) -> bool:
+    """A result that should change the order of reading."""
+    return findings.priority in (Priority.STAT, Priority.HIGH)
+
+
+def wanted_outputs(destinations: Iterable[Destination]) -> tuple[str, ...]:
+    """What any destination wants; everything when there is none, so that it can be looked at."""
+    wanted = {name for destination in destinations for name in destination.outputs}
+    return tuple(name for name in NAMES if name in wanted) or NAMES
+
+
+def schedule(
+    made: Sequence[NewObject], destinations: Iterable[Destination], urgent: bool
+) -> list[NewDelivery]:
+    """One delivery for each object and each destination that wants it, in sending order."""
+    return [
+        NewDelivery(item.sop_instance_uid, destination.name, rank, urgent)
+        for destination in destinations
+        for rank, item in enumerate(sorted(made, key=lambda o: SENDING_ORDER.index(o.output)))
+        if item.output in destination.outputs
+    ]
+
+
+def read_source(paths: Iterable[Path]) -> list[Dataset]:
+    """The stored instances of a series, pixels left on disk. Raises PermanentError for a broken file."""
+    datasets = []
+    for path in paths:
+        try:
+            datasets.append(dcmread(path, defer_size=DEFER_BYTES))
+        except (OSError, InvalidDicomError) as error:
+            raise PermanentError("SOURCE_UNREADABLE", f"{path.name} cannot be read: {error}") from error
+    return datasets
+
+
+def encode(ds: Dataset) -> bytes:
+    """The bytes of a whole DICOM file (PS3.10)."""
+    stream = io.BytesIO()
+    ds.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def run(composer: Composer, stopping: Callable[[float], bool]) -> None:
+    """Compose what waits, until `stopping(seconds)`, which waits that long at most, says so."""
+    while not stopping(TICK_S):
+        try:
+            composer.round()
+        except TransientError as error:
+            log.error("composing waits: %s", error)

@@ -1,0 +1,276 @@
+"""`ichnode demo`: the whole node in a temporary folder, with a PACS that receives and a phantom that bleeds.
+
+It talks to loopback only, uses free ports, and touches no other installation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from node.admin.roles import die_with_parent
+from node.domain.errors import IchnodeError, TransientError
+from node.scu import Parcel, Peer
+from node.settings import Destination, load
+from node.store.records import Records, open_records
+from workers.phantom_series import write_series
+
+SEED = 7
+BLEEDS = ("subdural", "intraparenchymal")
+QUIET_S = 2
+START_TIMEOUT_S = 90
+RESULT_TIMEOUT_S = 180
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where the parts of a running demonstration are."""
+
+    folder: Path
+    dicom_port: int
+    web_port: int
+    records: Records
+    pacs: Pacs
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.web_port}/"
+
+
+class Pacs:
+    """Where results go: has a name to show, and can hand over what arrived as files."""
+
+    name: str
+    port: int
+
+    def fetch(self, out: Path) -> dict[str, list[Path]]:
+        """Files of what arrived, by modality: SR, SEG, CT (the secondary captures)."""
+        raise NotImplementedError
+
+
+class FolderPacs(Pacs):
+    """A C-STORE SCP that writes what it gets to a folder; stands in where Orthanc is not installed."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self.name, self.port = f"a built-in C-STORE SCP writing to {folder}", free_port()
+        ae = AE("DEMOPACS")
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(context.abstract_syntax)
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+
+    def _store(self, event: evt.Event) -> int:
+        data = event.encoded_dataset()
+        (self._folder / f"{len(list(self._folder.iterdir())):04d}.dcm").write_bytes(data)
+        return 0x0000
+
+    def fetch(self, out: Path) -> dict[str, list[Path]]:
+        return _by_modality(sorted(self._folder.glob("*.dcm")))
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+
+
+class Orthanc(Pacs):
+    """A real PACS in a folder of its own, with no plug-ins and no access from outside."""
+
+    def __init__(self, executable: str, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.port, self.http_port = free_port(), free_port()
+        self.name = f"Orthanc at http://127.0.0.1:{self.http_port}/"
+        configuration = {
+            "Name": "demo",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "DicomAet": "ORTHANC",
+            "DicomPort": self.port,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomServerEnabled": True,
+            "Plugins": [],
+            "StableAge": 1,
+        }
+        file = folder / "orthanc.json"
+        file.write_text(json.dumps(configuration), encoding="utf-8")
+        with (folder / "orthanc.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [executable, str(file)], stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError):
+                self.get("/system")
+                return
+            time.sleep(0.1)
+        raise IchnodeError("Orthanc does not answer; run the demo without it by taking it off the PATH")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def file(self, instance: str) -> bytes:
+        url = f"http://127.0.0.1:{self.http_port}/instances/{instance}/file"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            data: bytes = answer.read()
+            return data
+
+    def fetch(self, out: Path) -> dict[str, list[Path]]:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for series in self.get("/series?expand"):
+            modality = series["MainDicomTags"]["Modality"]
+            for index, instance in enumerate(sorted(series["Instances"]), start=1):
+                path = out / f"{modality}-{index:03d}.dcm"
+                path.write_bytes(self.file(instance))
+                paths.append(path)
+        return _by_modality(paths)
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _by_modality(paths: list[Path]) -> dict[str, list[Path]]:
+    """The order within a modality is that of the instance numbers."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in paths:
+        ds = dcmread(path, stop_before_pixels=True)
+        found.setdefault(str(ds.Modality), []).append((int(ds.get("InstanceNumber") or 0), path))
+    return {modality: [path for _, path in sorted(items)] for modality, items in found.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def orthanc_executable() -> str | None:
+    return shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+
+
+@contextlib.contextmanager
+def running(folder: Path, say: Say) -> Iterator[Demo]:
+    """The node and its PACS, up and ready; both are stopped at the end of the block."""
+    executable = orthanc_executable()
+    say("starting a PACS that receives")
+    pacs = Orthanc(executable, folder / "pacs") if executable else FolderPacs(folder / "pacs")
+    dicom_port, web_port = free_port(), free_port()
+    data_dir, config = folder / "node", folder / "ichnode.toml"
+    config.write_text(_settings(pacs, data_dir, dicom_port, web_port), encoding="utf-8")
+    say("starting the node")
+    with (folder / "node.log").open("wb") as log:
+        command = [sys.executable, "-m", "node", "up", "--config", str(config)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+    try:
+        settings = load(config)
+        _wait_ready(process, web_port, folder / "node.log")
+        records = open_records(settings)
+        yield Demo(folder, dicom_port, web_port, records, pacs)
+        records.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=12)
+        pacs.close()
+
+
+def _settings(pacs: Pacs, data_dir: Path, dicom_port: int, web_port: int) -> str:
+    ae_title = "ORTHANC" if isinstance(pacs, Orthanc) else "DEMOPACS"
+    return f"""\
+data_dir = {json.dumps(str(data_dir))}
+scp = {{ port = {dicom_port}, processes = 1 }}
+web = {{ port = {web_port} }}
+spool = {{ reserve_mb = 64 }}
+completeness = {{ quiet_s = {QUIET_S} }}
+
+[[destination]]
+name = "demo PACS"
+ae_title = "{ae_title}"
+port = {pacs.port}
+"""
+
+
+def _wait_ready(process: subprocess.Popen[bytes], web_port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        if b"ichnode is up" in log.read_bytes():
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{web_port}/healthz", timeout=5).close()
+                return
+        time.sleep(0.2)
+    raise IchnodeError(f"the node did not start; its messages are in {log}:\n{log.read_text()[-2000:]}")
+
+
+def send_sample(demo: Demo, say: Say) -> int:
+    """Send a phantom head CT with a haemorrhage by C-STORE. Returns the number of slices."""
+    say("drawing a phantom head with a haemorrhage")
+    files = write_series(demo.folder / "sample", SEED, BLEEDS)
+    say(f"sending {len(files)} slices by C-STORE")
+    node = Destination(name="node", ae_title="ICHNODE", port=demo.dicom_port)
+    parcels = [Parcel(i, path, str(CTImageStorage)) for i, path in enumerate(files)]
+    refused = [o for o in Peer(node, "DEMOMODALITY").send(parcels) if not o.accepted]
+    if refused:
+        raise IchnodeError(f"the node refused {len(refused)} slices: {refused[0].text}")
+    return len(files)
+
+
+def await_result(demo: Demo, say: Say) -> dict[str, Any]:
+    """The job's row once its objects are delivered. Raises IchnodeError after three minutes."""
+    deadline = time.monotonic() + RESULT_TIMEOUT_S
+    words = {
+        None: f"waiting until the series is complete ({QUIET_S} s of silence)",
+        "QUEUED": "queued",
+        "RUNNING": "a worker analyses",
+        "ANALYSED": "building SR, SEG and overlays",
+        "COMPOSED": f"sending them to {demo.pacs.name}",
+        "FAILED": "sending the not-analysed report",
+    }
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TransientError):
+            rows = demo.records.views.jobs(1)
+            state = rows[0]["state"] if rows else None
+            say(words.get(state, str(state)))
+            done = rows and rows[0]["reported_at"] and not demo.records.deliveries.waiting(rows[0]["id"])
+            if done:
+                return rows[0]
+        time.sleep(0.2)
+    raise IchnodeError(f"no result within {RESULT_TIMEOUT_S} s; see {demo.folder / 'node.log'}")
+
+
+def wait_for_interrupt() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()

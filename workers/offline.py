@@ -1,0 +1,132 @@
+"""`ichnode analyse`: a folder of DICOM files in, findings and objects out. Uses no network and no database."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from node import __version__
+from node.compose import encode, read_source
+from node.domain.eligibility import Choice, Rules, best_refused, choose
+from node.domain.errors import PermanentError
+from node.domain.findings import Findings, ModelIdentity, Reason, Status
+from node.domain.instance import Instance
+from node.headers import read_instance
+from node.outputs.catalogue import build_all
+from node.outputs.context import Context
+from node.outputs.source import Source
+from node.pixels import hounsfield
+from node.settings import Settings
+from workers.analyse import Analysis, analyse
+from workers.load import load_volume
+from workers.models.runtime import load_pipeline
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The readable DICOM files of a folder, by series; `strangers` are files that are not DICOM."""
+
+    paths: Mapping[str, Sequence[Path]]
+    instances: Mapping[str, Sequence[Instance]]
+    strangers: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    findings: Findings
+    files: Mapping[str, Sequence[Path]]
+
+
+def read_folder(folder: Path) -> Folder:
+    """Raises PermanentError when the folder holds no DICOM file, or more than one study."""
+    paths: dict[str, list[Path]] = {}
+    instances: dict[str, list[Instance]] = {}
+    strangers = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        try:
+            instance = read_instance(path)
+        except PermanentError:
+            strangers.append(path)
+            continue
+        paths.setdefault(instance.series_instance_uid, []).append(path)
+        instances.setdefault(instance.series_instance_uid, []).append(instance)
+    studies = {i.study_instance_uid for group in instances.values() for i in group}
+    if not studies:
+        raise PermanentError(
+            "NO_DICOM", f"{folder} holds no DICOM file; give a folder with one head CT study"
+        )
+    if len(studies) > 1:
+        raise PermanentError(
+            "SEVERAL_STUDIES", f"{folder} holds {len(studies)} studies; give a folder with one of them"
+        )
+    return Folder(paths, instances, tuple(strangers))
+
+
+def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Result:
+    """Choose a series, analyse it and write findings.json, sr.dcm, seg.dcm and sc/*.dcm to `out`."""
+    say("reading headers")
+    read = read_folder(folder)
+    eligibility = settings.eligibility
+    rules = Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
+    choice = choose(read.instances, rules)
+    say("loading the model")
+    pipeline = load_pipeline(settings.model.pipeline, settings.model.device)
+    uid = choice.chosen or best_refused(choice, read.instances) or next(iter(read.paths))
+    analysis: Analysis | None = None
+    if choice.chosen:
+        try:
+            analysis = _analyse(read.paths[uid], uid, pipeline, say)
+            findings = analysis.findings
+        except PermanentError as error:
+            findings = _refused(pipeline.identity, uid, Reason(error.code, str(error)))
+    else:
+        findings = _refused(pipeline.identity, uid, _why(choice, uid))
+    say("building the objects")
+    return Result(findings, _write(findings, analysis, read_source(read.paths[uid]), out))
+
+
+def _analyse(paths: Sequence[Path], uid: str, pipeline: object, say: Say) -> Analysis:
+    say("reading pixels")
+    volume = load_volume(paths)
+    say(f"analysing {len(volume.positions_mm)} slices")
+    return analyse(volume, pipeline, series_instance_uid=uid, revision=1)  # type: ignore[arg-type]
+
+
+def _why(choice: Choice, uid: str) -> Reason:
+    return choice.skipped.get(uid) or Reason("NOT_CT", "the folder holds no CT image")
+
+
+def _refused(model: ModelIdentity, uid: str, reason: Reason) -> Findings:
+    return Findings(model, uid, 1, Status.NOT_ANALYSED, reason)
+
+
+def _write(
+    findings: Findings, analysis: Analysis | None, datasets: Sequence[Dataset], out: Path
+) -> dict[str, list[Path]]:
+    context = Context(
+        findings=findings,
+        source=Source.ordered(datasets, findings, hounsfield),
+        made_at=datetime.fromtimestamp(int(time.time()), UTC),
+        software_version=__version__,
+        masks=analysis.masks if analysis else None,
+        heat=analysis.heat if analysis else None,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / "findings.json"
+    report.write_text(json.dumps(findings.to_json(), indent=2) + "\n", encoding="utf-8")
+    files: dict[str, list[Path]] = {"findings": [report]}
+    for name, built in build_all(context).items():
+        for index, ds in enumerate(built, start=1):
+            path = out / f"{name}.dcm" if name != "sc" else out / "sc" / f"{index:03d}.dcm"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode(ds))
+            files.setdefault(name, []).append(path)
+    return files
