@@ -1,0 +1,179 @@
+"""One volume through one pipeline: classify, alert, segment, explain, measure. Stores and sends nothing.
+
+The pipeline sees the canonical volume; everything that leaves here is in source orientation again. A
+model that answers nonsense stops the analysis: read as numbers, NaN would look like a negative result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.domain.errors import PermanentError
+from node.domain.findings import (
+    CLASSES,
+    SUBTYPES,
+    ClassFinding,
+    Findings,
+    Priority,
+    SegmentationFinding,
+    SliceFinding,
+    Status,
+)
+from node.domain.priority import MIN_MASK_ML, consistency, priority
+from workers.measure import slices_with, volume_ml
+from workers.models.contract import Pipeline, require_classification, require_probabilities
+from workers.volume import Volume
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What an analysis leaves: `masks` bool (z, y, x) and `heat` uint8 (z, h, w), in source orientation.
+
+    The heat map covers the field of view of each slice exactly, on a grid of its own; it shows the class
+    `explained`.
+    """
+
+    findings: Findings
+    masks: NDArray[np.bool_]
+    heat: NDArray[np.uint8]
+    explained: str
+
+
+class _Stopwatch:
+    """Seconds spent in each named step, each counted from the end of the one before."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = self._last = clock()
+        self._steps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = self._clock()
+        self._steps[name] = now - self._last
+        self._last = now
+
+    def timings_s(self) -> dict[str, float]:
+        return {**self._steps, "total": self._last - self._began}
+
+
+def analyse(
+    volume: Volume,
+    pipeline: Pipeline,
+    *,
+    series_instance_uid: str,
+    revision: int,
+    on_classified: Callable[[Priority], None] | None = None,
+    clock: Clock = time.perf_counter,
+) -> Analysis:
+    """Analyse one revision of one series.
+
+    `on_classified` is called with the priority as soon as the classes are known, before the slower steps;
+    what it raises ends the analysis. Raises PermanentError MODEL_OUTPUT_INVALID.
+    """
+    watch = _Stopwatch(clock)
+    hu, spacing_mm = np.ascontiguousarray(volume.canonical()), volume.spacing_mm
+    watch.lap("canonical")
+    classification = require_classification(pipeline.classify(hu, spacing_mm), len(hu))
+    thresholds = _thresholds(pipeline)
+    slices = volume.slices_from_canonical(classification.slices)
+    classes = _classes(classification.series, slices, thresholds, volume.sop_instance_uids)
+    watch.lap("classify")
+    if on_classified is not None:
+        on_classified(priority(classes, thresholds))
+        watch.lap("alert")
+    masks, subtypes = _segment(volume, pipeline, hu, classification)
+    watch.lap("segment")
+    explained = _deciding(classes)
+    heat = _heat(pipeline.explain(hu, spacing_mm, classification, explained), len(hu))
+    watch.lap("explain")
+    millilitres = volume_ml(masks, volume)
+    agreement = consistency(classes, millilitres, subtypes)
+    watch.lap("measure")
+    findings = Findings(
+        model=pipeline.identity,
+        series_instance_uid=series_instance_uid,
+        revision=revision,
+        status=Status.ANALYSED,
+        classes=classes,
+        slices=_slices(slices, volume),
+        segmentation=SegmentationFinding(millilitres, slices_with(masks, volume)),
+        consistency=agreement,
+        priority=priority(classes, thresholds, agreement),
+        timings_s=watch.timings_s(),
+        warnings=volume.warnings,
+    )
+    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained)
+
+
+def _segment(
+    volume: Volume, pipeline: Pipeline, hu: NDArray[np.float32], classification: Classification
+) -> tuple[NDArray[np.bool_], set[str]]:
+    """The mask in source orientation, and the subtypes of which it holds more than noise."""
+    mask = _mask(pipeline.segment(hu, volume.spacing_mm, classification), hu.shape, "mask")
+    subtypes = set()
+    for name, part in pipeline.segment_subtypes(hu, volume.spacing_mm, classification).items():
+        source = volume.from_canonical(_mask(part, hu.shape, f"{name} mask"))
+        if volume_ml(source, volume) >= MIN_MASK_ML:
+            subtypes.add(name)
+    return np.ascontiguousarray(volume.from_canonical(mask)), subtypes
+
+
+def _thresholds(pipeline: Pipeline) -> Mapping[str, float]:
+    thresholds = pipeline.thresholds
+    missing = [name for name in CLASSES if name not in thresholds]
+    if missing:
+        text = f"the model gives no threshold for {', '.join(missing)}; check its operating points"
+        raise PermanentError("MODEL_OUTPUT_INVALID", text)
+    return thresholds
+
+
+def _classes(
+    series: NDArray[np.float32],
+    slices: NDArray[np.float32],
+    thresholds: Mapping[str, float],
+    sop_instance_uids: tuple[str, ...],
+) -> dict[str, ClassFinding]:
+    """Every class of the series (6,), with the slice of (z, 6) that speaks loudest for it."""
+    loudest = slices.argmax(axis=0)
+    return {
+        name: ClassFinding(float(value), bool(value >= thresholds[name]), sop_instance_uids[loudest[index]])
+        for index, (name, value) in enumerate(zip(CLASSES, series, strict=True))
+    }
+
+
+def _slices(slices: NDArray[np.float32], volume: Volume) -> tuple[SliceFinding, ...]:
+    return tuple(
+        SliceFinding(uid, float(place), {n: float(v) for n, v in zip(CLASSES, values, strict=True)})
+        for uid, place, values in zip(volume.sop_instance_uids, volume.positions_mm, slices, strict=True)
+    )
+
+
+def _deciding(classes: Mapping[str, ClassFinding]) -> str:
+    """The class to explain: the most probable subtype present, else "any"."""
+    present = [name for name in SUBTYPES if classes[name].present]
+    return max(present, key=lambda name: classes[name].probability, default="any")
+
+
+def _mask(mask: NDArray[np.bool_], shape: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+    if mask.shape != shape or mask.dtype != np.bool_:
+        text = f"{what} is {mask.dtype} {mask.shape} where bool {shape} is due; check the model"
+        raise PermanentError("MODEL_OUTPUT_INVALID", text)
+    return mask
+
+
+def _heat(heat: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
+    """The maps once they are checked: any grid will do, if it is one a slice."""
+    require_probabilities(heat, (slices, *heat.shape[1:3]), "explanation maps")
+    return heat
+
+
+def _bytes(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0..1 as 0..255."""
+    return np.ascontiguousarray(np.rint(heat * 255).astype(np.uint8))
