@@ -26,7 +26,7 @@ from node.domain.findings import (
 )
 from node.domain.priority import MIN_MASK_ML, consistency, priority
 from workers.measure import slices_with, volume_ml
-from workers.models.contract import Pipeline, require_classification, require_probabilities
+from workers.models.contract import Classification, Pipeline, require_classification, require_probabilities
 from workers.volume import Volume
 
 Clock = Callable[[], float]
