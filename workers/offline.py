@@ -1,4 +1,4 @@
-"""`ichnode analyse`: a folder of DICOM files in, findings and objects out. Uses no network and no database."""
+"""`ichnode analyse`: a folder of DICOM files in, findings and objects out. Needs no network."""
 
 from __future__ import annotations
 

@@ -13,11 +13,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from node.domain.errors import PermanentError, TransientError
+from node.store.tables import metadata
 
 SCHEMA_REVISION = "0001"
 """The newest migration; a test holds it against the migrations themselves."""
 
 BUSY_TIMEOUT_S = 30
+_VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
 
 
 def open_engine(url: str) -> Engine:
@@ -86,8 +88,25 @@ def schema_revision(engine: Engine) -> str | None:
 
 def migrate(engine: Engine) -> None:
     """Bring the schema to SCHEMA_REVISION; costs one look where nothing is to be done."""
-    if schema_revision(engine) == SCHEMA_REVISION:
+    revision = schema_revision(engine)
+    if revision == SCHEMA_REVISION:
         return
+    if revision is None:
+        _create(engine)
+        return
+    _upgrade(engine)
+
+
+def _create(engine: Engine) -> None:
+    """An empty database gets today's tables and is stamped, without going through its history."""
+    with writing(engine) as connection:
+        metadata.create_all(connection)
+        connection.execute(text(f"CREATE TABLE IF NOT EXISTS alembic_version ({_VERSION_COLUMN})"))
+        if connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 0:
+            connection.execute(text("INSERT INTO alembic_version VALUES (:at)"), {"at": SCHEMA_REVISION})
+
+
+def _upgrade(engine: Engine) -> None:
     from alembic import command  # slow to import, and seldom needed
     from alembic.config import Config
 
