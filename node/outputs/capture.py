@@ -16,7 +16,7 @@ from node.outputs.context import Context
 from node.outputs.identity import MANUFACTURER, MODEL_NAME, code_item, copy_elements, stamp
 from node.outputs.overlay import Legend
 from node.outputs.source import numbers, value
-from node.outputs.wording import RESEARCH_USE, Verdict, key_slices, verdict
+from node.outputs.wording import HEADLINES, RESEARCH_USE, Verdict, key_slices, verdict
 
 SERIES_NUMBER = 903
 WHOLE_SERIES = 60
@@ -91,16 +91,15 @@ def _legend(context: Context, index: int) -> Legend:
     orientation = numbers(source, "ImageOrientationPatient", 6)
     spacing = numbers(source, "PixelSpacing", 2)
     title = f"AI overlay\nSlice {index + 1}/{len(context.source.datasets)}"
-    result = "no score"
+    result = "this slice: no score"
     if index < len(findings.slices):
         finding = findings.slices[index]
         title += f"\n{finding.position_mm:+.1f} mm"
         if "any" in finding.probabilities:
-            result = f"this slice {finding.probabilities['any']:.2f}"
-    series = f"series: {verdict(findings).lower()}"
+            result = f"this slice: probability {finding.probabilities['any']:.2f}"
     return Legend(
         title=title,
-        result=f"{series}\n{result}",
+        result=f"AI: {HEADLINES[verdict(findings)].lower()}\n{result}",
         footer=f"{findings.model.name} {findings.model.version}",
         letters=drawing.sides(orientation) if orientation else (),
         column_spacing_mm=spacing[1] if spacing else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from node.outputs import capture, report, segmentation
@@ -24,7 +25,8 @@ def build_all(context: Context, names: Collection[str] = NAMES) -> dict[str, lis
     if unknown:
         raise ValueError(f"unknown output {unknown[0]!r}; there are {', '.join(NAMES)}")
     built: dict[str, list[Dataset]] = {name: list(made) for name, made in context.built.items()}
-    for output in OUTPUTS:
-        if output.name in names:
-            built[output.name] = output.build(replace(context, built=dict(built)))
+    with disable_value_validation():  # what is illegal in the source is carried on as it is
+        for output in OUTPUTS:
+            if output.name in names:
+                built[output.name] = output.build(replace(context, built=dict(built)))
     return {name: built[name] for name in NAMES if name in names}

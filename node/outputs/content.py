@@ -177,7 +177,7 @@ def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:
     return hd.sr.AlgorithmIdentification(
         name=long_string(model.name),
         version=long_string(model.version),
-        parameters=[f"weights sha256:{model.sha256}"],
+        parameters=[f"weights sha256:{model.sha256 or 'none'}"],
         family=codes.AI_FAMILY,
         manufacturer=MANUFACTURER,
     )

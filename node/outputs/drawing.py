@@ -69,16 +69,24 @@ def write(
     pen.text(xy, words, fill=colour, font=kind, anchor=anchor, stroke_width=rim, stroke_fill=BLACK)
 
 
-def edge_letters(pen: ImageDraw.ImageDraw, size: tuple[int, int], letters: Sequence[str], px: int) -> None:
-    """The four side letters in the middle of their edges; `size` is (columns, rows)."""
+def edge_letters(
+    pen: ImageDraw.ImageDraw, size: tuple[int, int], letters: Sequence[str], px: int, top_px: float
+) -> None:
+    """The side letters (left, right, top, bottom) in the middle of their edges, L and R the loudest.
+
+    `size` is (columns, rows); the top letter hangs `top_px` below the upper edge.
+    """
     width, height = size
     margin = px // 2
-    left, right, top, bottom = letters
-    big = round(px * 1.35)
-    write(pen, (margin, height / 2), left, big, anchor="lm", bold=True)
-    write(pen, (width - margin, height / 2), right, big, anchor="rm", bold=True)
-    write(pen, (width / 2, margin), top, px, FAINT, anchor="ma")
-    write(pen, (width / 2, height - round(2.2 * px)), bottom, px, FAINT, anchor="md")
+    places = (
+        ((margin, height / 2), "lm"),
+        ((width - margin, height / 2), "rm"),
+        ((width / 2, top_px), "ma"),
+        ((width / 2, height - round(2.2 * px)), "md"),
+    )
+    for letter, (xy, anchor) in zip(letters, places, strict=True):
+        loud = letter in ("L", "R")
+        write(pen, xy, letter, round(px * 1.35) if loud else px, TEXT if loud else FAINT, anchor, loud)
 
 
 def scale_bar(

@@ -1,6 +1,6 @@
 """One CT slice with what the AI saw, as RGB. Never covers what it marks: contours run around it.
 
-Brain window 40/80. Activations below a threshold leave the CT as it is, and air is never tinted.
+Brain window 40/80. Activations below a threshold leave the CT as it is, and air and bone are never tinted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ THRESHOLD = 0.4
 """Activations below this share of full scale are not shown."""
 OPACITY = 0.38
 """Of the strongest activation."""
-AIR_HU = -300
+TINTED_HU = (-300, 300)
+"""Air and bone keep their grey: a tint there would only hide them."""
 BANNER = "AI  ·  RESEARCH USE ONLY  –  NOT FOR DIAGNOSIS"
 
 
@@ -80,7 +81,7 @@ def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.nda
         return
     rows, columns = hu.shape
     fine = np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
-    shown = (fine >= THRESHOLD * 255) & (hu > AIR_HU)
+    shown = (fine >= THRESHOLD * 255) & (hu > TINTED_HU[0]) & (hu < TINTED_HU[1])
     if mask is not None:
         shown &= ~mask
     level, grey = fine[shown], rgb[shown].astype(np.uint16)
@@ -109,7 +110,9 @@ def _annotate(image: Image.Image, legend: Legend, has_heat: bool, has_mask: bool
     for row, (words, colour) in enumerate(reversed(keys)):
         write(pen, (width - margin, base - row * line), words, round(px * 0.9), colour, anchor="rd")
     if legend.letters:
-        drawing.edge_letters(pen, image.size, legend.letters, px)
+        longest = max(drawing.font(px).getlength(words) for words in legend.result.splitlines())
+        crowded = longest > width / 2 - 2 * px
+        drawing.edge_letters(pen, image.size, legend.letters, px, margin + (2.2 * line if crowded else 0))
     if legend.column_spacing_mm:
         drawing.scale_bar(pen, (margin, base), legend.column_spacing_mm, width / 4, px)
     _banner(pen, image.size, legend.footer, px)

@@ -26,11 +26,11 @@ COLOUR = (230, 40, 40)
 
 
 def build(context: Context) -> list[Dataset]:
-    """One SEG; none without a mask, or where the source lacks planes or a frame of reference."""
+    """One SEG; none without a mask, or where the source is no stack of slices in one frame of reference."""
     source = context.source
     if context.masks is None or not context.marked:
         return []
-    if not source.has_planes or not source.frame_of_reference_uid:
+    if not source.is_stack or not source.frame_of_reference_uid:
         return []
     _check_matrix(context)
     seg = hd.seg.Segmentation(
@@ -64,7 +64,7 @@ def algorithm_identification(context: Context) -> hd.AlgorithmIdentificationSequ
         family=codes.AI_FAMILY,
         version=long_string(model.version),
         source=MANUFACTURER,
-        parameters={"weights": f"sha256:{model.sha256}"},
+        parameters={"weights": f"sha256:{model.sha256 or 'none'}"},
     )
 
 

@@ -91,6 +91,12 @@ class Source:
         )
 
     @property
+    def is_stack(self) -> bool:
+        """Every slice has a plane, and all of them have the same orientation."""
+        found = [numbers(ds, "ImageOrientationPatient", 6) for ds in self.headers]
+        return self.has_planes and all(own == found[0] for own in found)
+
+    @property
     def frame_of_reference_uid(self) -> str:
         """Empty where the source has none, or several."""
         uids = {str(value(ds, "FrameOfReferenceUID") or "") for ds in self.datasets}
@@ -158,11 +164,9 @@ def _clone(ds: Dataset, orientation: Sequence[float] | None, thickness_mm: float
     clone.SliceThickness = thickness_mm
     own = numbers(ds, "ImageOrientationPatient", 6)
     if own and orientation:
-        clone.ImageOrientationPatient = _snapped(own, orientation, str(clone.SOPInstanceUID))
+        clone.ImageOrientationPatient = list(orientation if _parallel(own, orientation) else own)
     return clone
 
 
-def _snapped(own: Sequence[float], common: Sequence[float], uid: str) -> list[float]:
-    if np.abs(np.subtract(own, common)).max() > JITTER:
-        raise PermanentError("MIXED_ORIENTATION", f"slice {uid} is not parallel to the first of its series")
-    return list(common)
+def _parallel(one: Sequence[float], other: Sequence[float]) -> bool:
+    return bool(np.abs(np.subtract(one, other)).max() <= JITTER)

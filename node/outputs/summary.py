@@ -148,7 +148,9 @@ def _footer(page: _Page, findings: Findings, made_at: datetime, version: str, or
     page.y = 430
     page.put(_LEFT, origin, 11, FAINT)
     page.y += 16
-    page.put(_LEFT, f"Model {model.name} {model.version}  ·  weights {model.sha256[:12]}", 11, FAINT)
+    page.put(
+        _LEFT, f"Model {model.name} {model.version}  ·  weights {model.sha256[:12] or 'none'}", 11, FAINT
+    )
     page.y += 16
     page.put(_LEFT, f"ichnode {version}  ·  {made_at:%Y-%m-%d %H:%M %Z}", 11, FAINT)
     page.y = 498
