@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from node.domain.findings import (
     CLASSES,
@@ -119,9 +119,12 @@ def analysed(
         "segmentation": SegmentationFinding(round(0.045 * int(blood.sum()), 2), held),
         "consistency": Consistency.AGREE,
         "priority": Priority.STAT if suspected else Priority.ROUTINE,
+        "model": MODEL,
+        "series_instance_uid": str(series[0].SeriesInstanceUID),
+        "revision": 1,
         "status": Status.ANALYSED,
     }
-    return Findings(MODEL, str(series[0].SeriesInstanceUID), 1, **{**fields, **changes})
+    return Findings(**{**fields, **changes})
 
 
 def not_analysed(
@@ -136,7 +139,7 @@ def _header(name: str, index: int, rows: int, columns: int) -> Dataset:
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = make_uid(name, "instance", index)
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(make_uid(name, "instance", index))
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.StudyInstanceUID, ds.SeriesInstanceUID = make_uid(name, "study"), make_uid(name, "series")
     ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = make_uid(name, "frame"), None

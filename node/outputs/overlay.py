@@ -110,8 +110,8 @@ def _annotate(image: Image.Image, legend: Legend, has_heat: bool, has_mask: bool
     for row, (words, colour) in enumerate(reversed(keys)):
         write(pen, (width - margin, base - row * line), words, round(px * 0.9), colour, anchor="rd")
     if legend.letters:
-        longest = max(drawing.font(px).getlength(words) for words in legend.result.splitlines())
-        crowded = longest > width / 2 - 2 * px
+        lengths = [drawing.font(px).getlength(words) for words in legend.result.splitlines()]
+        crowded = max(lengths, default=0) > width / 2 - 2 * px
         drawing.edge_letters(pen, image.size, legend.letters, px, margin + (2.2 * line if crowded else 0))
     if legend.column_spacing_mm:
         drawing.scale_bar(pen, (margin, base), legend.column_spacing_mm, width / 4, px)

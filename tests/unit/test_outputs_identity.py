@@ -60,7 +60,7 @@ def everything(context: Context) -> list[Dataset]:
 @pytest.mark.parametrize("from_files", [True, False])
 def test_the_patient_stays_as_in_the_source(script: str, from_files: bool) -> None:
     charset, name = NAMES_OF_PATIENTS[script]
-    texts = {"InstitutionName": None, "Manufacturer": "Scanner"}
+    texts: dict[str, Any] = {"InstitutionName": None, "Manufacturer": "Scanner"}
     series = ct_series(SpecificCharacterSet=charset, PatientName=name, **texts)
     raw = as_received(series)[0].get_item("PatientName").value
     for ds in everything(context_for(as_received(series) if from_files else series)):
