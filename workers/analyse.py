@@ -26,7 +26,13 @@ from node.domain.findings import (
 )
 from node.domain.priority import MIN_MASK_ML, consistency, priority
 from workers.measure import slices_with, volume_ml
-from workers.models.contract import Classification, Pipeline, require_classification, require_probabilities
+from workers.models.contract import (
+    MAP_SIZE,
+    Classification,
+    Pipeline,
+    require_classification,
+    require_probabilities,
+)
 from workers.volume import Volume
 
 Clock = Callable[[], float]
@@ -170,7 +176,8 @@ def _mask(mask: NDArray[np.bool_], shape: tuple[int, ...], what: str) -> NDArray
 
 def _heat(heat: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
     """The maps once they are checked: any grid will do, if it is one a slice."""
-    require_probabilities(heat, (slices, *heat.shape[1:3]), "explanation maps")
+    grid = heat.shape[1:] if heat.ndim == 3 else (MAP_SIZE, MAP_SIZE)
+    require_probabilities(heat, (slices, *grid), "explanation maps")
     return heat
 
 
