@@ -56,7 +56,8 @@ def write_series(
     """Write the phantom of `seed` into `out_dir`, one file a slice, feet to head; the paths in that order.
 
     `tilt_deg` tilts the gantry: planes lean towards the patient's feet at the back while the table
-    still moves along z, so positions are no longer along the slice normal.
+    still moves along z, so positions are no longer along the slice normal. Headers only: the
+    pictures are those of untilted planes.
     """
     labels = labels or SeriesLabels()
     head = volume(seed, bleeds, slices=slices, size=size, step_mm=step_mm)

@@ -19,6 +19,8 @@ FIELD_MM = 240.0
 """Side of the square field of view."""
 LOWEST_MM = -72.0
 """Height of the first slice of a volume in head coordinates."""
+HIDDEN_HU = 200.0
+"""Blood that shares its pixel with so much bone cannot be seen and is not in the mask."""
 _PLANES = 3
 """Thin planes averaged into one slice, for partial volume along z."""
 
@@ -69,7 +71,8 @@ def render(head: Head, z_mm: float, size: int) -> tuple[NDArray[np.float32], NDA
         blood += plane_blood / _PLANES
         brain += plane_brain / _PLANES
     seen = np.stack([blur(mask, 0.45 / pixel_mm) if mask.any() else mask for mask in blood])
-    return _scan(head, hu, brain, texture, x, y, z_mm), seen > 0.5
+    scan = _scan(head, hu, brain, texture, x, y, z_mm)
+    return scan, (seen > 0.5) & (scan < HIDDEN_HU)
 
 
 def _image_plane(head: Head, size: int) -> tuple[Array, Array]:
