@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, Select, delete, func, select, update
+from sqlalchemy import Engine, Select, case, delete, func, select, update
 
+from node.domain.findings import Priority
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import deliveries, heartbeats, instances, jobs, objects, series, studies
@@ -71,11 +72,62 @@ class Views:
 
     def jobs(self, limit: int = 100) -> list[dict[str, Any]]:
         with reading(self._engine) as connection:
+            query = _jobs().order_by(jobs.c.id.desc()).limit(limit)
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def queue(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Jobs that are still to be done: those in work first, then the waiting ones, oldest first."""
+        order = {JobState.RUNNING: 0, JobState.ANALYSED: 1, JobState.QUEUED: 2}
+        with reading(self._engine) as connection:
             query = (
-                select(jobs, series.c.description, studies.c.patient_id, studies.c.accession_number)
-                .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
+                _jobs()
+                .where(jobs.c.state.in_(list(order)))
+                .order_by(case(order, value=jobs.c.state), jobs.c.created_at)
+                .limit(limit)
+            )
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def alarms(self, since: float, limit: int = 50) -> list[dict[str, Any]]:
+        """Studies received since then whose newest word is STAT, with the job that said so, newest first.
+
+        A later revision takes an alarm back only once it has a word of its own.
+        """
+        spoken = jobs.alias("spoken")
+        newest_word = (
+            select(func.max(spoken.c.id))
+            .where(
+                spoken.c.study_instance_uid == jobs.c.study_instance_uid,
+                spoken.c.priority.is_not(None),
+                spoken.c.state != JobState.CANCELLED,
+            )
+            .scalar_subquery()
+        )
+        columns = (jobs.c.state, jobs.c.priority, jobs.c.reason_text, jobs.c.findings)
+        with reading(self._engine) as connection:
+            query = (
+                select(studies, jobs.c.id.label("job_id"), *columns)
+                .join(jobs, jobs.c.study_instance_uid == studies.c.study_instance_uid)
+                .where(
+                    jobs.c.id == newest_word,
+                    jobs.c.priority == Priority.STAT,
+                    studies.c.last_received_at >= since,
+                )
+                .order_by(studies.c.last_received_at.desc())
+                .limit(limit)
+            )
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def undelivered(self, limit: int = 200) -> list[dict[str, Any]]:
+        """Deliveries waiting or given up, positive results first, and the oldest of each first."""
+        of_patient = (studies.c.patient_id, studies.c.accession_number)
+        with reading(self._engine) as connection:
+            query = (
+                _deliveries()
+                .add_columns(*of_patient)
+                .join(jobs, jobs.c.id == deliveries.c.job_id)
                 .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-                .order_by(jobs.c.id.desc())
+                .where(deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.FAILED)))
+                .order_by(deliveries.c.urgent.desc(), deliveries.c.created_at, deliveries.c.id)
                 .limit(limit)
             )
             return [dict(row._mapping) for row in connection.execute(query)]
@@ -136,6 +188,14 @@ class Views:
         with reading(self._engine) as connection:
             rows = connection.execute(select(heartbeats).order_by(heartbeats.c.role, heartbeats.c.process))
             return [{**row._mapping, "alive": now - row.seen_at < ALIVE_S} for row in rows]
+
+
+def _jobs() -> Select[Any]:
+    return (
+        select(jobs, series.c.description, studies.c.patient_id, studies.c.accession_number)
+        .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
+        .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
+    )
 
 
 def _deliveries() -> Select[Any]:
