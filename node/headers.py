@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
@@ -40,7 +41,11 @@ HEADER_TAGS = list(_TAGS.values())
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _DELIMITERS = TEXT_VR_DELIMS | PN_DELIMS
-_UNREADABLE = (InvalidDicomError, EOFError, struct.error, ValueError, KeyError, NotImplementedError)
+_UNREADABLE = (
+    ArithmeticError, BytesLengthException, EOFError, InvalidDicomError, LookupError, NotImplementedError,
+    ValueError, struct.error, zlib.error,
+)  # fmt: skip
+"""What pydicom raises on bytes that are no DICOM, besides an OSError that no disk is to blame for."""
 
 
 def read_instance(source: str | Path | BinaryIO) -> Instance:
@@ -151,7 +156,7 @@ class _Header:
         """CodeMeaning of the first item of a code sequence (PS3.3 8.8)."""
         try:
             return str(self._ds[_TAGS[keyword]].value[0].CodeMeaning or "").strip()
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError, *_UNREADABLE):
+        except (AttributeError, OSError, TypeError, *_UNREADABLE):
             return ""
 
     def _decode(self, value: bytes) -> str:

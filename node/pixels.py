@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
+from pydicom.errors import BytesLengthException
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
@@ -41,8 +42,8 @@ _QUICK = {
     JPEGLSNearLossless: imagecodecs.jpegls_decode,
 }
 _UNDECODABLE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
-    RuntimeError, TypeError, ValueError, struct.error,
+    ArithmeticError, AttributeError, BytesLengthException, EOFError, LookupError, MemoryError,
+    NotImplementedError, OSError, RuntimeError, TypeError, ValueError, struct.error,
 )  # fmt: skip
 """What pydicom and its decoder plugins raise on broken or unsupported pixel data."""
 
@@ -76,7 +77,14 @@ def hounsfield(ds: Dataset, frame: int = 0) -> np.ndarray:
 
 
 def _uid(ds: Dataset) -> str:
-    return str(ds.get("SOPInstanceUID", "") or "without SOPInstanceUID")
+    return _text(ds, "SOPInstanceUID") or "without SOPInstanceUID"
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    try:
+        return str(ds.get(keyword) or "")
+    except _UNDECODABLE:
+        return ""
 
 
 def _rescale(ds: Dataset, frame: int) -> tuple[float, float]:
@@ -84,9 +92,9 @@ def _rescale(ds: Dataset, frame: int) -> tuple[float, float]:
     for source in (ds, *_transformations(ds, frame)):
         try:
             slope, intercept = float(source.RescaleSlope), float(source.RescaleIntercept)
-        except (AttributeError, TypeError, ValueError):
+        except _UNDECODABLE:
             continue
-        kind = str(source.get("RescaleType", "") or "").upper()
+        kind = _text(source, "RescaleType").upper()
         if kind in _NOT_HOUNSFIELD:
             text = f"instance {_uid(ds)}: RescaleType {kind}: the values are no Hounsfield units"
             raise PermanentError("NO_RESCALE", text)

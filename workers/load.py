@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from node.domain.errors import PermanentError
 from workers.volume import Volume, build_volume
 
 _UNREADABLE = (
-    InvalidDicomError, EOFError, KeyError, NotImplementedError, OverflowError, ValueError, struct.error,
+    ArithmeticError, BytesLengthException, EOFError, InvalidDicomError, LookupError, NotImplementedError,
+    ValueError, struct.error, zlib.error,
 )  # fmt: skip
 
 

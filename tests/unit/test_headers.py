@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
+import warnings
 from dataclasses import fields, replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -139,6 +142,9 @@ JUNK = [
     ("SeriesDescription", "LO", "Schädel".encode(), "series_description", "Schädel"),
     ("SeriesDescription", "LO", "Schädel".encode("latin-1"), "series_description", "Schädel"),
     ("SeriesDescription", "LO", b"Head\x00\x00", "series_description", "Head"),
+    ("AnatomicRegionSequence", "SQ", b"\xff\xfe\xfd", "body_part", ""),
+    ("AnatomicRegionSequence", "FD", b"\0" * 7, "body_part", ""),
+    ("AnatomicRegionSequence", "FD", b"\0\0\0\0\0\0\xf0\x7f", "body_part", ""),
     ("StudyDate", "DA", b"2024-13-45", "study_date", "2024-13-45"),
 ]
 
@@ -179,6 +185,18 @@ def test_body_part_and_agent_from_code_sequences() -> None:
 def test_what_is_no_dicom_file_is_refused_by_name(content: bytes) -> None:
     with pytest.raises(PermanentError):
         read_instance(io.BytesIO(content))
+
+
+def test_no_flipped_byte_raises_anything_else() -> None:
+    whole = encoded(header()).getvalue()
+    random = Random(20190905)
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        for _ in range(random.randrange(1, 6)):
+            damaged[random.randrange(130, len(whole))] = random.randrange(256)
+        with contextlib.suppress(PermanentError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read_instance(io.BytesIO(bytes(damaged)))
 
 
 def test_all_facts_come_from_tags_that_are_read() -> None:
