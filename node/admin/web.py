@@ -207,7 +207,6 @@ WAITING_WORDS = {
     "QUEUED": "Waits for a worker.",
     "RUNNING": "Is being analysed.",
     "SUPERSEDED": "More images came; the analysis starts again.",
-    "CANCELLED": f"Cancelled by an admin. {wording.NOT_NEGATIVE}",
 }
 
 
@@ -227,6 +226,8 @@ def result(status: str, job: Row | None) -> Result:
         return Result(verdict.name, wording.HEADLINES[verdict], notes=notes)
     if job is not None and job["state"] == JobState.FAILED:
         return _no_result(reason or "No reason was recorded.")
+    if status == JobState.CANCELLED:
+        return _no_result("Cancelled by an admin.")
     note = f"Last attempt: {reason}" if reason else ""
     return Result("WAITING", WAITING_WORDS.get(status, status.capitalize()), notes=(note,) if note else ())
 

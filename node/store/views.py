@@ -88,9 +88,10 @@ class Views:
             return [dict(row._mapping) for row in connection.execute(query)]
 
     def alarms(self, since: float, limit: int = 50) -> list[dict[str, Any]]:
-        """Studies received since then whose newest word is STAT, with the job that said so, newest first.
+        """Studies received since then whose newest word is STAT, newest first.
 
-        A later revision takes an alarm back only once it has a word of its own.
+        Each with the job that said so, and how many of its results are undelivered. A later revision
+        takes an alarm back only once it has a word of its own.
         """
         spoken = jobs.alias("spoken")
         newest_word = (
@@ -102,7 +103,17 @@ class Views:
             )
             .scalar_subquery()
         )
-        columns = (jobs.c.state, jobs.c.priority, jobs.c.reason_text, jobs.c.findings)
+        undelivered = (
+            select(func.count(deliveries.c.id))
+            .where(
+                deliveries.c.job_id == jobs.c.id,
+                deliveries.c.urgent == 1,
+                deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.FAILED)),
+            )
+            .scalar_subquery()
+            .label("undelivered")
+        )
+        columns = (jobs.c.state, jobs.c.priority, jobs.c.reason_text, jobs.c.findings, undelivered)
         with reading(self._engine) as connection:
             query = (
                 select(studies, jobs.c.id.label("job_id"), *columns)

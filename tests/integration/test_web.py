@@ -225,6 +225,7 @@ def test_undelivered_positives_come_first_with_their_error(client: TestClient, s
     delivery = site.delivery_of(job)
     site.records.deliveries.failed(delivery, "PACS refused the association", "0xA700", time.time() + 120)
     page = client.get("/").text
+    assert "1 result not delivered yet" in page[page.index('id="alarms"') : page.index('id="studies"')]
     waiting = page[page.index('id="deliveries"') :]
     assert waiting.index("PID-2") < waiting.index("PID-1")
     assert "PACS refused the association" in waiting
