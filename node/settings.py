@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,8 @@ PREFIX = "ICHNODE_"
 NOT_SETTINGS = ("ICHNODE_CONFIG", "ICHNODE_TEST_DATA", "ICHNODE_REQUIRE_PEERS")
 DEFAULT_FILE = "ichnode.toml"
 Port = int
+AeTitle = Annotated[str, Field(pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", min_length=1, max_length=16)]
+"""PS3.5 6.2: ASCII without backslash and control characters, and not blanks alone."""
 OUTPUT_NAMES = ("sr", "seg", "sc")
 
 
@@ -42,11 +44,11 @@ class Tls(_Section):
 class Scp(_Section):
     """The C-STORE and C-ECHO SCP."""
 
-    ae_title: str = Field("ICHNODE", min_length=1, max_length=16)
+    ae_title: AeTitle = "ICHNODE"
     host: str = "127.0.0.1"
     port: Port = Field(11112, ge=1, le=65535)
     processes: int = Field(2, ge=1, le=64)
-    calling_ae_titles: tuple[str, ...] = ()
+    calling_ae_titles: tuple[AeTitle, ...] = ()
     """Empty: any peer may call; else only these AE titles."""
     tls: Tls = Tls()
     max_associations: int = Field(64, ge=1)
@@ -102,7 +104,7 @@ class Destination(_Section):
     """A PACS that gets results."""
 
     name: str = Field(min_length=1, max_length=64)
-    ae_title: str = Field(min_length=1, max_length=16)
+    ae_title: AeTitle
     host: str = "127.0.0.1"
     port: Port = Field(104, ge=1, le=65535)
     outputs: tuple[str, ...] = OUTPUT_NAMES
@@ -199,13 +201,15 @@ def _read_toml(path: Path, optional: bool = False) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     """`ICHNODE_A__B=x` → {"a": {"b": "x"}}; a TOML list or table may be given as TOML text."""
     values: dict[str, Any] = {}
-    for key, text in os.environ.items():
+    for key, text in sorted(os.environ.items()):
         if not key.startswith(PREFIX) or key in NOT_SETTINGS:
             continue
         *parents, leaf = key.removeprefix(PREFIX).lower().split("__")
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise SettingsError(f"{key}: {PREFIX}{parent.upper()} is set too, and is not a table")
         node[leaf] = _literal(text)
     return values
 
