@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,11 @@ def unpack(data: bytes) -> Maps:
     """Raises PermanentError MAPS_UNREADABLE for anything `pack` did not write."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            shape = tuple(int(n) for n in arrays["shape"])
-            count = int(np.prod(shape))
-            masks = np.unpackbits(arrays["masks"], count=count).astype(bool).reshape(shape)
+            packed, (z, rows, columns) = arrays["masks"], (int(n) for n in arrays["shape"])
+            count = z * rows * columns
+            if min(z, rows, columns) < 0 or packed.shape != (-(-count // 8),):
+                raise ValueError(f"{packed.shape} bytes are no mask of {z} × {rows} × {columns}")
+            masks = np.unpackbits(packed, count=count).astype(bool).reshape(z, rows, columns)
             return Maps(masks, arrays["heat"])
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PermanentError("MAPS_UNREADABLE", f"stored masks cannot be read: {error}") from error
