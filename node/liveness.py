@@ -15,7 +15,7 @@ def process_name(pid: int | None = None) -> str:
 def is_gone(name: str) -> bool:
     """True only for a process of this host whose pid is no longer there."""
     host, _, pid = name.rpartition(":")
-    if not pid.isdigit() or name != process_name(int(pid)) or not host:
+    if not pid.isdecimal() or name != process_name(int(pid)) or not host:
         return False
     try:
         os.kill(int(pid), 0)
