@@ -1,0 +1,188 @@
+"""Broken answers and broken weights are refused; what is shipped can be loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES, ModelIdentity
+from workers.models import runtime
+from workers.models.aggregate import Aggregation
+from workers.models.catalogue import CATALOGUE, entry
+from workers.models.contract import Classification, require_classification, require_probabilities
+from workers.models.multitask import MultiTaskPipeline, Operating
+from workers.models.network import MultiTaskNet, mask_evidence
+from workers.phantom import volume
+from workers.training.recipes import RECIPES
+
+WIDTHS = (8, 8, 16, 16, 16)
+
+
+def _network(seed: int = 0) -> MultiTaskNet:
+    torch.manual_seed(seed)
+    return MultiTaskNet(WIDTHS)
+
+
+def _pipeline(network: MultiTaskNet) -> MultiTaskPipeline:
+    operating = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain())
+    return MultiTaskPipeline(ModelIdentity("test", "1", "0"), [network], operating)
+
+
+def _saved(folder: Path) -> Path:
+    recipe = replace(RECIPES[0], widths=WIDTHS)
+    facts = {
+        "name": "tiny",
+        "version": "1",
+        "recipe": {"widths": list(recipe.widths), "dropout": recipe.dropout},
+        "thresholds": dict.fromkeys(CLASSES, 0.5),
+        "mask_threshold": 0.5,
+        "aggregation": Aggregation.plain().to_json(),
+    }
+    sidecar = folder / "tiny.json"
+    runtime.save_pipeline(sidecar, [_network().state_dict(), _network(1).state_dict()], facts)
+    return sidecar
+
+
+def test_the_network_answers_in_the_shapes_it_promises() -> None:
+    output = _network().eval()(torch.rand(2, 3, 64, 96))
+    assert output.classes.shape == (2, 6)
+    assert output.masks.shape == (2, 6, 64, 96)
+    assert output.features.shape == (2, 16, 4, 6)
+    assert mask_evidence(output.masks).shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    (
+        np.full(6, np.nan, np.float32),
+        np.full(6, np.inf, np.float32),
+        np.full(6, 1.5, np.float32),
+        np.full(6, -0.1, np.float32),
+        np.full(5, 0.5, np.float32),
+    ),
+)
+def test_what_is_no_probability_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(PermanentError) as caught:
+        require_probabilities(values, (6,), "series probabilities")
+    assert caught.value.code == "MODEL_OUTPUT_INVALID"
+
+
+def test_a_classification_of_too_few_slices_is_refused() -> None:
+    answer = Classification(np.zeros((3, 6), np.float32), np.zeros(6, np.float32))
+    assert require_classification(answer, 3) is answer
+    with pytest.raises(PermanentError):
+        require_classification(answer, 4)
+
+
+def test_a_network_that_says_nan_raises_and_is_never_negative() -> None:
+    network = _network()
+    with torch.no_grad():
+        network.class_head.bias[3] = float("nan")
+    head = volume(1, (), slices=4, size=64)
+    with pytest.raises(PermanentError) as caught:
+        _pipeline(network).classify(head.hu, head.spacing_mm)
+    assert caught.value.code == "MODEL_OUTPUT_INVALID"
+
+
+def test_a_volume_without_a_head_is_refused() -> None:
+    with pytest.raises(PermanentError) as caught:
+        _pipeline(_network()).classify(np.full((4, 64, 64), -1000, np.float32), (5.0, 1.0, 1.0))
+    assert caught.value.code == "HEAD_NOT_FOUND"
+
+
+def test_answers_lie_on_the_grid_of_the_source() -> None:
+    head = volume(2, ("epidural",), slices=5, size=72)
+    pipeline = _pipeline(_network())
+    answer = pipeline.classify(head.hu, head.spacing_mm)
+    assert answer.slices.shape == (5, 6)
+    assert pipeline.segment(head.hu, head.spacing_mm, answer).shape == head.hu.shape
+    for name, mask in pipeline.segment_subtypes(head.hu, head.spacing_mm, answer).items():
+        assert name in CLASSES and mask.shape == head.hu.shape
+    maps = pipeline.explain(head.hu, head.spacing_mm, answer, "any")
+    assert maps.shape == (5, 128, 128) and maps.dtype == np.float32
+    assert maps.min() >= 0 and maps.max() <= 1
+
+
+def test_thin_slices_get_an_answer_each() -> None:
+    head = volume(2, (), slices=23, size=64, step_mm=1.25, lowest_mm=0)
+    answer = _pipeline(_network()).classify(head.hu, head.spacing_mm)
+    assert answer.slices.shape == (23, 6)
+
+
+def test_a_classification_read_back_without_its_state_is_read_anew() -> None:
+    head = volume(2, ("epidural",), slices=4, size=64)
+    pipeline = _pipeline(_network())
+    answer = pipeline.classify(head.hu, head.spacing_mm)
+    bare = Classification(answer.slices, answer.series)
+    again = pipeline.segment(head.hu, head.spacing_mm, bare)
+    assert np.array_equal(again, pipeline.segment(head.hu, head.spacing_mm, answer))
+
+
+def test_weights_round_trip_and_are_loaded_once(tmp_path: Path) -> None:
+    sidecar = _saved(tmp_path)
+    pipeline = runtime.load_pipeline(sidecar, "cpu")
+    assert pipeline is runtime.load_pipeline(str(sidecar), "cpu")
+    assert isinstance(pipeline, MultiTaskPipeline) and len(pipeline.members) == 2
+    assert pipeline.identity.sha256 == json.loads(sidecar.read_text())["sha256"]
+
+
+def test_weights_that_differ_from_their_digest_are_refused(tmp_path: Path) -> None:
+    sidecar = _saved(tmp_path)
+    weights = sidecar.with_suffix(".safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(PermanentError) as caught:
+        runtime.load_pipeline(sidecar, "cpu")
+    assert caught.value.code == "MODEL_DIGEST_MISMATCH"
+
+
+def test_weights_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
+    sidecar = _saved(tmp_path)
+    facts = json.loads(sidecar.read_text())
+    facts["preprocessing"]["window_hu"] = [0.0, 80.0]
+    sidecar.write_text(json.dumps(facts))
+    with pytest.raises(PermanentError) as caught:
+        runtime.load_pipeline(sidecar, "cpu")
+    assert caught.value.code == "MODEL_PREPROCESSING_MISMATCH"
+
+
+def test_an_unknown_name_and_an_absent_file_are_named(tmp_path: Path) -> None:
+    for name in ("no-such-model", tmp_path / "absent.json"):
+        with pytest.raises(PermanentError) as caught:
+            runtime.load_pipeline(name, "cpu")
+        assert caught.value.code == "MODEL_NOT_FOUND"
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(PermanentError) as caught:
+        runtime.choose_device("cuda")
+    assert caught.value.code == "DEVICE_UNAVAILABLE"
+
+
+def test_every_entry_of_the_catalogue_loads_and_is_what_its_sidecar_says() -> None:
+    for known in CATALOGUE:
+        assert entry(known.name) is known
+        facts = runtime.read_sidecar(known.sidecar)
+        pipeline = runtime.load_pipeline(known.name, "cpu")
+        assert pipeline.identity == ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+        assert set(pipeline.thresholds) == set(CLASSES)
+        assert all(0 < value < 1 for value in pipeline.thresholds.values())
+
+
+def test_a_series_speaks_by_its_strongest_pictures_and_not_by_one() -> None:
+    aggregation = replace(Aggregation.plain(), smoothing=0.0)
+    lone, many = np.full((20, 6), -4, np.float32), np.full((20, 6), -4, np.float32)
+    lone[10], many[8:13] = 4, 4
+    assert aggregation.series_probabilities(lone)[0] < 0.5 < aggregation.series_probabilities(many)[0]
+    order = aggregation.slice_probabilities(many)[:, 0]
+    assert order[10] > order[0]
+    assert Aggregation.from_json(aggregation.to_json()) == aggregation

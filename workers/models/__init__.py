@@ -1,0 +1,1 @@
+"""The models: what each must answer (contract), which there are (catalogue), how one is loaded (runtime)."""

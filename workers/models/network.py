@@ -1,0 +1,100 @@
+"""The compact multi-task network: slice classes and blood masks from three neighbouring slices. No I/O.
+
+An encoder-decoder after U-Net (Ronneberger et al., MICCAI 2015) with a classification head on its
+deepest features; that both heads learn together and must agree follows SMART-Net (Cho et al.,
+Sci Rep 2022).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from node.domain.findings import CLASSES
+
+BLOCK = 2
+MASK_PRIOR, CLASS_PRIOR = -4.0, -1.5
+"""Logits the heads start from: blood is rare, so the first steps need not be spent on learning that."""
+TOP_FRACTION = 0.001
+"""Share of the mask's pixels whose mean logit is the mask's own evidence for a class."""
+
+
+class Output(NamedTuple):
+    """Class logits (n, 6), mask logits (n, 6, y, x), deepest features (n, channels, y/16, x/16)."""
+
+    classes: Tensor
+    masks: Tensor
+    features: Tensor
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _conv(channels, channels)
+        self.second = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.second(self.first(x)))
+
+
+class MultiTaskNet(nn.Module):
+    """Input (n, 3, y, x) 0..1, sides divisible by 16; see `Output` for what comes out.
+
+    Two by two pixels go in and come out as channels (sub-pixel convolution, Shi et al., CVPR
+    2016), so no convolution runs at full resolution: that halves the time on a CPU.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 192), dropout: float = 0.3) -> None:
+        super().__init__()
+        self.stem = _conv(3 * BLOCK**2, widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(narrow, wide, 2), Residual(wide)) for narrow, wide in pairwise(widths)
+        )
+        self.up = nn.ModuleList(
+            _conv(wide + narrow, narrow) for narrow, wide in reversed(list(pairwise(widths)))
+        )
+        self.mask_head = nn.Conv2d(widths[0], len(CLASSES) * BLOCK**2, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.class_head = nn.Linear(2 * widths[-1], len(CLASSES))
+        nn.init.constant_(self.mask_head.bias, MASK_PRIOR)
+        nn.init.constant_(self.class_head.bias, CLASS_PRIOR)
+
+    def forward(self, x: Tensor) -> Output:
+        skips = [self.stem(functional.pixel_unshuffle((x - 0.4) / 0.35, BLOCK))]
+        for stage in self.down:
+            skips.append(stage(skips[-1]))
+        features = skips.pop()
+        picture = features
+        for stage in self.up:
+            picture = functional.interpolate(picture, scale_factor=2.0, mode="nearest")
+            picture = stage(torch.cat((picture, skips.pop()), dim=1))
+        masks = functional.pixel_shuffle(self.mask_head(picture), BLOCK)
+        return Output(self.classify(features), masks, features)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits from the deepest features: their mean and maximum over the picture."""
+        pooled = torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
+        return self.class_head(self.dropout(pooled))
+
+
+def mask_evidence(masks: Tensor) -> Tensor:
+    """What the mask says about each class: mean of its highest logits, (n, 6)."""
+    flat = masks.float().flatten(2)
+    count = max(1, int(flat.shape[2] * TOP_FRACTION))
+    return flat.topk(count, dim=2).values.mean(dim=2)

@@ -1,0 +1,155 @@
+"""Load a pipeline once per process, from safetensors only and only if its digest is the one written down.
+
+A sidecar JSON stands beside the weights: name, version, sha256, family, recipe, preprocessing,
+thresholds, training data, metrics. Weights that differ from it, or that were trained with another
+preprocessing, are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES, ModelIdentity
+from workers import preprocess
+from workers.models.aggregate import Aggregation
+from workers.models.catalogue import entry
+from workers.models.contract import Pipeline
+from workers.models.multitask import MultiTaskPipeline, Operating
+from workers.models.network import MultiTaskNet
+
+MULTITASK = "multitask"
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` takes CUDA when there is a device. Raises PermanentError when `cuda` is asked for in vain."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PermanentError("DEVICE_UNAVAILABLE", "no CUDA device here; set model.device to auto or cpu")
+    return torch.device(device)
+
+
+def load_pipeline(name_or_path: str | Path = "default", device: str = "auto") -> Pipeline:
+    """The pipeline of that catalogue name or sidecar path, the same object each time in one process."""
+    try:
+        sidecar = entry(name_or_path).sidecar
+    except KeyError as error:
+        raise PermanentError("MODEL_NOT_FOUND", str(error.args[0])) from error
+    return _load(sidecar.resolve(), choose_device(device))
+
+
+@lru_cache(maxsize=4)
+def _load(sidecar: Path, device: torch.device) -> Pipeline:
+    facts = read_sidecar(sidecar)
+    tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
+    if facts["family"] != MULTITASK:
+        raise PermanentError("MODEL_NOT_FOUND", f"{sidecar.name}: unknown family {facts['family']!r}")
+    if facts["preprocessing"] != preprocessing_facts():
+        raise PermanentError(
+            "MODEL_PREPROCESSING_MISMATCH",
+            f"{sidecar.name}: these weights were trained with another preprocessing; train them anew",
+        )
+    operating = Operating(
+        thresholds={name: float(facts["thresholds"][name]) for name in CLASSES},
+        mask_threshold=float(facts["mask_threshold"]),
+        aggregation=Aggregation.from_json(facts["aggregation"]),
+    )
+    identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+    return MultiTaskPipeline(identity, _members(tensors, facts), operating, device)
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The facts beside the weights. Raises PermanentError when there are none."""
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PermanentError("MODEL_NOT_FOUND", f"no model at {path}; check model.pipeline") from error
+    except ValueError as error:
+        raise PermanentError("MODEL_INVALID", f"{path} is not JSON: {error}") from error
+    return facts
+
+
+def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Tensors in float32, once the file's digest is the expected one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PermanentError("MODEL_NOT_FOUND", f"no weights at {path}; reinstall the model") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise PermanentError(
+            "MODEL_DIGEST_MISMATCH",
+            f"{path.name} has sha256 {found[:12]}…, its sidecar says {sha256[:12]}…; reinstall the model",
+        )
+    try:
+        return {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in load(content).items()
+        }
+    except SafetensorError as error:
+        raise PermanentError("MODEL_INVALID", f"{path.name} is not a safetensors file: {error}") from error
+
+
+def _members(tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[MultiTaskNet]:
+    members = []
+    for index in range(int(facts["members"])):
+        prefix = f"{index}."
+        network = MultiTaskNet(tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"])
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise PermanentError("MODEL_INVALID", f"the weights do not fit the network: {error}") from error
+        members.append(network)
+    return members
+
+
+def save_pipeline(sidecar: Path, members: list[dict[str, Tensor]], facts: dict[str, Any]) -> ModelIdentity:
+    """Write weights (float16) and sidecar; `facts` lack what follows from the weights themselves."""
+    sidecar.parent.mkdir(parents=True, exist_ok=True)
+    weights = sidecar.with_suffix(".safetensors")
+    tensors = {
+        f"{index}.{name}": _compact(value)
+        for index, member in enumerate(members)
+        for name, value in member.items()
+    }
+    save_file(tensors, weights)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    written = {
+        "name": facts["name"],
+        "version": facts["version"],
+        "family": MULTITASK,
+        "weights": weights.name,
+        "sha256": digest,
+        "members": len(members),
+        "preprocessing": preprocessing_facts(),
+        **{key: value for key, value in facts.items() if key not in ("name", "version")},
+    }
+    sidecar.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return ModelIdentity(facts["name"], facts["version"], digest)
+
+
+def _compact(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if value.is_floating_point() else value
+
+
+def preprocessing_facts() -> dict[str, Any]:
+    """What weights and preprocessing must agree on."""
+    return {
+        "size": preprocess.SIZE,
+        "window_hu": list(preprocess.WINDOW_HU),
+        "margin": preprocess.MARGIN,
+        "step_mm": preprocess.STEP_MM,
+        "neighbours": 1,
+    }
