@@ -7,13 +7,17 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from node.domain.errors import TransientError
+from node.liveness import is_gone, process_name
 
 PART = ".part"
+ABANDONED_S = 24 * 3600
+IOV_MAX = 1024
 _PLAIN_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
@@ -69,7 +73,7 @@ class Spool:
         final = self.absolute(path)
         with self._no_room_is_spool_full():
             self._make_folder(final.parent)
-            temporary = final.with_name(f".{final.name}.{os.getpid()}.{os.urandom(4).hex()}{PART}")
+            temporary = final.with_name(f".{process_name()}!{os.urandom(4).hex()}{PART}")
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
                 try:
@@ -84,11 +88,20 @@ class Spool:
             _sync_folder(final.parent)
 
     def remove_unfinished(self) -> int:
-        """Delete the `.part` files a crash left; nobody was told that their bytes are safe."""
+        """Delete the `.part` files a crash left; nobody was told that their bytes are safe.
+
+        Other processes may be writing meanwhile, on this host or another: only what belongs to a
+        process that is gone, or was not touched for a day, is taken away.
+        """
         count = 0
         for part in self.root.glob(f"*/**/.*{PART}"):
-            part.unlink(missing_ok=True)
-            count += 1
+            with suppress(FileNotFoundError):
+                if (
+                    is_gone(part.name[1:].partition("!")[0])
+                    or part.stat().st_mtime < time.time() - ABANDONED_S
+                ):
+                    part.unlink()
+                    count += 1
         return count
 
     def _make_folder(self, folder: Path) -> None:
@@ -109,9 +122,9 @@ class Spool:
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    views = [memoryview(part) for part in parts]
+    views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
     while views:
-        written = os.writev(descriptor, views)
+        written = os.writev(descriptor, views[:IOV_MAX])
         while views and written >= views[0].nbytes:
             written -= views.pop(0).nbytes
         if views and written:

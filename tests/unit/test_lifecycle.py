@@ -1,4 +1,4 @@
-"""The three state tables, one test for each (state, event): listed pairs lead where they must, others raise."""
+"""The three state tables, a test for each (state, event): listed pairs lead where they must, others raise."""
 
 from __future__ import annotations
 
