@@ -167,7 +167,7 @@ def ping(settings: Settings) -> None:
 def _client(url: str) -> Any:
     import redis
 
-    timeouts = {"socket_connect_timeout": 3, "socket_timeout": 3}
+    timeouts: dict[str, Any] = {"socket_connect_timeout": 3, "socket_timeout": 3}
     if url.startswith("redis+socket://"):
         return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **timeouts)
     return redis.Redis.from_url(url, **timeouts)

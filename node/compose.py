@@ -140,7 +140,7 @@ def schedule(
 
 def read_source(paths: Iterable[Path]) -> list[Dataset]:
     """The stored instances of a series, pixels left on disk. Raises PermanentError for a broken file."""
-    datasets = []
+    datasets: list[Dataset] = []
     for path in paths:
         try:
             datasets.append(dcmread(path, defer_size=DEFER_BYTES))

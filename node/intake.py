@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -136,7 +137,7 @@ def _file_head(received: Received) -> bytes:
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     meta.SourceApplicationEntityTitle = received.calling_ae[:16]
-    stream = io.BytesIO()
+    stream = DicomBytesIO()
     stream.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(stream, meta, enforce_standard=True)
     return stream.getvalue()

@@ -9,7 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 from pydicom.uid import (
     JPEG2000,
@@ -27,7 +28,8 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, AllStoragePresentationContexts, Association, _config, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -103,7 +105,8 @@ class Listener:
         self._records = records
         self._intake = intake
         self.name = process_name()
-        self._server: _Server | None = None
+        self._server: ThreadedAssociationServer | None = None
+        self._associations: dict[Association, str] = {}
 
     def start(self, listening: socket.socket) -> None:
         """Serve on `listening` in threads, until `stop`."""
@@ -111,13 +114,14 @@ class Listener:
         scp = self._settings.scp
         ae = _application_entity(scp)
         server_class = type("BoundServer", (_Server,), {"listening": listening})
-        self._server = ae.make_server(
+        server = ae.make_server(
             (scp.host, scp.port),
             evt_handlers=self._handlers(),
             ssl_context=tls_context(scp),
             server_class=server_class,
         )
-        threading.Thread(target=self._server.serve_forever, name="scp", daemon=True).start()
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="scp", daemon=True).start()
 
     def stop(self) -> None:
         if self._server is not None:
@@ -127,7 +131,6 @@ class Listener:
 
     def _handlers(self) -> list[Any]:
         return [
-            (evt.EVT_ACCEPTED, self._on_accepted),
             (evt.EVT_RELEASED, self._on_over, ["released"]),
             (evt.EVT_ABORTED, self._on_over, ["aborted"]),
             (evt.EVT_CONN_CLOSE, self._on_over, ["aborted"]),
@@ -135,48 +138,42 @@ class Listener:
             (evt.EVT_C_ECHO, lambda event: 0x0000),
         ]
 
-    def _on_accepted(self, event: evt.Event) -> None:
-        assoc = event.assoc
-        assoc.ichnode_id = str(uuid.uuid4())
-        assoc.ichnode_recorded = False
-
     def _on_store(self, event: evt.Event) -> int:
+        request = cast(C_STORE, event.request)
         try:
-            self._record_association(event.assoc)
+            received = Received(
+                sop_class_uid=str(request.AffectedSOPClassUID),
+                sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                calling_ae=event.assoc.requestor.ae_title.strip(),
+                association_id=self._association_id(event.assoc),
+                data=cast(BytesIO, request.DataSet).getbuffer(),
+            )
+            return self._intake.receive(received)
         except TransientError as error:
             log.error("cannot record an association: %s", error)
             return OUT_OF_RESOURCES
-        request = event.request
-        received = Received(
-            sop_class_uid=str(request.AffectedSOPClassUID),
-            sop_instance_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            calling_ae=event.assoc.requestor.ae_title.strip(),
-            association_id=event.assoc.ichnode_id,
-            data=request.DataSet.getbuffer(),
-        )
-        try:
-            return self._intake.receive(received)
         except Exception:
-            log.exception("C-STORE of %s failed", received.sop_instance_uid)
+            log.exception("C-STORE of %s failed", request.AffectedSOPInstanceUID)
             return PROCESSING_FAILURE
 
-    def _record_association(self, assoc: Any) -> None:
-        """Associations that carry nothing (an echo, a probe) leave no row."""
-        if assoc.ichnode_recorded:
-            return
-        requestor = assoc.requestor
-        peer = (requestor.ae_title.strip(), str(requestor.address))
-        self._records.arrivals.open_association(assoc.ichnode_id, self.name, peer, time.time())
-        assoc.ichnode_recorded = True
+    def _association_id(self, assoc: Association) -> str:
+        """Recorded with the first instance: an association that only echoes leaves no row."""
+        if assoc not in self._associations:
+            name = str(uuid.uuid4())
+            peer = (assoc.requestor.ae_title.strip(), str(assoc.requestor.address))
+            self._records.arrivals.open_association(name, self.name, peer, time.time())
+            self._associations[assoc] = name
+        return self._associations[assoc]
 
     def _on_over(self, event: evt.Event, outcome: str) -> None:
-        if not getattr(event.assoc, "ichnode_recorded", False):
+        name = self._associations.pop(event.assoc, None)
+        if name is None:
             return
         try:
-            self._records.arrivals.close_association(event.assoc.ichnode_id, outcome, time.time())
+            self._records.arrivals.close_association(name, outcome, time.time())
         except TransientError as error:
-            log.error("association %s stays open in the records: %s", event.assoc.ichnode_id, error)
+            log.error("association %s stays open in the records: %s", name, error)
 
 
 def tls_context(scp: Scp) -> ssl.SSLContext | None:
@@ -207,7 +204,7 @@ def _application_entity(scp: Scp) -> AE:
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     analysed = {context.abstract_syntax for context in ae.supported_contexts}
     for context in AllStoragePresentationContexts:
-        if context.abstract_syntax not in analysed:
+        if context.abstract_syntax and context.abstract_syntax not in analysed:
             ae.add_supported_context(context.abstract_syntax, list(TRANSFER_SYNTAXES))
     return ae
 

@@ -52,9 +52,11 @@ class Clock:
                 row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
             )
             verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s)
-            if isinstance(verdict, Complete) and self._records.arrivals.settle(row, now):
-                although = "; ".join(note.text for note in verdict.notes)
-                words = f" although {although}" if although else ""
+            if not isinstance(verdict, Complete):
+                continue
+            notes = [note.text for note in verdict.notes]
+            if self._records.arrivals.settle(row, now, notes):
+                words = f" although {'; '.join(notes)}" if notes else ""
                 log.info("series %s is complete%s", row.series_instance_uid, words)
 
     def _decide_study(self, study_uid: str, now: float) -> None:
@@ -68,7 +70,8 @@ class Clock:
         refused = [(open_rows[uid], reason) for uid, reason in choice.skipped.items()]
         for row, reason in refused:
             log.info("series %s is skipped: %s: %s", row.series_instance_uid, reason.code, reason.text)
-        job_id = self._records.arrivals.decide(chosen, refused, now)
+        notes = [note.text for note in choice.notes]
+        job_id = self._records.arrivals.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
 

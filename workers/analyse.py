@@ -7,8 +7,8 @@ model that answers nonsense stops the analysis: read as numbers, NaN would look 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,14 @@ class Analysis:
     masks: NDArray[np.bool_]
     heat: NDArray[np.uint8]
     explained: str
+
+
+def with_loading(analysis: Analysis, load_s: float, notes: Sequence[str]) -> Analysis:
+    """The analysis with what was known of its series before: remarks, and the time it took to read."""
+    findings = analysis.findings
+    timings = {"load": load_s, **findings.timings_s, "total": findings.timings_s["total"] + load_s}
+    warnings = (*notes, *findings.warnings)
+    return replace(analysis, findings=replace(findings, timings_s=timings, warnings=warnings))
 
 
 class _Stopwatch:

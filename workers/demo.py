@@ -74,7 +74,7 @@ class FolderPacs(Pacs):
         self.name, self.port = f"a built-in C-STORE SCP writing to {folder}", free_port()
         ae = AE("DEMOPACS")
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax)
+            ae.add_supported_context(str(context.abstract_syntax))
         self._server = ae.start_server(
             ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
@@ -95,9 +95,9 @@ class FolderPacs(Pacs):
 class Orthanc(Pacs):
     """A real PACS in a folder of its own, with no plug-ins and no access from outside."""
 
-    def __init__(self, executable: str, folder: Path) -> None:
+    def __init__(self, executable: str, folder: Path, dicom_port: int = 0) -> None:
         folder.mkdir(parents=True)
-        self.port, self.http_port = free_port(), free_port()
+        self.port, self.http_port = dicom_port or free_port(), free_port()
         self.name = f"Orthanc at http://127.0.0.1:{self.http_port}/"
         configuration = {
             "Name": "demo",

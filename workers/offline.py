@@ -23,8 +23,9 @@ from node.outputs.context import Context
 from node.outputs.source import Source
 from node.pixels import hounsfield
 from node.settings import Settings
-from workers.analyse import Analysis, analyse
+from workers.analyse import Analysis, analyse, with_loading
 from workers.load import load_volume
+from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
 
 Say = Callable[[str], None]
@@ -83,7 +84,8 @@ def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Res
     analysis: Analysis | None = None
     if choice.chosen:
         try:
-            analysis = _analyse(read.paths[uid], uid, pipeline, say)
+            notes = [note.text for note in choice.notes]
+            analysis = with_loading(*_analyse(read.paths[uid], uid, pipeline, say), notes)
             findings = analysis.findings
         except PermanentError as error:
             findings = _refused(pipeline.identity, uid, Reason(error.code, str(error)))
@@ -93,11 +95,14 @@ def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Res
     return Result(findings, _write(findings, analysis, read_source(read.paths[uid]), out))
 
 
-def _analyse(paths: Sequence[Path], uid: str, pipeline: object, say: Say) -> Analysis:
+def _analyse(paths: Sequence[Path], uid: str, pipeline: Pipeline, say: Say) -> tuple[Analysis, float]:
+    """The analysis, and how many seconds reading took."""
     say("reading pixels")
+    began = time.perf_counter()
     volume = load_volume(paths)
+    load_s = time.perf_counter() - began
     say(f"analysing {len(volume.positions_mm)} slices")
-    return analyse(volume, pipeline, series_instance_uid=uid, revision=1)  # type: ignore[arg-type]
+    return analyse(volume, pipeline, series_instance_uid=uid, revision=1), load_s
 
 
 def _why(choice: Choice, uid: str) -> Reason:

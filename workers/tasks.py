@@ -21,7 +21,7 @@ from node.settings import Settings
 from node.spool import Spool
 from node.store.jobs import Job
 from node.store.records import Records, open_records
-from workers.analyse import Analysis, analyse
+from workers.analyse import Analysis, analyse, with_loading
 from workers.load import load_volume
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
@@ -66,7 +66,9 @@ class Worker:
     def _analyse(self, job: Job) -> None:
         began = time.perf_counter()
         paths = [self.spool.absolute(p) for p in self.records.arrivals.paths(job.series_instance_uid)]
+        notes = self.records.arrivals.notes(job.series_instance_uid)
         volume = load_volume(paths)
+        load_s = time.perf_counter() - began
 
         def on_classified(priority: Priority) -> None:
             log.info("job %d: %s", job.id, priority.value)
@@ -79,7 +81,7 @@ class Worker:
             revision=job.revision,
             on_classified=on_classified,
         )
-        self._store(job, analysis)
+        self._store(job, with_loading(analysis, load_s, notes))
         log.info("job %d: analysed in %.1f s", job.id, time.perf_counter() - began)
 
     def _store(self, job: Job, analysis: Analysis) -> None:

@@ -162,7 +162,7 @@ class Arrivals:
             query = select(instances.c.path).where(instances.c.series_instance_uid == series_uid)
             return list(connection.execute(query.order_by(instances.c.received_at)).scalars())
 
-    def settle(self, row: SeriesRow, now: float) -> bool:
+    def settle(self, row: SeriesRow, now: float, notes: Sequence[str] = ()) -> bool:
         """RECEIVING → COMPLETE, unless something arrived since `row` was read."""
         with writing(self._engine) as connection:
             result = connection.execute(
@@ -173,7 +173,7 @@ class Arrivals:
                     series.c.revision == row.revision,
                     series.c.last_received_at == row.last_received_at,
                 )
-                .values(state=SeriesState.COMPLETE, completed_at=now)
+                .values(state=SeriesState.COMPLETE, completed_at=now, notes=list(notes))
             )
             return result.rowcount == 1
 
@@ -184,7 +184,11 @@ class Arrivals:
             return list(connection.execute(query.distinct()).scalars())
 
     def decide(
-        self, chosen: SeriesRow | None, refused: Sequence[tuple[SeriesRow, Reason]], now: float
+        self,
+        chosen: SeriesRow | None,
+        refused: Sequence[tuple[SeriesRow, Reason]],
+        now: float,
+        notes: Sequence[str] = (),
     ) -> int | None:
         """COMPLETE → ACCEPTED | SKIPPED for a whole study at once; the chosen series gets its job.
 
@@ -199,6 +203,7 @@ class Arrivals:
                 connection, chosen.series_instance_uid, chosen.revision, SeriesEvent.CHOSEN, None, now
             ):
                 return None
+            _add_notes(connection, chosen.series_instance_uid, notes)
             return _new_job(connection, chosen, JobState.QUEUED, None, now)
 
     def unanswered_studies(self, silent_since: float) -> list[str]:
@@ -220,6 +225,12 @@ class Arrivals:
         with writing(self._engine) as connection:
             return _new_job(connection, best, JobState.FAILED, reason, now)
 
+    def notes(self, series_uid: str) -> tuple[str, ...]:
+        """Remarks on a series that belong into its findings."""
+        with reading(self._engine) as connection:
+            query = select(series.c.notes).where(series.c.series_instance_uid == series_uid)
+            return tuple(connection.execute(query).scalar() or ())
+
     def reason_of(self, series_uid: str) -> Reason | None:
         with reading(self._engine) as connection:
             row = connection.execute(
@@ -230,7 +241,7 @@ class Arrivals:
             return Reason(row.reason_code, row.reason_text) if row and row.reason_code else None
 
 
-def _series_row(row: Row) -> SeriesRow:  # type: ignore[type-arg]
+def _series_row(row: Row) -> SeriesRow:
     return SeriesRow(
         row.series_instance_uid,
         row.study_instance_uid,
@@ -283,6 +294,7 @@ def _see_series(connection: Connection, instance: Instance, now: float, is_new: 
             state=SeriesState.RECEIVING,
             reason_code=None,
             reason_text=None,
+            notes=None,
             last_received_at=now,
             instance_count=series.c.instance_count + (1 if is_new else 0),
         )
@@ -307,6 +319,12 @@ def _decided(
         )
     )
     return result.rowcount == 1
+
+
+def _add_notes(connection: Connection, uid: str, notes: Sequence[str]) -> None:
+    mine = series.c.series_instance_uid == uid
+    known = connection.execute(select(series.c.notes).where(mine)).scalar() or []
+    connection.execute(update(series).where(mine).values(notes=[*known, *notes]))
 
 
 def _new_job(

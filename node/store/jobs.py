@@ -226,7 +226,7 @@ def _move(job_id: int, event: JobEvent, owner: str | None = None) -> Update:
     return statement.values(state=JOBS[came_from[0], event])
 
 
-def _job(row: Row) -> Job:  # type: ignore[type-arg]
+def _job(row: Row) -> Job:
     return Job(
         id=row.id,
         series_instance_uid=row.series_instance_uid,
@@ -244,7 +244,7 @@ def _job(row: Row) -> Job:  # type: ignore[type-arg]
     )
 
 
-def _object(row: Row) -> NewObject:  # type: ignore[type-arg]
+def _object(row: Row) -> NewObject:
     return NewObject(
         row.sop_instance_uid,
         row.sop_class_uid,

@@ -62,6 +62,7 @@ series = Table(
     Column("revision", Integer, nullable=False, default=1),
     Column("reason_code", String(64)),
     Column("reason_text", Text),
+    Column("notes", JSON),  # remarks that belong into the findings: gaps, contradictions in headers
     Column("instance_count", Integer, nullable=False, default=0),
     Column("first_received_at", Float, nullable=False),
     Column("last_received_at", Float, nullable=False),

@@ -49,7 +49,7 @@ class Views:
                     select(*columns).where(jobs.c.study_instance_uid.in_(uids)).order_by(jobs.c.id)
                 )
             )
-            waiting = dict(
+            waiting: dict[str, int] = dict(
                 connection.execute(
                     select(jobs.c.study_instance_uid, func.count(deliveries.c.id))
                     .join(deliveries, deliveries.c.job_id == jobs.c.id)
@@ -225,7 +225,7 @@ def _grouped(rows: Any) -> dict[str, list[dict[str, Any]]]:
 def _current_job(of_study: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The job that speaks for the study: the newest one that still counts."""
     counting = [j for j in of_study if j["state"] not in (JobState.SUPERSEDED, JobState.CANCELLED)]
-    return (counting or of_study or [None])[-1]
+    return (counting or of_study)[-1] if of_study else None
 
 
 def study_status(of_study: list[dict[str, Any]], job: dict[str, Any] | None, undelivered: int) -> str:

@@ -60,6 +60,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("reason_code", sa.String(length=64), nullable=True),
         sa.Column("reason_text", sa.Text(), nullable=True),
+        sa.Column("notes", sa.JSON(), nullable=True),
         sa.Column("instance_count", sa.Integer(), nullable=False),
         sa.Column("first_received_at", sa.Float(), nullable=False),
         sa.Column("last_received_at", sa.Float(), nullable=False),
@@ -72,9 +73,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("series_instance_uid"),
     )
     with op.batch_alter_table("series", schema=None) as batch_op:
-        batch_op.create_index(
-            "series_by_state", ["state", "last_received_at"], unique=False
-        )
+        batch_op.create_index("series_by_state", ["state", "last_received_at"], unique=False)
         batch_op.create_index("series_by_study", ["study_instance_uid"], unique=False)
 
     op.create_table(
@@ -98,9 +97,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sop_instance_uid"),
     )
     with op.batch_alter_table("instances", schema=None) as batch_op:
-        batch_op.create_index(
-            "instances_by_series", ["series_instance_uid"], unique=False
-        )
+        batch_op.create_index("instances_by_series", ["series_instance_uid"], unique=False)
 
     op.create_table(
         "jobs",
@@ -131,9 +128,7 @@ def upgrade() -> None:
             ["studies.study_instance_uid"],
         ),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint(
-            "series_instance_uid", "revision", name="one_job_a_revision"
-        ),
+        sa.UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index("jobs_by_state", ["state", "created_at"], unique=False)
@@ -182,15 +177,11 @@ def upgrade() -> None:
             ["objects.sop_instance_uid"],
         ),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint(
-            "sop_instance_uid", "destination", name="one_delivery_a_destination"
-        ),
+        sa.UniqueConstraint("sop_instance_uid", "destination", name="one_delivery_a_destination"),
     )
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
         batch_op.create_index("deliveries_by_job", ["job_id"], unique=False)
-        batch_op.create_index(
-            "deliveries_due", ["destination", "state", "next_try_at"], unique=False
-        )
+        batch_op.create_index("deliveries_due", ["destination", "state", "next_try_at"], unique=False)
 
     # ### end Alembic commands ###
 

@@ -1,0 +1,173 @@
+"""The whole node as real processes, with Orthanc as the PACS and dcmtk as the modality."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from node.settings import Settings, load
+from node.store.records import Records, open_records
+from tests.peers import requires
+from workers.demo import Orthanc, free_port, orthanc_executable
+
+QUIET_S = 5
+
+
+@dataclass
+class RunningNode:
+    """`ichnode up` as a child process, and a look into its database."""
+
+    settings: Settings
+    config: Path
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+    records: Records = field(init=False)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            seen = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "node", "up", "--config", str(self.config)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 90
+        while b"ichnode is up" not in self.log.read_bytes()[seen:]:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        self.records = open_records(self.settings)
+
+    def stop(self) -> float:
+        """SIGTERM; returns how many seconds it took to end."""
+        began = time.monotonic()
+        if hasattr(self, "records"):
+            self.records.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+        return time.monotonic() - began
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, role: str) -> psutil.Process:
+        """The process that plays `role`."""
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if role in process.cmdline():
+                    return process
+        raise AssertionError(f"no {role} among {[p.cmdline() for p in self.family()]}")
+
+    def storescu(self, *files: Path | str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """dcmtk's sender, one association."""
+        requires("storescu")
+        target = ("-aec", self.settings.scp.ae_title, "127.0.0.1", str(self.settings.scp.port))
+        command = ["storescu", "-v", *options, *target, *map(str, files)]
+        environment = {**os.environ, "TCP_NODELAY": "1"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+    def wait_for(self, what: Callable[[], Any], seconds: float = 60) -> Any:
+        """The first true answer of `what`; fails with the node's log when none comes."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if answer := what():
+                return answer
+            time.sleep(0.1)
+        pytest.fail(f"did not happen within {seconds} s; log of the node:\n{self.log.read_text()[-4000:]}")
+
+    def finished_job(self, study_uid: str, seconds: float = 60) -> dict[str, Any]:
+        """The job of a study once all its objects are delivered."""
+
+        def done() -> dict[str, Any] | None:
+            for job in self.records.views.jobs():
+                over = job["reported_at"] and not self.records.deliveries.waiting(job["id"])
+                if job["study_instance_uid"] == study_uid and over:
+                    return job
+            return None
+
+        found: dict[str, Any] = self.wait_for(done, seconds)
+        return found
+
+    def series_of(self, study_uid: str) -> dict[str, dict[str, Any]]:
+        """The series of a study by description."""
+        for study in self.records.views.studies():
+            if study["study_instance_uid"] == study_uid:
+                return {s["description"]: s for s in study["series"]}
+        return {}
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+    executable = orthanc_executable()
+    if executable is None:
+        requires("Orthanc")
+    assert executable
+    server = Orthanc(executable, tmp_path / "pacs")
+    yield server
+    server.close()
+
+
+NodeMaker = Callable[..., RunningNode]
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[NodeMaker]:
+    """Starts nodes; extra settings are TOML text. Whatever is left of them is killed at the end."""
+    made: list[RunningNode] = []
+
+    def make(extra: str = "", *, pacs_port: int | None = None, quiet_s: float = QUIET_S) -> RunningNode:
+        config = tmp_path / f"node{len(made)}.toml"
+        destination = f'[[destination]]\nname = "pacs"\nae_title = "ORTHANC"\nport = {pacs_port}\n'
+        text = (
+            f"data_dir = {json.dumps(str(tmp_path / f'node{len(made)}'))}\n"
+            f"scp = {{ port = {free_port()}, processes = 2 }}\nweb = {{ port = {free_port()} }}\n"
+            f"spool = {{ reserve_mb = 16 }}\ncompleteness = {{ quiet_s = {quiet_s}, max_wait_s = 15 }}\n"
+        )
+        config.write_text(text + extra + (destination if pacs_port else ""))
+        node = RunningNode(load(config), config, tmp_path / f"node{len(made)}.log")
+        made.append(node)
+        node.start()
+        return node
+
+    yield make
+    for node in made:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = node.family() if node.process.poll() is None else []
+            if node.process.poll() is None:
+                node.stop()
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def received(pacs: Orthanc, study_uid: str, folder: Path) -> dict[str, list[Dataset]]:
+    """What the PACS holds of a study, by modality, in order of InstanceNumber."""
+    found: dict[str, list[Dataset]] = {}
+    for paths in pacs.fetch(folder).values():
+        for path in paths:
+            ds = dcmread(path)
+            if ds.StudyInstanceUID == study_uid:
+                found.setdefault(str(ds.Modality), []).append(ds)
+    return found
+
+
+def test_data() -> Path:
+    """The folder with real head CTs; skips where there is none."""
+    place = os.environ.get("ICHNODE_TEST_DATA", "")
+    if not place or not (Path(place) / "ct-ich" / "index.csv").exists():
+        pytest.skip("ICHNODE_TEST_DATA does not point at a folder with real head CTs (ct-ich, dicom)")
+    return Path(place)
+
+
+test_data.__test__ = False  # type: ignore[attr-defined]
