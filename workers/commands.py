@@ -36,7 +36,7 @@ def analyse(settings: Settings, folder: Path, out: Path, as_json: bool) -> None:
     Writes findings.json, sr.dcm, seg.dcm and sc/*.dcm. Exit code 3: the study was not analysed,
     and the report says why.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     with console.status("starting") as status:
         from workers.offline import analyse_folder
 
@@ -44,7 +44,7 @@ def analyse(settings: Settings, folder: Path, out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.findings.to_json(), indent=2))
     else:
-        Console().print(findings_panel(result.findings), files_table(result.files))
+        Console(markup=False).print(findings_panel(result.findings), files_table(result.files))
     if result.findings.status is Status.NOT_ANALYSED:
         sys.exit(NOT_ANALYSED_EXIT_CODE)
 
@@ -59,7 +59,7 @@ def analyse(settings: Settings, folder: Path, out: Path, as_json: bool) -> None:
 )
 def demo(once: bool, folder: Path | None) -> None:
     """Run the whole node with a PACS of its own, send it a head CT, show what comes back."""
-    console = Console()
+    console = Console(markup=False)
     place = folder or Path(tempfile.mkdtemp(prefix="ichnode-demo-"))
     place.mkdir(parents=True, exist_ok=True)
     with console.status("starting …") as status:

@@ -79,7 +79,7 @@ def up(config: Path | None, data_dir: Path | None) -> None:
 
     settings = load(config, data_dir)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s up       %(levelname)-7s %(message)s")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     console.print("ichnode starts …", style="dim")
     Node(settings, config).run(on_ready=lambda _: console.print(banner(settings)))
 
@@ -198,4 +198,4 @@ def _show(
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
-    Console(width=width).print(table(rows))
+    Console(width=width, markup=False).print(table(rows))
