@@ -72,8 +72,8 @@ class MultiTaskNet(nn.Module):
         self.mask_head = nn.Conv2d(widths[0], len(CLASSES) * BLOCK**2, 1)
         self.dropout = nn.Dropout(dropout)
         self.class_head = nn.Linear(2 * widths[-1], len(CLASSES))
-        nn.init.constant_(self.mask_head.bias, MASK_PRIOR)
-        nn.init.constant_(self.class_head.bias, CLASS_PRIOR)
+        nn.init.constant_(self.mask_head.get_parameter("bias"), MASK_PRIOR)
+        nn.init.constant_(self.class_head.get_parameter("bias"), CLASS_PRIOR)
 
     def forward(self, x: Tensor) -> Output:
         skips = [self.stem(functional.pixel_unshuffle((x - 0.4) / 0.35, BLOCK))]
