@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from node.domain.errors import PermanentError
@@ -123,8 +123,9 @@ def save_pipeline(sidecar: Path, members: list[dict[str, Tensor]], facts: dict[s
         for index, member in enumerate(members)
         for name, value in member.items()
     }
-    save_file(tensors, weights)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    content = save(tensors)
+    weights.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
     written = {
         "name": facts["name"],
         "version": facts["version"],
