@@ -1,0 +1,85 @@
+"""The network's picture of a head: the same on every matrix, and back on the source where it came from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from node.domain.errors import PermanentError
+from workers.phantom import volume
+from workers.preprocess import SIZE, STEP_MM, HeadFrame, NetworkInput, find_head, network_input, resample
+
+SPACING = (5.0, 1.0, 1.0)
+
+
+def _ball(size: int = 128, centre: tuple[int, int] = (60, 70), radius: int = 40) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    head = np.hypot(y - centre[0], x - centre[1]) < radius
+    return np.where(head, 40.0, -1000.0).astype(np.float32)
+
+
+def test_the_frame_is_a_square_around_the_head_and_not_the_head_rest() -> None:
+    picture = _ball()
+    picture[118:119, 10:120] = 200  # a thin rest
+    frame = find_head(np.stack([picture] * 5), SPACING)
+    assert frame.height == pytest.approx(frame.width)
+    assert frame.height == pytest.approx(80, rel=0.1)
+    assert frame.top + frame.height / 2 == pytest.approx(60, abs=2)
+    assert frame.left + frame.width / 2 == pytest.approx(70, abs=2)
+
+
+def test_a_frame_is_square_in_millimetres_where_pixels_are_not() -> None:
+    frame = find_head(np.stack([_ball()[::2]] * 5), (5.0, 2.0, 1.0))
+    assert frame.height * 2 == pytest.approx(frame.width)
+
+
+def test_the_same_head_on_two_matrices_gives_nearly_the_same_picture() -> None:
+    pictures = []
+    for size in (128, 256):
+        head = volume(21, (), slices=3, size=size, lowest_mm=0)
+        pictures.append(network_input(head.hu, head.spacing_mm).pictures)
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.05
+
+
+def test_what_goes_out_comes_back_where_it_was() -> None:
+    image = _ball()
+    frame = find_head(np.stack([image] * 3), SPACING)
+    shape = (3, *image.shape)
+    source = NetworkInput(np.zeros((3, SIZE, SIZE), np.float32), np.arange(3, dtype=np.float32), frame, shape)
+    mask = np.zeros_like(image)
+    mask[50:58, 80:92] = 1
+    back = source.to_source(resample(mask, frame, SIZE)) > 0.5
+    assert 2 * (back & (mask > 0)).sum() / (back.sum() + mask.sum()) > 0.93
+    half = source.to_source(resample(mask, frame, SIZE), (64, 64)) > 0.5
+    rows, columns = np.argwhere(half).T
+    assert (rows.mean() * 2, columns.mean() * 2) == pytest.approx((53, 85.5), abs=1.6)
+
+
+def test_a_frame_may_reach_outside_the_picture() -> None:
+    picture = resample(np.ones((20, 20), np.float32), HeadFrame(-10, -10, 40, 40), 40)
+    assert picture[20, 20] == 1 and picture[2, 2] == 0 and picture[37, 37] == 0
+
+
+def test_thin_slices_are_averaged_to_the_step_the_network_knows() -> None:
+    hu = np.stack([_ball()] * 21)
+    source = network_input(hu, (1.25, 1.0, 1.0))
+    assert len(source.pictures) == 6
+    assert np.diff(source.centres)[:-1] == pytest.approx(STEP_MM / 1.25)
+    values = source.to_slices(source.centres[:, None].copy())
+    assert values.shape == (21, 1)
+    assert values[2:19, 0] == pytest.approx(np.arange(2, 19), abs=0.51)
+    assert source.triplets().shape == (6, 3, SIZE, SIZE)
+
+
+def test_bone_and_air_are_clipped_to_the_brain_window() -> None:
+    hu = np.stack([_ball()] * 3)
+    hu[:, 55:65, 65:75] = 1500
+    pictures = network_input(hu, SPACING).pictures
+    assert pictures.min() == 0 and pictures.max() == 1
+    assert np.median(pictures[1][40:90, 30:50]) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("hu", (np.full((3, 64, 64), -1000, np.float32), np.zeros((0, 4, 4), np.float32)))
+def test_no_head_no_picture(hu: np.ndarray) -> None:
+    with pytest.raises(PermanentError):
+        network_input(hu, SPACING)
