@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_calibration_makes_probabilities_that_are_right_on_average() -> None:
     at = evaluate.thresholds(predictions, aggregation)
     point = evaluate.operating_point(predictions, aggregation, at)
     assert point["specificity"] >= 0.9 and point["sensitivity"] > 0.8
+
+
+def test_the_mixture_that_separates_is_chosen() -> None:
+    noise = np.random.default_rng(5)
+    predictions = [
+        replace(one, class_logits=noise.normal(size=one.class_logits.shape).astype(np.float32))
+        for one in _predictions()
+    ]
+    assert evaluate.choose_mixture(predictions).mask_weight == 1.0
 
 
 def test_the_report_has_every_class_and_says_none_where_nothing_can_be_said() -> None:

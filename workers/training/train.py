@@ -66,9 +66,9 @@ def run(plan: Plan, watch: Watch) -> ModelIdentity:
     else:
         real = real_corpus(plan.out, plan.data)
         predictions = cross_validate(plan, start, real, drawn, watch)
+        evaluate.save(plan.out / "out-of-fold.npz", predictions)
         members = list(_members(plan, start, real, drawn, watch))
         patients = [one.patient for one in real]
-    evaluate.save(plan.out / "out-of-fold.npz", predictions)
     return ship(plan, members, predictions, held_out, patients)
 
 
@@ -153,7 +153,7 @@ def ship(
     patients: Sequence[str],
 ) -> ModelIdentity:
     """Calibrate on the predictions of unseen patients and write weights and sidecar."""
-    aggregation = evaluate.calibrate(predictions, Aggregation.plain())
+    aggregation = evaluate.calibrate(predictions, evaluate.choose_mixture(predictions))
     thresholds = evaluate.thresholds(predictions, aggregation)
     operating = Operating(thresholds, 0.5, aggregation)
     final = pipeline_of(plan.recipe, members, operating)
@@ -188,6 +188,7 @@ def _protocol(plan: Plan) -> str:
     if plan.data is None:
         return "held-out phantoms; no patient was used"
     return (
-        f"{plan.folds}-fold cross-validation over patients; calibration and thresholds from the pooled "
-        "out-of-fold predictions; shipped weights trained on all patients with the same recipe"
+        f"{plan.folds}-fold cross-validation over patients; mixture of heads (of three), calibration and "
+        "thresholds from the pooled out-of-fold predictions; shipped weights trained on all patients with "
+        "the same recipe"
     )
