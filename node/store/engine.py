@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from node.domain.errors import PermanentError, TransientError
 from node.store.tables import metadata
@@ -19,6 +20,8 @@ SCHEMA_REVISION = "0001"
 """The newest migration; a test holds it against the migrations themselves."""
 
 BUSY_TIMEOUT_S = 30
+_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+_MIGRATION_LOCK = 0x69636E6F6465  # "icnode"; any number that nobody else takes
 _VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
 
 
@@ -53,8 +56,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
-    except OperationalError as error:
-        raise TransientError(f"database: {error.orig}") from error
+    except _AWAY as error:
+        raise _transient(error) from error
 
 
 @contextmanager
@@ -65,53 +68,78 @@ def reading(engine: Engine) -> Iterator[Connection]:
             connection = connection.execution_options(reads_only=True)
             with connection.begin():
                 yield connection
-    except OperationalError as error:
-        raise TransientError(f"database: {error.orig}") from error
+    except _AWAY as error:
+        raise _transient(error) from error
+
+
+def _transient(error: DBAPIError | PoolTimeoutError) -> TransientError:
+    return TransientError(f"database: {getattr(error, 'orig', None) or error}")
 
 
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key exists. Returns True when it was inserted."""
     build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return connection.execute(build(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    statement = build(table).values(**values).on_conflict_do_nothing()
+    # SQLAlchemy forgets the row count of an INSERT unless it is told to keep it
+    return connection.execute(statement.execution_options(preserve_rowcount=True)).rowcount == 1
 
 
 def schema_revision(engine: Engine) -> str | None:
     """The migration the database stands at; None for an empty one."""
     try:
         with reading(engine) as connection:
-            if not inspect(connection).has_table("alembic_version"):
-                return None
-            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            return _revision(connection)
     except DBAPIError as error:
         raise PermanentError("DATABASE", f"database {engine.url!r} cannot be read: {error.orig}") from error
 
 
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
 def migrate(engine: Engine) -> None:
-    """Bring the schema to SCHEMA_REVISION; costs one look where nothing is to be done."""
-    revision = schema_revision(engine)
-    if revision == SCHEMA_REVISION:
-        return
-    if revision is None:
-        _create(engine)
-        return
-    _upgrade(engine)
+    """Bring the schema to SCHEMA_REVISION; costs one look where nothing is to be done.
 
-
-def _create(engine: Engine) -> None:
-    """An empty database gets today's tables and is stamped, without going through its history."""
+    Raises PermanentError for a database that a newer version of the node made.
+    """
+    if schema_revision(engine) == SCHEMA_REVISION:
+        return
     with writing(engine) as connection:
-        metadata.create_all(connection)
-        connection.execute(text(f"CREATE TABLE IF NOT EXISTS alembic_version ({_VERSION_COLUMN})"))
-        if connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 0:
-            connection.execute(text("INSERT INTO alembic_version VALUES (:at)"), {"at": SCHEMA_REVISION})
+        _lock_others_out(connection)
+        revision = _revision(connection)  # another process may have been quicker
+        if revision == SCHEMA_REVISION:
+            return
+        if revision is None:
+            _create(connection)
+        else:
+            _upgrade(connection, revision)
 
 
-def _upgrade(engine: Engine) -> None:
+def _lock_others_out(connection: Connection) -> None:
+    """Until the end of the transaction. SQLite's writers are alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+
+
+def _create(connection: Connection) -> None:
+    """An empty database gets today's tables and is stamped, without going through its history."""
+    metadata.create_all(connection)
+    connection.execute(text(f"CREATE TABLE IF NOT EXISTS alembic_version ({_VERSION_COLUMN})"))
+    connection.execute(text("INSERT INTO alembic_version VALUES (:at)"), {"at": SCHEMA_REVISION})
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
     from alembic import command  # slow to import, and seldom needed
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    with writing(engine) as connection:
-        config.attributes["connection"] = connection
+    config.attributes["connection"] = connection
+    try:
         command.upgrade(config, "head")
+    except CommandError as error:
+        known = f"the database stands at migration {revision}, this version knows {SCHEMA_REVISION}"
+        raise PermanentError("DATABASE", f"{known}: {error}; install the version that made it") from error
