@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, case, exists, func, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Integer,
+    Row,
+    String,
+    Table,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
 
+from node.domain.errors import PermanentError
 from node.domain.findings import Reason
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, sources
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import supersede_older
-from node.store.tables import associations, instances, jobs, objects, series, studies
+from node.store.tables import LONGEST_UID, associations, instances, jobs, objects, series, studies
 
 
 class Recorded(StrEnum):
@@ -50,6 +64,10 @@ class StoredFile:
     path: str
     size_bytes: int
     sha256: str
+
+
+class _RacedError(Exception):
+    """Somebody else was quicker; the transaction is rolled back and tried once more."""
 
 
 class Arrivals:
@@ -92,7 +110,17 @@ class Arrivals:
             return connection.execute(query).first() is not None
 
     def record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
-        """Record one received instance; a change to a decided series opens it again as a new revision."""
+        """Record one received instance; a change to a decided series opens it again as a new revision.
+
+        Raises PermanentError for one that `check_recordable` refuses.
+        """
+        check_recordable(instance)
+        try:
+            return self._record(instance, file, association_id, now)
+        except _RacedError:  # the same instance came at the same moment over another association
+            return self._record(instance, file, association_id, now)
+
+    def _record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
         with writing(self._engine) as connection:
             known = connection.execute(
                 select(instances.c.sha256).where(instances.c.sop_instance_uid == instance.sop_instance_uid)
@@ -111,7 +139,9 @@ class Arrivals:
                 "received_at": now,
             }
             if known is None:
-                insert_if_absent(connection, instances, row | {"sop_instance_uid": instance.sop_instance_uid})
+                key = {"sop_instance_uid": instance.sop_instance_uid}
+                if not insert_if_absent(connection, instances, row | key):
+                    raise _RacedError
                 return Recorded.NEW
             of_it = instances.c.sop_instance_uid == instance.sop_instance_uid
             connection.execute(update(instances).where(of_it).values(**row))
@@ -192,16 +222,17 @@ class Arrivals:
     ) -> int | None:
         """COMPLETE → ACCEPTED | SKIPPED for a whole study at once; the chosen series gets its job.
 
-        Returns the job's id. A series that changed meanwhile is left for the next round.
+        Returns the job's id. A series that changed meanwhile is left for the next round; when it is the
+        chosen one, so is the whole study, since the others were weighed against it.
         """
         with writing(self._engine) as connection:
+            if chosen is not None and not _decided(
+                connection, chosen.series_instance_uid, chosen.revision, SeriesEvent.CHOSEN, None, now
+            ):
+                return None
             for row, reason in refused:
                 _decided(connection, row.series_instance_uid, row.revision, SeriesEvent.REFUSED, reason, now)
             if chosen is None:
-                return None
-            if not _decided(
-                connection, chosen.series_instance_uid, chosen.revision, SeriesEvent.CHOSEN, None, now
-            ):
                 return None
             _add_notes(connection, chosen.series_instance_uid, notes)
             return _new_job(connection, chosen, JobState.QUEUED, None, now)
@@ -252,6 +283,33 @@ def _series_row(row: Row) -> SeriesRow:
     )
 
 
+def check_recordable(instance: Instance) -> None:
+    """Raises PermanentError for UIDs that no column holds: they are keys, and cannot be cut short."""
+    for uid in (
+        instance.sop_instance_uid,
+        instance.sop_class_uid,
+        instance.series_instance_uid,
+        instance.study_instance_uid,
+    ):
+        if len(uid) > LONGEST_UID or "\0" in uid:
+            raise PermanentError("UID_ILLEGAL", f"{uid[:80]!r}… of {len(uid)} characters is no UID")
+
+
+def _fitting(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    """The row as its columns can hold it: headers overstep what DICOM allows, PostgreSQL allows no more.
+
+    The header itself is kept whole beside it (instances.header).
+    """
+    fitting = dict(row)
+    for name, value in row.items():
+        kind = table.c[name].type
+        if isinstance(kind, String) and isinstance(value, str):
+            fitting[name] = value.replace("\0", "")[: kind.length]
+        elif isinstance(kind, Integer) and isinstance(value, int) and abs(value) >= 2**31:
+            fitting[name] = None
+    return fitting
+
+
 def _see_study(connection: Connection, instance: Instance, now: float) -> None:
     key = studies.c.study_instance_uid == instance.study_instance_uid
     if connection.execute(update(studies).where(key).values(last_received_at=now)).rowcount:
@@ -266,7 +324,7 @@ def _see_study(connection: Connection, instance: Instance, now: float) -> None:
         "first_received_at": now,
         "last_received_at": now,
     }
-    insert_if_absent(connection, studies, row)
+    insert_if_absent(connection, studies, _fitting(studies, row))
 
 
 def _see_series(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
@@ -282,7 +340,7 @@ def _see_series(connection: Connection, instance: Instance, now: float, is_new: 
         "last_received_at": now,
         "instance_count": 0,
     }
-    insert_if_absent(connection, series, row)
+    insert_if_absent(connection, series, _fitting(series, row))
     connection.execute(
         update(series)
         .where(

@@ -21,7 +21,9 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
-UID = String(128)  # PS3.5 allows 64; real senders sometimes exceed it, and are kept
+LONGEST_UID = 128
+"""PS3.5 allows 64; real senders sometimes exceed it, and are kept."""
+UID = String(LONGEST_UID)
 
 associations = Table(
     "associations",
@@ -84,6 +86,7 @@ instances = Table(
     Column("header", JSON, nullable=False),  # node.domain.instance.Instance
     Column("received_at", Float, nullable=False),
     Index("instances_by_series", "series_instance_uid"),
+    Index("instances_by_association", "association_id", "received_at"),
 )
 
 jobs = Table(

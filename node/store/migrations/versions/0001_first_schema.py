@@ -98,6 +98,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("instances", schema=None) as batch_op:
         batch_op.create_index("instances_by_series", ["series_instance_uid"], unique=False)
+        batch_op.create_index("instances_by_association", ["association_id", "received_at"], unique=False)
 
     op.create_table(
         "jobs",
@@ -202,6 +203,7 @@ def downgrade() -> None:
 
     op.drop_table("jobs")
     with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.drop_index("instances_by_association")
         batch_op.drop_index("instances_by_series")
 
     op.drop_table("instances")
