@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Update, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Update, case, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
@@ -138,7 +138,7 @@ class Jobs:
             query = (
                 select(jobs)
                 .where(jobs.c.state.in_((JobState.ANALYSED, JobState.FAILED)), jobs.c.reported_at.is_(None))
-                .order_by(jobs.c.priority != Priority.STAT, jobs.c.created_at)
+                .order_by(case((jobs.c.priority == Priority.STAT, 0), else_=1), jobs.c.created_at)
                 .limit(limit)
             )
             return [_job(row) for row in connection.execute(query)]
@@ -197,7 +197,8 @@ class Jobs:
             if state is None:
                 raise IllegalTransition(f"there is no job {job_id}; `ichnode jobs` lists them")
             after(JOBS, JobState(state), event)
-            connection.execute(_move(job_id, event).values(**values))
+            if connection.execute(_move(job_id, event).values(**values)).rowcount != 1:
+                raise IllegalTransition(f"job {job_id} changed just now; look at it again")
 
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:
