@@ -1,0 +1,116 @@
+"""A PostgreSQL server of the tests' own: a throw-away cluster on loopback, stopped by its process id."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.peers import REQUIRE
+
+DEBIAN = Path("/usr/lib/postgresql")
+
+
+def binaries() -> Path:
+    """The folder with `initdb` and `postgres`; skips (or fails) where there is none."""
+    newest = sorted(DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if newest:
+        return newest[-1].parent
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"no PostgreSQL server here ({REQUIRE}=1)")
+    pytest.skip("no PostgreSQL server here")
+
+
+class Postgres:
+    """One cluster; `create` makes an empty database in it and returns its URL."""
+
+    def __init__(self) -> None:
+        programs = binaries()
+        self._folder = Path(tempfile.mkdtemp(prefix="ichnode-pg-"))
+        self._port = _free_port()
+        self._count = 0
+        data = self._folder / "data"
+        self._run_as = self._unprivileged()
+        self._call(str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
+        with (self._folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*self._run_as, str(programs / "postgres"), "-D", str(data), "-p", str(self._port),
+                 "-k", str(self._folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
+                stdout=log, stderr=log, cwd=self._folder,
+            )  # fmt: skip
+        self._wait()
+
+    def _unprivileged(self) -> list[str]:
+        """PostgreSQL refuses to run as root."""
+        if os.getuid() != 0:
+            return []
+        user = next((name for name in ("postgres", "nobody") if _exists(name)), None)
+        if user is None or shutil.which("setpriv") is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no other user to run it as")
+        entry = pwd.getpwnam(user)
+        os.chown(self._folder, entry.pw_uid, entry.pw_gid)
+        return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+
+    def _call(self, *command: str) -> None:
+        subprocess.run([*self._run_as, *command], check=True, capture_output=True, cwd=self._folder)
+
+    def _admin(self) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(host="127.0.0.1", port=self._port, user="postgres", autocommit=True)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self._admin().close()
+                return
+            except psycopg.OperationalError:
+                assert self.process.poll() is None and time.monotonic() < deadline, self._log()
+                time.sleep(0.05)
+
+    def _log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")
+
+    def create(self) -> str:
+        self._count += 1
+        name = f"test_{self._count}"
+        with self._admin() as admin:
+            admin.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self._port}/{name}"
+
+    def disconnect_all(self) -> None:
+        """Break every connection of others, as a restart of the server does."""
+        with self._admin() as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGQUIT)  # at once: nobody needs these databases again
+        self.process.wait(timeout=20)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
