@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from io import BytesIO
+from socketserver import BaseServer
 from typing import Any, cast
 
 from pydicom.uid import (
@@ -73,6 +74,10 @@ class _Server(ThreadedAssociationServer):
 
     def server_activate(self) -> None:
         """The socket listens already."""
+
+    def shutdown(self) -> None:
+        """Accept no more. (pynetdicom's own would also strike the server off a list it is not on.)"""
+        BaseServer.shutdown(self)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         client, address = self.listening.accept()

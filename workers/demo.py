@@ -141,13 +141,12 @@ class Orthanc(Pacs):
 
     def fetch(self, out: Path) -> dict[str, list[Path]]:
         out.mkdir(parents=True, exist_ok=True)
-        paths = []
+        paths: list[Path] = []
         for series in self.get("/series?expand"):
             modality = series["MainDicomTags"]["Modality"]
-            for index, instance in enumerate(sorted(series["Instances"]), start=1):
-                path = out / f"{modality}-{index:03d}.dcm"
-                path.write_bytes(self.file(instance))
-                paths.append(path)
+            for instance in sorted(series["Instances"]):
+                paths.append(out / f"{modality}-{len(paths) + 1:03d}.dcm")
+                paths[-1].write_bytes(self.file(instance))
         return _by_modality(paths)
 
     def close(self) -> None:

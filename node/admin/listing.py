@@ -42,6 +42,8 @@ def _table(*columns: str) -> Table:
 def banner(settings: Settings) -> Panel:
     """What runs, where, and where results go."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     scp = settings.scp
     grid.add_row("DICOM", f"{scp.ae_title} at {scp.host}:{scp.port}")
     grid.add_row("Web", f"http://{settings.web.host}:{settings.web.port}/")

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -117,11 +118,17 @@ def deliver(settings: Settings) -> None:
 
 def worker(settings: Settings) -> None:
     """A Celery worker with one model in one process. Its module is named, never imported here."""
+    from celery.platforms import SecurityWarning
+
     from node.broker import make_app
 
-    arguments = ["worker", "--pool=solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # it takes no pickles, so root is no worse
+    arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1"]
+    silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=ichnode-{os.getpid()}@%h"
-    make_app(settings).worker_main([*arguments, name, f"--loglevel={settings.log_level}"])
+    make_app(settings).worker_main([*arguments, *silence, name, f"--loglevel={settings.log_level}"])
 
 
 def web(settings: Settings) -> None:
@@ -156,7 +163,7 @@ def start(role: str, settings: Settings) -> None:
     """Run a role until it is told to stop. Raises SettingsError when data_dir cannot be used."""
     prepare(settings)
     logging.basicConfig(level=settings.log_level, format=FORMAT.format(role=role), stream=sys.stderr)
-    for noisy in ("pynetdicom", "pydicom", "alembic"):
+    for noisy in ("pynetdicom", "pydicom", "alembic", "highdicom"):
         logging.getLogger(noisy).setLevel("ERROR")
     ROLES[role](settings)
 

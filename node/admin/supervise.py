@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -12,11 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from node import scp
 from node.admin.roles import die_with_parent, prepare, stopping
 from node.broker import BundledRedis
-from node.domain.errors import IchnodeError
+from node.domain.errors import IchnodeError, SettingsError
 from node.settings import Settings
 from node.store.records import Records, open_records
 
@@ -84,6 +86,7 @@ class Node:
     def run(self, on_ready: Callable[[Records], None]) -> None:
         """Until SIGTERM or SIGINT. Raises IchnodeError when the node cannot start."""
         prepare(self._settings)
+        self._lock = _only_one(self._settings.data_dir)
         scp.open_socket(self._settings.scp).close()  # a port that is taken is told at once, and by name
         records = open_records(self._settings)
         with stopping() as stop:
@@ -146,6 +149,18 @@ class Node:
                 child.process.wait()
         if self._redis is not None:
             self._redis.clean()
+
+
+def _only_one(data_dir: Path) -> TextIO:
+    """A lock that lasts as long as this process. Raises SettingsError when another node holds it."""
+    lock = (data_dir / "up.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        text = f"another `ichnode up` uses {data_dir}; stop it, or choose another data_dir"
+        raise SettingsError(text) from None
+    return lock
 
 
 def _options(settings: Settings, config: Path | None) -> list[str]:

@@ -49,19 +49,16 @@ class Views:
                     select(*columns).where(jobs.c.study_instance_uid.in_(uids)).order_by(jobs.c.id)
                 )
             )
-            waiting: dict[str, int] = dict(
-                connection.execute(
-                    select(jobs.c.study_instance_uid, func.count(deliveries.c.id))
-                    .join(deliveries, deliveries.c.job_id == jobs.c.id)
-                    .where(
-                        jobs.c.study_instance_uid.in_(uids),
-                        deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.FAILED)),
-                    )
-                    .group_by(jobs.c.study_instance_uid)
+            undelivered = connection.execute(
+                select(jobs.c.study_instance_uid, func.count(deliveries.c.id))
+                .join(deliveries, deliveries.c.job_id == jobs.c.id)
+                .where(
+                    jobs.c.study_instance_uid.in_(uids),
+                    deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.FAILED)),
                 )
-                .tuples()
-                .all()
+                .group_by(jobs.c.study_instance_uid)
             )
+            waiting: dict[str, int] = dict(undelivered.all())
         for study in found:
             uid = study["study_instance_uid"]
             study["series"] = by_study.get(uid, [])
@@ -174,7 +171,7 @@ class Views:
         with reading(self._engine) as connection:
 
             def by_state(column: Any) -> dict[str, int]:
-                return dict(connection.execute(select(column, func.count()).group_by(column)).tuples().all())
+                return dict(connection.execute(select(column, func.count()).group_by(column)).all())
 
             return {
                 "series": by_state(series.c.state),
