@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def phantoms(seeds: Iterable[int], workers: int = 1, size: int = 192) -> Iterato
     if workers <= 1:
         yield from map(build, seeds)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         yield from pool.map(build, seeds, chunksize=4)
 
 

@@ -58,7 +58,7 @@ def run(plan: Plan, watch: Watch) -> ModelIdentity:
     """Do the whole plan; weights and sidecar end up as `<recipe>.safetensors` and `.json` in `plan.out`."""
     drawn = phantom_corpus(plan.out, PHANTOM_SEEDS, plan.phantoms, plan.workers)
     start = _fit(plan, plan.recipe.pretrain, Corpus((), drawn), None, "pretrain", plan.seed, watch)
-    held_out = phantom_corpus(plan.out, HELD_OUT_SEEDS, max(20, plan.phantoms // 20), plan.workers)
+    held_out = phantom_corpus(plan.out, HELD_OUT_SEEDS, max(4, plan.phantoms // 20), plan.workers)
     if plan.data is None:
         members = [start]
         predictions = _predict(plan.recipe, start, held_out)

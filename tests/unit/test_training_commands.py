@@ -1,0 +1,75 @@
+"""The three commands from end to end, as small as they go; and real pictures, where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from workers.commands_models import evaluate, models, train
+from workers.models.catalogue import CATALOGUE
+from workers.training import datasets
+from workers.training.datasets import box_mask, ct_ich
+
+CT_ICH = os.environ.get("ICHNODE_CT_ICH", "")
+
+
+def test_train_then_evaluate_a_toy_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.commands_models.os.cpu_count", lambda: 1)
+    small = partial(datasets.phantom_series, slices=6)
+    monkeypatch.setattr(datasets, "phantom_series", lambda seed, size: small(seed, size=size // 2))
+    out = tmp_path / "run"
+    arguments = ["default", "--phantoms", "2", "--steps", "2", "--out", str(out), "--version", "0.0.1"]
+    trained = CliRunner().invoke(train, arguments, catch_exceptions=False)
+    assert trained.exit_code == 0, trained.output
+    facts = json.loads((out / "default.json").read_text())
+    assert facts["version"] == "0.0.1" and facts["sha256"] in trained.output
+    assert facts["metrics"]["protocol"] == "held-out phantoms; no patient was used"
+
+    report = tmp_path / "report.json"
+    arguments = ["--pipeline", str(out / "default.json"), "--phantoms", "2", "--out", str(report)]
+    judged = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    assert judged.exit_code == 0, judged.output
+    assert json.loads(report.read_text())["patients"] == 2
+
+
+def test_models_lists_the_catalogue_with_digests() -> None:
+    listed = CliRunner().invoke(models, ["--json"], catch_exceptions=False)
+    rows = json.loads(listed.output)
+    assert [row["name"] for row in rows] == [known.name for known in CATALOGUE]
+    assert all(len(row["sha256"]) == 64 for row in rows)
+    assert CliRunner().invoke(models, []).exit_code == 0
+
+
+def test_unknown_recipes_and_pipelines_are_refused_with_the_names_there_are() -> None:
+    for command, arguments in ((train, ["no-such"]), (evaluate, ["--pipeline", "no-such"])):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code != 0
+        assert "default" in result.output
+
+
+def test_a_loose_box_is_filled_with_what_is_bright_in_it_and_not_bone() -> None:
+    y, x = np.mgrid[:256, :256]
+    radius = np.hypot(y - 128, x - 128)
+    hu = np.where(radius < 100, 30.0, np.where(radius < 112, 1000.0, -1000.0))
+    clot = np.hypot(y - 128, x - 80) < 14
+    hu[clot] = 65
+    filled = box_mask(hu.astype(np.float32), (80 / 256, 0.5, 0.35, 0.35))
+    assert 2 * (filled & clot).sum() / (filled.sum() + clot.sum()) > 0.85
+    assert not box_mask(hu.astype(np.float32), (0.7, 0.5, 0.1, 0.1)).any()
+
+
+@pytest.mark.skipif(not CT_ICH, reason="ICHNODE_CT_ICH names no CT-ICH folder")
+def test_unlabelled_blood_of_ct_ich_is_never_a_known_empty_mask() -> None:
+    for series in ct_ich(Path(CT_ICH)):
+        for channel in range(6):
+            positive = series.labels[:, channel] > 0
+            empty = ((series.masks >> channel) & 1).sum((1, 2)) == 0
+            drawn_elsewhere = (series.masks & 1).sum((1, 2)) > 0
+            assert not (positive & series.known[:, channel] & empty & ~drawn_elsewhere).any()
+        assert series.pictures.shape[1:] == (128, 128)
