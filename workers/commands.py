@@ -65,8 +65,14 @@ def demo(once: bool, folder: Path | None) -> None:
     with console.status("starting …") as status:
         from workers import demo as parts
 
+        said = ""
+
         def say(text: str) -> None:
+            nonlocal said
             status.update(text + " …")
+            if text != said and not console.is_terminal:
+                console.print(text)
+            said = text
 
         with parts.running(place.resolve(), say) as running:
             slices = parts.send_sample(running, say)
@@ -75,7 +81,7 @@ def demo(once: bool, folder: Path | None) -> None:
             status.stop()
             _show_demo(console, running, job, slices, files)
             if not once:
-                console.print(f"The node runs on. Dashboard: {running.dashboard}  Ctrl-C stops it.")
+                say_line(console, f"The node runs on. Dashboard: {running.dashboard}  Ctrl-C stops it.")
                 parts.wait_for_interrupt()
     if job["findings"] is None:
         raise click.ClickException(f"the sample was not analysed: {job['reason_text']}")
@@ -87,17 +93,16 @@ def _show_demo(
     if job["findings"] is not None:
         console.print(findings_panel(Findings.from_json(job["findings"])))
     times = running.records.views.job_times(job["id"])
-    console.print(files_table({_name(modality): paths for modality, paths in files.items()}))
+    console.print(files_table(files), soft_wrap=True)
     seconds = (times["first_sent_at"] or 0) - (times["received_at"] or 0)
-    console.print(
-        f"{slices} slices received; the SR was in {running.pacs.name} {seconds:.1f} s after the last of them."
-    )
-    console.print(f"Dashboard: {running.dashboard}   Everything is kept in {running.folder}")
+    say_line(console, f"The SR was in {running.pacs.name} {seconds:.1f} s after the last of {slices} slices.")
+    say_line(console, f"Dashboard of this run: {running.dashboard}")
+    say_line(console, f"Everything is kept in {running.folder}")
 
 
-def _name(modality: str) -> str:
-    """Secondary captures carry the modality of what they show."""
-    return {"CT": "SC", "OT": "SC"}.get(modality, modality)
+def say_line(console: Console, text: str) -> None:
+    """One line, however narrow the terminal: paths and addresses are there to be copied."""
+    console.print(text, soft_wrap=True)
 
 
 def findings_panel(findings: Findings) -> Panel:

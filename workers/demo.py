@@ -6,6 +6,7 @@ It talks to loopback only, uses free ports, and touches no other installation.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,13 +16,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from node.admin.roles import die_with_parent
@@ -61,7 +62,7 @@ class Pacs:
     port: int
 
     def fetch(self, out: Path) -> dict[str, list[Path]]:
-        """Files of what arrived, by modality: SR, SEG, CT (the secondary captures)."""
+        """Files of what arrived, by kind: SR, SEG, SC; in order of InstanceNumber."""
         raise NotImplementedError
 
 
@@ -85,7 +86,7 @@ class FolderPacs(Pacs):
         return 0x0000
 
     def fetch(self, out: Path) -> dict[str, list[Path]]:
-        return _by_modality(sorted(self._folder.glob("*.dcm")))
+        return _by_kind([path.read_bytes() for path in sorted(self._folder.glob("*.dcm"))], out)
 
     def close(self) -> None:
         if self._server is not None:
@@ -140,14 +141,7 @@ class Orthanc(Pacs):
             return data
 
     def fetch(self, out: Path) -> dict[str, list[Path]]:
-        out.mkdir(parents=True, exist_ok=True)
-        paths: list[Path] = []
-        for series in self.get("/series?expand"):
-            modality = series["MainDicomTags"]["Modality"]
-            for instance in sorted(series["Instances"]):
-                paths.append(out / f"{modality}-{len(paths) + 1:03d}.dcm")
-                paths[-1].write_bytes(self.file(instance))
-        return _by_modality(paths)
+        return _by_kind([self.file(instance) for instance in self.get("/instances")], out)
 
     def close(self) -> None:
         self.process.terminate()
@@ -158,13 +152,21 @@ class Orthanc(Pacs):
             self.process.wait()
 
 
-def _by_modality(paths: list[Path]) -> dict[str, list[Path]]:
-    """The order within a modality is that of the instance numbers."""
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for path in paths:
-        ds = dcmread(path, stop_before_pixels=True)
-        found.setdefault(str(ds.Modality), []).append((int(ds.get("InstanceNumber") or 0), path))
-    return {modality: [path for _, path in sorted(items)] for modality, items in found.items()}
+def _by_kind(objects: Sequence[bytes], out: Path) -> dict[str, list[Path]]:
+    """Write each object to a file, named by its kind and its place in its series."""
+    found: dict[str, list[tuple[str, int, bytes]]] = {}
+    for data in objects:
+        ds = dcmread(io.BytesIO(data), stop_before_pixels=True)
+        kind = "SC" if ds.SOPClassUID == SecondaryCaptureImageStorage else str(ds.Modality)
+        place = (str(ds.SeriesInstanceUID), int(ds.get("InstanceNumber") or 0), data)
+        found.setdefault(kind, []).append(place)
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, list[Path]] = {}
+    for kind, items in found.items():
+        for number, (_, _, data) in enumerate(sorted(items), start=1):
+            files.setdefault(kind, []).append(out / f"{kind}-{number:03d}.dcm")
+            files[kind][-1].write_bytes(data)
+    return files
 
 
 def free_port() -> int:

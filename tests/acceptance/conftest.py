@@ -152,13 +152,12 @@ def make_node(tmp_path: Path) -> Iterator[NodeMaker]:
 
 
 def received(pacs: Orthanc, study_uid: str, folder: Path) -> dict[str, list[Dataset]]:
-    """What the PACS holds of a study, by modality, in order of InstanceNumber."""
+    """What the PACS holds of a study, by kind (SR, SEG, SC), in order of InstanceNumber."""
     found: dict[str, list[Dataset]] = {}
-    for paths in pacs.fetch(folder).values():
-        for path in paths:
-            ds = dcmread(path)
+    for kind, paths in pacs.fetch(folder).items():
+        for ds in map(dcmread, paths):
             if ds.StudyInstanceUID == study_uid:
-                found.setdefault(str(ds.Modality), []).append(ds)
+                found.setdefault(kind, []).append(ds)
     return found
 
 

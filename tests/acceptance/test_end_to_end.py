@@ -56,9 +56,8 @@ def check_objects(objects: dict[str, list[Dataset]], findings: Findings, sources
         area = float(np.prod([float(v) for v in headers[0].PixelSpacing]))
         voxels = int(seg.pixel_array.astype(bool).sum())
         assert findings.segmentation.volume_ml == pytest.approx(voxels * area * 5 / 1000, rel=0.25)
-    overlays = [ds for ds in objects["CT"] + objects.get("OT", []) if ds.get("ConversionType")]
-    assert len(overlays) == len(sources) + 1
-    assert all(ds.PhotometricInterpretation == "RGB" for ds in overlays)
+    assert len(objects["SC"]) == len(sources) + 1
+    assert all(ds.PhotometricInterpretation == "RGB" for ds in objects["SC"])
 
 
 def test_phantom_with_blood_comes_back_as_stat_with_all_objects(
@@ -254,7 +253,7 @@ def test_a_killed_worker_loses_no_job_and_duplicates_no_object(
     assert {name: len(group) for name, group in objects.items()} == {
         "SR": 1,
         "SEG": 1,
-        "CT": len(phantom) + 1,
+        "SC": len(phantom) + 1,
     }
 
 
