@@ -10,16 +10,18 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
+from node.domain.eligibility import CT_IMAGE, ENHANCED_CT_IMAGES
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.headers import read_instance
 from node.spool import Spool
-from node.store.arrivals import Recorded, StoredFile
+from node.store.arrivals import Recorded, StoredFile, check_recordable
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,9 @@ IMPLEMENTATION_VERSION_NAME = "ICHNODE"
 PIXEL_DATA = 0x7FE00010
 FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
 UNDEFINED_LENGTH = 0xFFFFFFFF
-SEQUENCE_DELIMITER = struct.pack("<HH", 0xFFFE, 0xE0DD)
+ITEM, SEQUENCE_DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+TRAILING_PADDING = 0xFFFCFFFC
+MARK = b"written by ichnode to find the end"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Intake:
             return SUCCESS
         head = _file_head(received)
         instance = _understood(received, head)
+        check_recordable(instance)
         path = self._spool.instance_path(
             instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid
         )
@@ -102,29 +107,53 @@ def _understood(received: Received, head: bytes) -> Instance:
         )
     if instance.sop_instance_uid != received.sop_instance_uid:
         raise PermanentError("SOP_MISMATCH", f"the data set says {instance.sop_instance_uid}")
-    if received.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
-        _check_whole(stream, received.transfer_syntax_uid == ImplicitVRLittleEndian, instance)
+    if received.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:  # inflating has told already
+        _check_whole(stream, UID(received.transfer_syntax_uid), instance)
     return instance
 
 
-def _check_whole(stream: io.BytesIO, implicit: bool, instance: Instance) -> None:
-    """`stream` stands where the header ended. Raises PermanentError TRUNCATED when pixels are missing."""
+def _check_whole(stream: io.BytesIO, syntax: UID, instance: Instance) -> None:
+    """`stream` stands where the header ended. Raises PermanentError TRUNCATED when something is missing."""
     data = stream.getbuffer()[stream.tell() :]
     name = f"instance {instance.sop_instance_uid}"
-    if len(data) < 8:
-        if instance.rows and instance.columns:
-            raise PermanentError("TRUNCATED", f"{name}: has rows and columns, but its pixel data is missing")
-        return
-    group, element = struct.unpack("<HH", data[:4])
+    order = "<" if syntax.is_little_endian else ">"
+    group, element = struct.unpack(order + "HH", data[:4]) if len(data) >= 8 else (0, 0)
     if (tag := group << 16 | element) != PIXEL_DATA and tag not in FLOAT_PIXEL_DATA:
+        if instance.sop_class_uid in (CT_IMAGE, *ENHANCED_CT_IMAGES):
+            raise PermanentError("TRUNCATED", f"{name}: is an image, but its pixel data is missing")
+        if not _ends_well(stream, syntax):
+            raise PermanentError("TRUNCATED", f"{name}: its last element is cut short")
         return
-    offset = 8 if implicit else 12
-    length = struct.unpack("<I", data[offset - 4 : offset])[0] if len(data) >= offset else UNDEFINED_LENGTH
+    offset = 8 if syntax.is_implicit_VR else 12
+    length = struct.unpack(order + "I", data[offset - 4 : offset])[0] if len(data) >= offset else 1 << 32
     if length == UNDEFINED_LENGTH:
-        if SEQUENCE_DELIMITER not in bytes(data[-4096:]) and SEQUENCE_DELIMITER not in bytes(data[offset:]):
+        if not _fragments_end(data[offset:]):
             raise PermanentError("TRUNCATED", f"{name}: encapsulated pixel data does not end")
     elif length > len(data) - offset:
         raise PermanentError("TRUNCATED", f"{name}: {len(data) - offset} of {length} pixel bytes arrived")
+
+
+def _fragments_end(data: memoryview) -> bool:
+    """Whether items follow one another up to the Sequence Delimitation Item (PS3.5 A.4)."""
+    at = 0
+    while len(data) - at >= 8:
+        group, element, length = struct.unpack("<HHI", data[at : at + 8])
+        if (group, element) != ITEM:
+            return bool((group, element) == SEQUENCE_DELIMITER)
+        at += 8 + length
+    return False
+
+
+def _ends_well(stream: io.BytesIO, syntax: UID) -> bool:
+    """Whether an element written behind the last one is found there: one cut short would swallow it."""
+    order, header = (
+        ("<" if syntax.is_little_endian else ">"),
+        (TRAILING_PADDING >> 16, TRAILING_PADDING & 0xFFFF),
+    )
+    start = struct.pack(order + "HH", *header) + (b"" if syntax.is_implicit_VR else b"OB\0\0")
+    more = start + struct.pack(order + "I", len(MARK)) + MARK
+    ds = dcmread(io.BytesIO(stream.getvalue() + more), specific_tags=[TRAILING_PADDING])
+    return TRAILING_PADDING in ds and ds[TRAILING_PADDING].value == MARK
 
 
 def _file_head(received: Received) -> bytes:
