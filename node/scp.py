@@ -12,6 +12,7 @@ from collections.abc import Callable
 from io import BytesIO
 from socketserver import BaseServer
 from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 from pydicom.uid import (
     JPEG2000,
@@ -31,6 +32,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, AllStoragePresentationContexts, Association, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu import A_RELEASE_RQ
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -111,7 +113,8 @@ class Listener:
         self._intake = intake
         self.name = process_name()
         self._server: ThreadedAssociationServer | None = None
-        self._associations: dict[Association, str] = {}
+        self._associations: WeakKeyDictionary[Association, str] = WeakKeyDictionary()
+        self._released: WeakSet[Association] = WeakSet()
 
     def start(self, listening: socket.socket) -> None:
         """Serve on `listening` in threads, until `stop`."""
@@ -136,9 +139,10 @@ class Listener:
 
     def _handlers(self) -> list[Any]:
         return [
-            (evt.EVT_RELEASED, self._on_over, ["released"]),
-            (evt.EVT_ABORTED, self._on_over, ["aborted"]),
-            (evt.EVT_CONN_CLOSE, self._on_over, ["aborted"]),
+            (evt.EVT_PDU_RECV, self._on_pdu),
+            (evt.EVT_RELEASED, self._on_over),
+            (evt.EVT_ABORTED, self._on_over),
+            (evt.EVT_CONN_CLOSE, self._on_over),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
         ]
@@ -171,14 +175,22 @@ class Listener:
             self._associations[assoc] = name
         return self._associations[assoc]
 
-    def _on_over(self, event: evt.Event, outcome: str) -> None:
-        name = self._associations.pop(event.assoc, None)
+    def _on_pdu(self, event: evt.Event) -> None:
+        """The wish to release is seen before the end of the connection; EVT_RELEASED may come after it."""
+        if isinstance(event.pdu, A_RELEASE_RQ):
+            self._released.add(event.assoc)
+
+    def _on_over(self, event: evt.Event) -> None:
+        name = self._associations.get(event.assoc)
         if name is None:
             return
+        outcome = "released" if event.assoc in self._released else "aborted"
         try:
             self._records.arrivals.close_association(name, outcome, time.time())
         except TransientError as error:
             log.error("association %s stays open in the records: %s", name, error)
+        else:
+            self._associations.pop(event.assoc, None)
 
 
 def tls_context(scp: Scp) -> ssl.SSLContext | None:
