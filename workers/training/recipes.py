@@ -41,7 +41,7 @@ RECIPES: tuple[Recipe, ...] = (
         name="default",
         summary="Multi-task 2.5-D U-Net: phantoms first, then CT-ICH with phantom replay.",
         pretrain=Stage("pretrain", steps=800, batch=48, learning_rate=3e-3, phantom_share=1.0),
-        finetune=Stage("finetune", steps=160, batch=48, learning_rate=8e-4, phantom_share=0.25, ema=0.99),
+        finetune=Stage("finetune", steps=300, batch=32, learning_rate=1e-3, phantom_share=0.2, ema=0.99),
     ),
 )
 
