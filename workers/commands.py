@@ -44,7 +44,9 @@ def analyse(settings: Settings, folder: Path, out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.findings.to_json(), indent=2))
     else:
-        Console(markup=False).print(findings_panel(result.findings), files_table(result.files))
+        out_console = Console(markup=False)
+        out_console.print(findings_panel(result.findings))
+        say_files(out_console, result.files)
     if result.findings.status is Status.NOT_ANALYSED:
         sys.exit(NOT_ANALYSED_EXIT_CODE)
 
@@ -93,7 +95,7 @@ def _show_demo(
     if job["findings"] is not None:
         console.print(findings_panel(Findings.from_json(job["findings"])))
     times = running.records.views.job_times(job["id"])
-    console.print(files_table(files), soft_wrap=True)
+    say_files(console, files)
     seconds = (times["first_sent_at"] or 0) - (times["received_at"] or 0)
     say_line(console, f"The SR was in {running.pacs.name} {seconds:.1f} s after the last of {slices} slices.")
     say_line(console, f"Dashboard of this run: {running.dashboard}")
@@ -131,8 +133,8 @@ def findings_panel(findings: Findings) -> Panel:
     return Panel(Group(table, "", summary, footer), title="findings", expand=False)
 
 
-def files_table(files: Mapping[str, Sequence[Path]]) -> Table:
-    table = Table.grid(padding=(0, 2))
+def say_files(console: Console, files: Mapping[str, Sequence[Path]]) -> None:
+    """A line for each kind of file: the first path, and how many there are."""
     for name, paths in sorted(files.items()):
-        table.add_row(name.upper(), str(paths[0]) + (f" … ({len(paths)} files)" if len(paths) > 1 else ""))
-    return table
+        more = f"  … {len(paths)} files" if len(paths) > 1 else ""
+        say_line(console, f"{name.upper():<9} {paths[0]}{more}")
