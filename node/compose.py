@@ -31,6 +31,8 @@ from node.store.records import Records
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+PAUSE_S = 5.0
+"""After a disk that is full or a database that is away."""
 SENDING_ORDER = ("sr", "seg", "sc")
 """The report first: it carries the alarm."""
 DEFER_BYTES = 64 * 1024
@@ -158,8 +160,11 @@ def encode(ds: Dataset) -> bytes:
 
 def run(composer: Composer, stopping: Callable[[float], bool]) -> None:
     """Compose what waits, until `stopping(seconds)`, which waits that long at most, says so."""
-    while not stopping(TICK_S):
+    wait_s = TICK_S
+    while not stopping(wait_s):
         try:
             composer.round()
+            wait_s = TICK_S
         except TransientError as error:
             log.error("composing waits: %s", error)
+            wait_s = PAUSE_S

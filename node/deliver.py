@@ -86,6 +86,7 @@ def run(courier: Courier, pause_s: float, stopping: Callable[[float], bool]) -> 
             wait_s = TICK_S if courier.round() else pause_s
         except TransientError as error:
             log.error("delivering waits: %s", error)
+            wait_s = pause_s
 
 
 def start_couriers(

@@ -118,13 +118,14 @@ def deliver(settings: Settings) -> None:
 
 def worker(settings: Settings) -> None:
     """A Celery worker with one model in one process. Its module is named, never imported here."""
-    from celery.platforms import SecurityWarning
+    from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
     from node.broker import make_app
 
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel("WARNING")
     warnings.filterwarnings("ignore", category=SecurityWarning)  # it takes no pickles, so root is no worse
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1"]
     silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=ichnode-{os.getpid()}@%h"
