@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from node.broker import Doorbell
 from node.domain.completeness import Complete, Evidence, completeness
@@ -23,6 +24,8 @@ from node.store.records import Records
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+PAUSE_S = 5.0
+"""After a database that is away."""
 RING_AGAIN_S = 30
 """A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
 
@@ -37,27 +40,32 @@ class Clock:
 
     def tick(self, now: float) -> None:
         """Raises TransientError when the database is away."""
-        self._settle_series(now)
+        wait = self._settings.completeness
+        for row in self._records.arrivals.receiving(silent_since=now - wait.quiet_s):
+            with _stopping_nobody_else(f"series {row.series_instance_uid}"):
+                self._settle_series(row, now)
         for study_uid in self._records.arrivals.undecided_studies():
-            self._decide_study(study_uid, now)
-        self._answer_refused_studies(now)
+            with _stopping_nobody_else(f"study {study_uid}"):
+                self._decide_study(study_uid, now)
+        for study_uid in self._records.arrivals.unanswered_studies(silent_since=now - wait.max_wait_s):
+            with _stopping_nobody_else(f"study {study_uid}"):
+                self._answer_refused_study(study_uid, now)
         self._recover_jobs(now)
         self._ring(now)
 
-    def _settle_series(self, now: float) -> None:
+    def _settle_series(self, row: SeriesRow, now: float) -> None:
         wait = self._settings.completeness
-        for row in self._records.arrivals.receiving(silent_since=now - wait.quiet_s):
-            gathered = self._records.arrivals.gather(row.series_instance_uid)
-            evidence = Evidence(
-                row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
-            )
-            verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s)
-            if not isinstance(verdict, Complete):
-                continue
-            notes = [note.text for note in verdict.notes]
-            if self._records.arrivals.settle(row, now, notes):
-                words = f" although {'; '.join(notes)}" if notes else ""
-                log.info("series %s is complete%s", row.series_instance_uid, words)
+        gathered = self._records.arrivals.gather(row.series_instance_uid)
+        evidence = Evidence(
+            row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
+        )
+        verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s)
+        if not isinstance(verdict, Complete):
+            return
+        notes = [note.text for note in verdict.notes]
+        if self._records.arrivals.settle(row, now, notes):
+            words = f" although {'; '.join(notes)}" if notes else ""
+            log.info("series %s is complete%s", row.series_instance_uid, words)
 
     def _decide_study(self, study_uid: str, now: float) -> None:
         """Once no series of the study is still arriving: choose one, give every other its reason."""
@@ -86,18 +94,16 @@ class Clock:
                 return rows.get(job.series_instance_uid)
         return None
 
-    def _answer_refused_studies(self, now: float) -> None:
+    def _answer_refused_study(self, study_uid: str, now: float) -> None:
         """A study of which nothing can be analysed is said so in the PACS, once nothing more comes."""
-        silent_since = now - self._settings.completeness.max_wait_s
-        for study_uid in self._records.arrivals.unanswered_studies(silent_since):
-            rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
-            gathered = {uid: self._records.arrivals.gather(uid).instances for uid in rows}
-            reasons = {uid: self._records.arrivals.reason_of(uid) for uid in rows}
-            skipped = {uid: reason for uid, reason in reasons.items() if reason}
-            uid = best_refused(Choice(None, skipped), gathered)
-            if uid is not None:
-                job_id = self._records.arrivals.refuse_study(rows[uid], skipped[uid], now)
-                log.info("study %s is answered as not analysed by job %d", study_uid, job_id)
+        rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
+        gathered = {uid: self._records.arrivals.gather(uid).instances for uid in rows}
+        reasons = {uid: self._records.arrivals.reason_of(uid) for uid in rows}
+        skipped = {uid: reason for uid, reason in reasons.items() if reason}
+        uid = best_refused(Choice(None, skipped), gathered)
+        if uid is not None:
+            job_id = self._records.arrivals.refuse_study(rows[uid], skipped[uid], now)
+            log.info("study %s is answered as not analysed by job %d", study_uid, job_id)
 
     def _recover_jobs(self, now: float) -> None:
         """A worker that went silent loses its job; a job that keeps killing workers is given up."""
@@ -106,8 +112,8 @@ class Clock:
                 continue
             if job.attempts >= self._settings.model.max_attempts:
                 text = f"the worker died or hung in each of {job.attempts} attempts; see the worker's log"
-                self._records.jobs.fail(job.id, Reason("WORKER_LOST", text), job.lease_owner)
-                log.error("job %d is given up: %s", job.id, text)
+                if self._records.jobs.lost(job, Reason("WORKER_LOST", text)):
+                    log.error("job %d is given up: %s", job.id, text)
             elif self._records.jobs.expire(job):
                 log.warning("job %d goes back to the queue: its worker went silent", job.id)
 
@@ -123,6 +129,17 @@ class Clock:
     def _rules(self) -> Rules:
         eligibility = self._settings.eligibility
         return Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
+
+
+@contextmanager
+def _stopping_nobody_else(name: str) -> Iterator[None]:
+    """One study whose headers nobody thought of must not hold up those behind it."""
+    try:
+        yield
+    except TransientError:
+        raise
+    except Exception:
+        log.exception("%s cannot be judged", name)
 
 
 def _keep(taken: SeriesRow | None, choice: Choice) -> Choice:
@@ -141,8 +158,11 @@ def _keep(taken: SeriesRow | None, choice: Choice) -> Choice:
 
 def run(clock: Clock, stopping: Callable[[float], bool]) -> None:
     """Tick until `stopping(seconds)`, which waits that long at most, says so."""
-    while not stopping(TICK_S):
+    wait_s = TICK_S
+    while not stopping(wait_s):
         try:
             clock.tick(time.time())
+            wait_s = TICK_S
         except TransientError as error:
             log.error("the clock skips a round: %s", error)
+            wait_s = PAUSE_S

@@ -122,6 +122,14 @@ class Jobs:
             .values(lease_owner=None, lease_until=None, rung_at=None)
         )
 
+    def lost(self, job: Job, reason: Reason) -> bool:
+        """RUNNING → FAILED for the same cause, once too often; like `expire`, not if it was renewed."""
+        return self._change(
+            _move(job.id, JobEvent.FAILED_FOR_GOOD, job.lease_owner)
+            .where(jobs.c.lease_until == job.lease_until)
+            .values(reason_code=reason.code, reason_text=reason.text, reported_at=None)
+        )
+
     def to_ring(self, rung_before: float, limit: int = 200) -> list[int]:
         """QUEUED jobs whose doorbell was not rung since `rung_before`, oldest first."""
         with reading(self._engine) as connection:

@@ -1,0 +1,524 @@
+"""The clock, round by round at given times: what is complete, what is chosen, what is recovered and rung."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import settle
+from node.domain.errors import TransientError
+from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
+from node.domain.instance import Instance
+from node.domain.lifecycle import JobState, SeriesState
+from node.liveness import process_name
+from node.settings import Completeness, Settings
+from node.settle import RING_AGAIN_S, Clock
+from node.store.arrivals import StoredFile
+from node.store.jobs import Job
+from node.store.records import Records, open_records
+
+CT_IMAGE, CAPTURE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
+STUDY = "1.2"
+QUIET_S, MAX_WAIT_S = 10.0, 120.0
+T0 = 1_000_000.0
+
+
+class Bell:
+    """A doorbell that writes down who rang, or is out of order."""
+
+    def __init__(self) -> None:
+        self.rung: list[int] = []
+        self.broken = False
+
+    def ring(self, job_id: int) -> None:
+        if self.broken:
+            raise TransientError("broker: gone")
+        self.rung.append(job_id)
+
+
+class Place:
+    """A clock with its records and bell, and a modality that sends to them."""
+
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self.settings = settings
+        self.records = records
+        self.bell = Bell()
+        self.clock = Clock(settings, records, self.bell)  # type: ignore[arg-type]
+        self._associations = 0
+
+    def send(
+        self, instances: Sequence[Instance], now: float, *, outcome: str | None = "released", of: str = ""
+    ) -> str:
+        """All at `now`, over an association of their own (or `of`); `outcome` None leaves it open."""
+        name = of or f"assoc{self._associations}"
+        self._associations += 1
+        self.records.arrivals.open_association(name, process_name(), ("CT1", "10.0.0.1"), now)
+        for one in instances:
+            file = StoredFile(f"{one.sop_instance_uid}.dcm", 1, one.sop_instance_uid[-64:])
+            self.records.arrivals.record(one, file, name, now)
+        if outcome:
+            self.records.arrivals.close_association(name, outcome, now)
+        return name
+
+    def series(self, study: str = STUDY) -> dict[str, SeriesState]:
+        return {r.description: r.state for r in self.records.arrivals.of_study(study)}
+
+    def reason(self, of: str) -> str | None:
+        found = self.records.arrivals.reason_of(of)
+        return found.code if found else None
+
+    def jobs(self) -> list[Job]:
+        ids = sorted(job["id"] for job in self.records.views.jobs())
+        return [job for job_id in ids if (job := self.records.jobs.get(job_id))]
+
+    def analyse(self, job_id: int, now: float) -> None:
+        """A worker does the job, and its objects are stored."""
+        assert self.records.jobs.claim(job_id, "other:1", now + 30, now)
+        found = Findings(ModelIdentity("m", "1", "a"), "1.2.2", 1, Status.ANALYSED, priority=Priority.ROUTINE)
+        assert self.records.jobs.store_analysis(job_id, "other:1", found, "m", now)
+        made = self.records.jobs.get(job_id)
+        assert made and self.records.jobs.store_objects(made, [], [], now)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    settings = Settings(data_dir=tmp_path, completeness=Completeness(quiet_s=QUIET_S, max_wait_s=MAX_WAIT_S))
+    records = open_records(settings)
+    yield Place(settings, records)
+    records.close()
+
+
+def head(
+    of: str, description: str, *, step_mm: float = 5.0, count: int = 30, study: str = STUDY, **changes: Any
+) -> list[Instance]:
+    """A series of axial slices through a head."""
+    first = Instance(
+        sop_instance_uid="",
+        sop_class_uid=CT_IMAGE,
+        series_instance_uid=of,
+        study_instance_uid=study,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        modality="CT",
+        image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+        manufacturer="SIEMENS",
+        body_part="HEAD",
+        series_description=description,
+        kernel="H31s",
+        rows=512,
+        columns=512,
+        orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        pixel_spacing=(0.45, 0.45),
+        slice_thickness=step_mm,
+        rescaled=True,
+    )
+    return [
+        replace(
+            first,
+            sop_instance_uid=f"{of}.{n + 1}",
+            instance_number=n + 1,
+            position=(-115.0, -115.0, n * step_mm),
+            **changes,
+        )
+        for n in range(count)
+    ]
+
+
+def whole_study(study: str = STUDY) -> dict[str, list[Instance]]:
+    localizer = head(
+        f"{study}.1", "Topogram", count=1, study=study, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")
+    )
+    dose = [
+        replace(
+            head(f"{study}.5", "Patient Protocol", count=1, study=study)[0],
+            sop_class_uid=CAPTURE,
+            image_type=("DERIVED", "SECONDARY"),
+            position=None,
+            orientation=None,
+        )
+    ]
+    return {
+        "localizer": localizer,
+        "5 mm": head(f"{study}.2", "Head 5.0 H31s", study=study),
+        "1 mm": head(f"{study}.3", "Head 1.0 H31s", step_mm=1.0, count=150, study=study),
+        "bone": head(f"{study}.4", "Head 1.0 H60s", step_mm=1.0, count=150, study=study, kernel="H60s"),
+        "dose": dose,
+    }
+
+
+class TestComplete:
+    def test_a_series_is_complete_once_it_is_quiet(self, place: Place) -> None:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + QUIET_S - 0.1)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        (job,) = place.jobs()
+        assert (job.series_instance_uid, job.state) == ("1.2.2", JobState.QUEUED)
+        assert place.bell.rung == [job.id]
+
+    def test_an_instance_that_comes_meanwhile_begins_the_quiet_time_anew(self, place: Place) -> None:
+        slices = head("1.2.2", "Head")
+        place.send(slices[:20], T0)
+        place.send(slices[20:], T0 + 9)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.clock.tick(T0 + 9 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_an_open_association_is_waited_for_up_to_max_wait(self, place: Place) -> None:
+        name = place.send(head("1.2.2", "Head"), T0, outcome=None)
+        place.clock.tick(T0 + MAX_WAIT_S - 1)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.records.arrivals.close_association(name, "released", T0 + MAX_WAIT_S - 1)
+        place.clock.tick(T0 + MAX_WAIT_S - 0.5)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_an_association_that_stays_open_is_not_waited_for_longer(self, place: Place) -> None:
+        place.send(head("1.2.2", "Head"), T0, outcome=None)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_an_open_association_that_moved_on_holds_nothing_up(self, place: Place) -> None:
+        name = place.send(head("1.2.2", "Head"), T0, outcome=None)
+        place.send(head("9.9.2", "Other", study="9.9"), T0 + 1, outcome=None, of=name)
+        place.clock.tick(T0 + 1 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        assert place.series("9.9") == {"Other": SeriesState.RECEIVING}
+
+    @pytest.mark.parametrize("trouble", ["aborted", "gap"])
+    def test_what_broke_off_or_has_gaps_is_waited_for_up_to_max_wait(
+        self, trouble: str, place: Place
+    ) -> None:
+        slices = head("1.2.2", "Head")
+        if trouble == "gap":
+            del slices[14]
+        place.send(slices, T0, outcome="aborted" if trouble == "aborted" else "released")
+        place.clock.tick(T0 + MAX_WAIT_S - 1)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.clock.tick(T0 + MAX_WAIT_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_the_missing_slice_that_comes_after_all_ends_the_wait(self, place: Place) -> None:
+        slices = head("1.2.2", "Head")
+        place.send([*slices[:14], *slices[15:]], T0, outcome="aborted")
+        place.clock.tick(T0 + 50)
+        place.send([slices[14]], T0 + 50)
+        place.clock.tick(T0 + 50 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        assert place.records.arrivals.of_study(STUDY)[0].revision == 1
+
+
+class TestDecide:
+    def test_a_whole_study_gets_one_job_and_every_other_series_its_reason(self, place: Place) -> None:
+        for moment, slices in enumerate(whole_study().values()):
+            place.send(slices, T0 + moment)
+        place.clock.tick(T0 + 4 + QUIET_S)
+        (job,) = place.jobs()
+        assert job.series_instance_uid == "1.2.2"
+        assert {uid: place.reason(f"1.2.{uid}") for uid in (1, 2, 3, 4, 5)} == {
+            1: "LOCALIZER",
+            2: None,
+            3: "OTHER_SERIES_CHOSEN",
+            4: "BONE_KERNEL",
+            5: "NOT_CT",
+        }
+        place.clock.tick(T0 + 1000)
+        assert len(place.jobs()) == 1
+
+    def test_nothing_is_decided_while_a_series_of_the_study_still_arrives(self, place: Place) -> None:
+        place.send(head("1.2.3", "thin", step_mm=1.0, count=150), T0)
+        place.send(head("1.2.2", "thick"), T0 + 8)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"thin": SeriesState.COMPLETE, "thick": SeriesState.RECEIVING}
+        place.clock.tick(T0 + 8 + QUIET_S)
+        assert place.series() == {"thin": SeriesState.SKIPPED, "thick": SeriesState.ACCEPTED}
+
+    def test_a_late_slice_is_a_new_revision_that_supersedes_the_waiting_job(self, place: Place) -> None:
+        slices = head("1.2.2", "Head")
+        place.send(slices[:-1], T0)
+        place.clock.tick(T0 + QUIET_S)
+        (old,) = place.jobs()
+        place.send(slices[-1:], T0 + 60)
+        place.clock.tick(T0 + 60)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        assert [j.state for j in place.jobs()] == [JobState.QUEUED]
+        place.clock.tick(T0 + 60 + QUIET_S)
+        first, second = place.jobs()
+        assert (first.id, first.state) == (old.id, JobState.SUPERSEDED)
+        assert (second.series_instance_uid, second.revision, second.state) == ("1.2.2", 2, JobState.QUEUED)
+        assert place.bell.rung[-1] == second.id
+
+    def test_a_late_slice_of_a_reported_series_is_analysed_anew_and_the_report_stands(
+        self, place: Place
+    ) -> None:
+        slices = head("1.2.2", "Head")
+        place.send(slices[:-1], T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.analyse(place.jobs()[0].id, T0 + 20)
+        place.send(slices[-1:], T0 + 60)
+        place.clock.tick(T0 + 60 + QUIET_S)
+        assert [(j.revision, j.state) for j in place.jobs()] == [
+            (1, JobState.COMPOSED),
+            (2, JobState.QUEUED),
+        ]
+
+    def test_late_slices_keep_the_series_that_was_analysed_even_where_another_looks_better(
+        self, place: Place
+    ) -> None:
+        thin = head("1.2.3", "thin", step_mm=1.0, count=150)
+        place.send(thin[:-1], T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.send(thin[-1:], T0 + 60)
+        place.send(head("1.2.2", "thick"), T0 + 60)
+        place.clock.tick(T0 + 60 + QUIET_S)
+        assert [(j.series_instance_uid, j.revision) for j in place.jobs()] == [("1.2.3", 1), ("1.2.3", 2)]
+        assert place.reason("1.2.2") == "OTHER_SERIES_CHOSEN"
+
+    def test_a_series_that_comes_after_the_analysis_does_not_displace_it(self, place: Place) -> None:
+        place.send(head("1.2.3", "thin", step_mm=1.0, count=150), T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.analyse(place.jobs()[0].id, T0 + 20)
+        place.send(head("1.2.2", "thick"), T0 + 60)
+        place.clock.tick(T0 + 60 + QUIET_S)
+        assert len(place.jobs()) == 1
+        assert place.reason("1.2.2") == "OTHER_SERIES_CHOSEN"
+        assert place.series()["thin"] is SeriesState.ACCEPTED
+
+    def test_a_series_that_comes_after_a_failed_one_is_analysed(self, place: Place) -> None:
+        place.send(head("1.2.3", "thin", step_mm=1.0, count=150), T0)
+        place.clock.tick(T0 + QUIET_S)
+        (old,) = place.jobs()
+        place.records.jobs.claim(old.id, "other:1", T0 + 99, T0 + 11)
+        place.records.jobs.fail(old.id, Reason("BROKEN", "b"), "other:1")
+        place.send(head("1.2.2", "thick"), T0 + 60)
+        place.clock.tick(T0 + 60 + QUIET_S)
+        assert [(j.series_instance_uid, j.state) for j in place.jobs()] == [
+            ("1.2.3", JobState.FAILED),
+            ("1.2.2", JobState.QUEUED),
+        ]
+
+    def test_studies_do_not_touch_one_another(self, place: Place) -> None:
+        for study in ("1.2", "1.3"):
+            for slices in whole_study(study).values():
+                place.send(slices, T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert sorted(j.series_instance_uid for j in place.jobs()) == ["1.2.2", "1.3.2"]
+
+    def test_a_study_that_cannot_be_decided_does_not_stop_the_others(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = settle.choose
+
+        def choose(series: Any, rules: Any) -> Any:
+            if any(uid.startswith("1.2.") for uid in series):
+                raise ZeroDivisionError("a header nobody thought of")
+            return real(series, rules)
+
+        monkeypatch.setattr(settle, "choose", choose)
+        place.send(head("1.2.2", "bad"), T0)
+        place.send(head("1.3.2", "good", study="1.3"), T0 + 1)
+        place.clock.tick(T0 + 1 + QUIET_S)
+        assert [j.series_instance_uid for j in place.jobs()] == ["1.3.2"]
+        assert place.bell.rung == [place.jobs()[0].id]
+        assert place.series() == {"bad": SeriesState.COMPLETE}
+
+    def test_a_series_that_cannot_be_judged_does_not_stop_the_others(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = settle.completeness
+
+        def completeness(evidence: Any, *args: Any) -> Any:
+            if evidence.instances[0].study_instance_uid == STUDY:
+                raise ZeroDivisionError("a header nobody thought of")
+            return real(evidence, *args)
+
+        monkeypatch.setattr(settle, "completeness", completeness)
+        place.send(head("1.2.2", "bad"), T0)
+        place.send(head("1.3.2", "good", study="1.3"), T0 + 1)
+        place.clock.tick(T0 + 1 + QUIET_S)
+        assert [j.series_instance_uid for j in place.jobs()] == ["1.3.2"]
+
+
+class TestNotAnalysed:
+    def test_a_study_with_nothing_readable_is_answered_once_after_max_wait(self, place: Place) -> None:
+        study = whole_study()
+        place.send(study["localizer"], T0)
+        place.send(study["bone"], T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == dict.fromkeys(("Topogram", "Head 1.0 H60s"), SeriesState.SKIPPED)
+        place.clock.tick(T0 + MAX_WAIT_S - 0.1)
+        assert place.jobs() == []
+        for _ in range(3):
+            place.clock.tick(T0 + MAX_WAIT_S)
+        (job,) = place.jobs()
+        assert (job.state, job.series_instance_uid) == (JobState.FAILED, "1.2.4")
+        assert job.reason and job.reason.code == "BONE_KERNEL"
+        assert [j.id for j in place.records.jobs.to_report()] == [job.id]
+        assert place.bell.rung == []
+
+    def test_a_readable_series_that_comes_after_the_answer_is_analysed(self, place: Place) -> None:
+        place.send(whole_study()["bone"], T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        place.send(head("1.2.2", "soft"), T0 + 200)
+        place.clock.tick(T0 + 200 + QUIET_S)
+        assert [(j.series_instance_uid, j.state) for j in place.jobs()] == [
+            ("1.2.4", JobState.FAILED),
+            ("1.2.2", JobState.QUEUED),
+        ]
+
+    def test_a_study_without_any_ct_gets_no_job(self, place: Place) -> None:
+        mr = [
+            replace(i, modality="MR", sop_class_uid="1.2.840.10008.5.1.4.1.1.4") for i in head("1.2.2", "T1")
+        ]
+        place.send(mr, T0)
+        for later in (QUIET_S, MAX_WAIT_S, 10 * MAX_WAIT_S):
+            place.clock.tick(T0 + later)
+        assert place.series() == {"T1": SeriesState.SKIPPED}
+        assert place.reason("1.2.2") == "NOT_CT"
+        assert place.jobs() == []
+
+
+def dead_process() -> str:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process_name(process.pid)
+
+
+class TestRecover:
+    def running(self, place: Place, owner: str, lease_s: float = 30.0) -> int:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        (job,) = place.jobs()
+        assert place.records.jobs.claim(job.id, owner, T0 + QUIET_S + lease_s, T0 + QUIET_S)
+        place.bell.rung.clear()
+        return job.id
+
+    def state(self, place: Place, job_id: int) -> JobState:
+        job = place.records.jobs.get(job_id)
+        assert job
+        return job.state
+
+    def test_a_job_under_a_living_lease_is_left_alone(self, place: Place) -> None:
+        job_id = self.running(place, "other-host:1")
+        place.clock.tick(T0 + QUIET_S + 30)
+        assert self.state(place, job_id) is JobState.RUNNING
+
+    def test_an_expired_lease_puts_the_job_back_and_rings_at_once(self, place: Place) -> None:
+        job_id = self.running(place, "other-host:1")
+        place.clock.tick(T0 + QUIET_S + 30.1)
+        assert self.state(place, job_id) is JobState.QUEUED
+        assert place.bell.rung == [job_id]
+
+    def test_a_worker_of_this_host_that_died_loses_its_job_at_once(self, place: Place) -> None:
+        job_id = self.running(place, dead_process())
+        place.clock.tick(T0 + QUIET_S + 0.1)
+        assert self.state(place, job_id) is JobState.QUEUED
+        assert place.bell.rung == [job_id]
+
+    def test_a_worker_of_this_host_that_lives_keeps_it(self, place: Place) -> None:
+        job_id = self.running(place, process_name())
+        place.clock.tick(T0 + QUIET_S + 0.1)
+        assert self.state(place, job_id) is JobState.RUNNING
+
+    def test_a_dead_pid_of_another_host_says_nothing(self, place: Place) -> None:
+        pid = dead_process().rpartition(":")[2]
+        job_id = self.running(place, f"not-{socket.gethostname()}:{pid}")
+        place.clock.tick(T0 + QUIET_S + 0.1)
+        assert self.state(place, job_id) is JobState.RUNNING
+
+    def test_a_job_that_keeps_killing_its_worker_is_given_up_after_max_attempts(self, place: Place) -> None:
+        job_id = self.running(place, dead_process())
+        now = T0 + QUIET_S
+        for _ in range(place.settings.model.max_attempts - 1):
+            place.clock.tick(now := now + 1)
+            assert self.state(place, job_id) is JobState.QUEUED
+            assert place.records.jobs.claim(job_id, dead_process(), now + 30, now)
+        place.clock.tick(now + 1)
+        job = place.records.jobs.get(job_id)
+        assert job and job.state is JobState.FAILED
+        assert job.reason and job.reason.code == "WORKER_LOST"
+        assert [j.id for j in place.records.jobs.to_report()] == [job_id]
+
+    def test_a_job_whose_lease_was_renewed_meanwhile_is_not_given_up(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A worker that was held up for a moment renews between the clock's look and its verdict."""
+        place.settings = place.settings.model_copy(
+            update={"model": place.settings.model.model_copy(update={"max_attempts": 1})}
+        )
+        place.clock = Clock(place.settings, place.records, place.bell)  # type: ignore[arg-type]
+        job_id = self.running(place, "other-host:1")
+        real = place.records.jobs.running
+
+        def look_then_renew() -> list[Job]:
+            seen = real()
+            place.records.jobs.renew(job_id, "other-host:1", T0 + 1000)
+            return seen
+
+        monkeypatch.setattr(place.records.jobs, "running", look_then_renew)
+        place.clock.tick(T0 + QUIET_S + 31)
+        assert self.state(place, job_id) is JobState.RUNNING
+
+
+class TestRing:
+    def queued(self, place: Place) -> int:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        return place.jobs()[0].id
+
+    def test_a_broker_that_is_down_loses_nothing(self, place: Place) -> None:
+        place.bell.broken = True
+        job_id = self.queued(place)
+        place.clock.tick(T0 + QUIET_S + 0.5)
+        assert [j.state for j in place.jobs()] == [JobState.QUEUED]
+        place.bell.broken = False
+        place.clock.tick(T0 + QUIET_S + 1)
+        assert place.bell.rung == [job_id]
+
+    def test_a_job_that_nobody_takes_is_rung_again_after_a_while_and_not_before(self, place: Place) -> None:
+        job_id = self.queued(place)
+        place.clock.tick(T0 + QUIET_S + RING_AGAIN_S)
+        assert place.bell.rung == [job_id]
+        place.clock.tick(T0 + QUIET_S + RING_AGAIN_S + 0.1)
+        assert place.bell.rung == [job_id, job_id]
+
+    def test_a_job_that_was_taken_is_not_rung_again(self, place: Place) -> None:
+        job_id = self.queued(place)
+        place.records.jobs.claim(job_id, "other:1", T0 + 9999, T0 + 11)
+        place.clock.tick(T0 + 500)
+        assert place.bell.rung == [job_id]
+
+
+def test_the_clock_goes_on_when_the_database_is_away_for_a_round(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[float] = []
+
+    def tick(now: float) -> None:
+        rounds.append(now)
+        if len(rounds) == 1:
+            raise TransientError("database: gone")
+
+    monkeypatch.setattr(place.clock, "tick", tick)
+    settle.run(place.clock, lambda seconds: len(rounds) >= 3)
+    assert len(rounds) == 3
+
+
+def test_a_tick_that_meets_a_database_that_is_away_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise TransientError("database: gone")
+
+    place.send(head("1.2.2", "Head"), T0)
+    monkeypatch.setattr(place.records.arrivals, "gather", away)
+    with pytest.raises(TransientError):
+        place.clock.tick(T0 + QUIET_S)
