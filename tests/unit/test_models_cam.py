@@ -9,8 +9,8 @@ from torch import nn
 
 monai_cam = pytest.importorskip("monai.visualize.class_activation_maps")
 
-from workers.models.cam import grad_cam_pp, grad_cam_pp_pooled  # noqa: E402
-from workers.models.network import MultiTaskNet  # noqa: E402
+from workers.models.cam import grad_cam_pp, grad_cam_pp_pooled, spread  # noqa: E402
+from workers.models.network import FIRST_CENTRE, MultiTaskNet  # noqa: E402
 
 
 def _pooled_gradient(features: torch.Tensor, head: nn.Module, place: int) -> torch.Tensor:
@@ -70,3 +70,27 @@ def test_the_map_of_random_weights_is_another_map() -> None:
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     assert np.array_equal(cam(1), cam(1))
     assert abs(np.corrcoef(cam(1), cam(2))[0, 1]) < 0.9
+
+
+@pytest.mark.parametrize("cell", [(3, 4), (4, 3), (4, 4)])
+def test_a_map_is_drawn_where_its_features_look(cell: tuple[int, int]) -> None:
+    """The middle of a cell's receptive field is the middle of what that cell alone draws."""
+    network = MultiTaskNet().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 4:
+                parameter.fill_(1 / parameter[0].numel())  # even kernels: the field is symmetric
+    picture = torch.rand(1, 3, 128, 128, requires_grad=True)
+    features = network(picture).features
+    y, x = cell
+    (gradient,) = torch.autograd.grad(features[0, :, y, x].sum(), picture)
+    lone = torch.zeros(1, *features.shape[2:])
+    lone[0, y, x] = 1
+    looked, drawn = _middle(gradient[0].abs().sum(0)), _middle(spread(lone, 128, FIRST_CENTRE)[0])
+    assert drawn == pytest.approx(looked, abs=2.0)  # half a stride would be 8
+
+
+def _middle(weights: torch.Tensor) -> tuple[float, float]:
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in weights.shape)
+    total = weights.sum()
+    return float((weights.sum(1) * rows).sum() / total), float((weights.sum(0) * columns).sum() / total)

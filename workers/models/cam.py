@@ -7,6 +7,22 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def spread(maps: Tensor, size: int, first_centre: float) -> Tensor:
+    """Maps (n, h, w) drawn on the picture (n, size, size) that their features were made from.
+
+    A cell lies where its receptive field is centred: the first at pixel `first_centre`, each next one
+    a stride further. Strided convolutions with symmetric padding centre a cell on the first pixel of
+    its block, so that drawing it amid the block would shift the whole map by half a stride.
+    """
+    stride = size / maps.shape[-1]
+    cells = (torch.arange(size, device=maps.device, dtype=torch.float32) - first_centre) / stride
+    across = cells * 2 / (maps.shape[-1] - 1) - 1
+    grid = torch.stack(torch.meshgrid(across, across, indexing="xy"), dim=-1)
+    grid = grid.expand(len(maps), -1, -1, -1)
+    drawn = functional.grid_sample(maps[:, None], grid, padding_mode="border", align_corners=True)
+    return drawn[:, 0]
+
+
 def grad_cam_pp(features: Tensor, gradients: Tensor) -> Tensor:
     """Maps (n, y, x) >= 0 from features A and dY/dA, both (n, k, y, x), in float32.
 

@@ -14,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, SUBTYPES, ModelIdentity
 from workers.models.aggregate import Aggregation
-from workers.models.cam import grad_cam_pp
+from workers.models.cam import grad_cam_pp, spread
 from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
-from workers.models.network import MultiTaskNet, mask_evidence
+from workers.models.network import FIRST_CENTRE, MultiTaskNet, mask_evidence
 from workers.preprocess import SIZE, NetworkInput, network_input
 
 BATCH = 32
@@ -120,7 +119,7 @@ class MultiTaskPipeline:
                 for member, features in zip(self.members, reading.features, strict=True)
             ]
         ).mean(0)
-        maps = functional.interpolate(coarse[:, None], (SIZE, SIZE), mode="bilinear")[:, 0]
+        maps = spread(coarse, SIZE, FIRST_CENTRE)
         peaks = maps.amax((1, 2), keepdim=True).clamp(min=1e-8)
         pictures = reading.source.to_slices((maps / peaks).cpu().numpy())
         strength = classification.slices[:, place]

@@ -17,6 +17,8 @@ from torch.nn import functional
 from node.domain.findings import CLASSES
 
 BLOCK = 2
+FIRST_CENTRE = (BLOCK - 1) / 2
+"""Input pixel on which the receptive field of the first deepest feature is centred."""
 MASK_PRIOR, CLASS_PRIOR = -4.0, -1.5
 """Logits the heads start from: blood is rare, so the first steps need not be spent on learning that."""
 TOP_FRACTION = 0.001
