@@ -79,13 +79,19 @@ def is_hopeless(due: Due, destination: Destination, now: float) -> bool:
 
 
 def run(courier: Courier, pause_s: float, stopping: Callable[[float], bool]) -> None:
-    """Carry until `stopping(seconds)` says so; after a failure wait `pause_s` before trying another batch."""
+    """Carry until `stopping(seconds)` says so; after a failure wait `pause_s` before trying another batch.
+
+    Whatever goes wrong is written to the log: a courier that ended would leave its destination in silence.
+    """
     wait_s = TICK_S
     while not stopping(wait_s):
         try:
             wait_s = TICK_S if courier.round() else pause_s
         except TransientError as error:
             log.error("delivering waits: %s", error)
+            wait_s = pause_s
+        except Exception:
+            log.exception("delivering broke; it goes on")
             wait_s = pause_s
 
 
