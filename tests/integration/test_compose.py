@@ -1,0 +1,351 @@
+"""From an analysed or failed job to stored objects and their deliveries: once, whatever happens between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
+from sqlalchemy import select
+
+from node import compose
+from node.compose import Composer, encode
+from node.domain.errors import TransientError
+from node.domain.findings import Findings, Priority, Reason
+from node.domain.lifecycle import JobState
+from node.headers import read_instance
+from node.maps import Maps, pack
+from node.settings import Destination, Settings
+from node.spool import Spool, SpoolFull
+from node.store.arrivals import StoredFile
+from node.store.jobs import Job
+from node.store.records import Records, open_records
+from node.store.tables import deliveries, objects
+from tests.factories import analysed, bleed, ct_series
+
+SLICES = 6
+PACS = Destination(name="pacs", ae_title="PACS")
+VIEWER = Destination(name="viewer", ae_title="VIEWER", outputs=("sr", "sc"))
+
+
+@dataclass
+class Place:
+    """A composer over an empty installation, and series that were received and decided."""
+
+    settings: Settings
+    records: Records
+    spool: Spool
+    composer: Composer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.composer = Composer(self.settings, self.records, self.spool)
+
+    def queued(self, name: str = "series", revision: int = 1, **attributes: Any) -> tuple[int, list[Dataset]]:
+        """A series received, settled and accepted."""
+        series = ct_series(SLICES, rows=32, name=name, **attributes)
+        arrivals = self.records.arrivals
+        arrivals.open_association("a", "host:1", ("CT1", "x"), 1.0)
+        for ds in series:
+            stream = BytesIO()
+            dcmwrite(stream, ds, enforce_file_format=True)
+            instance = read_instance(BytesIO(stream.getvalue()))
+            path = self.spool.instance_path(name, name, instance.sop_instance_uid)
+            self.spool.write(path, (stream.getvalue(),))
+            file = StoredFile(path, len(stream.getvalue()), f"{name}{revision}")
+            arrivals.record(instance, file, "a", 1.0 + revision)
+        (row,) = arrivals.of_study(str(series[0].StudyInstanceUID))
+        assert arrivals.settle(row, 5.0)
+        job_id = arrivals.decide(row, [], 6.0)
+        assert job_id is not None
+        return job_id, series
+
+    def analysed(
+        self, name: str = "series", revision: int = 1, probability: float = 0.9, **attributes: Any
+    ) -> tuple[Job, Findings]:
+        """…and analysed, its maps in the spool."""
+        job_id, series = self.queued(name, revision, **attributes)
+        masks = bleed(SLICES, 32) if probability >= 0.5 else np.zeros((SLICES, 32, 32), bool)
+        scores = {"any": probability, "subdural": probability}
+        found = analysed(series, scores, masks=masks, revision=revision)
+        claimed = self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
+        assert claimed
+        path = self.spool.job_path(job_id, claimed.attempts, "maps.npz")
+        self.spool.write(path, (pack(Maps(masks, np.full((SLICES, 8, 8), 200, np.uint8))),))
+        assert self.records.jobs.store_analysis(job_id, "w:1", found, path, 1_790_000_000.0)
+        return self.job(job_id), found
+
+    def failed(self, name: str = "series", reason: Reason | None = None) -> Job:
+        job_id, _ = self.queued(name)
+        self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
+        assert self.records.jobs.fail(job_id, reason or Reason("NOT_A_HEAD", "no head was found"), "w:1")
+        return self.job(job_id)
+
+    def job(self, job_id: int) -> Job:
+        found = self.records.jobs.get(job_id)
+        assert found
+        return found
+
+    def objects(self, job_id: int) -> dict[str, list[Dataset]]:
+        """What was stored for a job, read back from the spool, by kind."""
+        with self.records.engine.connect() as connection:
+            rows = connection.execute(select(objects).where(objects.c.job_id == job_id)).all()
+        found: dict[str, list[Dataset]] = {}
+        for row in rows:
+            path = self.spool.absolute(row.path)
+            assert path.stat().st_size == row.size_bytes
+            ds = dcmread(path)
+            assert (str(ds.SOPInstanceUID), str(ds.SOPClassUID)) == (row.sop_instance_uid, row.sop_class_uid)
+            found.setdefault(row.output, []).append(ds)
+        return found
+
+    def deliveries(self) -> list[Any]:
+        with self.records.engine.connect() as connection:
+            query = select(deliveries, objects.c.output).join(
+                objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid
+            )
+            return list(connection.execute(query.order_by(deliveries.c.id)).all())
+
+    def files(self) -> dict[str, bytes]:
+        return {
+            str(p.relative_to(self.spool.root)): p.read_bytes() for p in self.spool.root.glob("outgoing/*/*")
+        }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    settings = Settings(data_dir=tmp_path, destination=(PACS, VIEWER))
+    (tmp_path / "spool").mkdir()
+    records = open_records(settings)
+    yield Place(settings, records, Spool(tmp_path / "spool"))
+    records.close()
+
+
+def test_an_analysed_job_becomes_objects_and_deliveries(place: Place) -> None:
+    job, found = place.analysed()
+    assert place.composer.round() == 1
+    assert place.job(job.id).state is JobState.COMPOSED
+    made = place.objects(job.id)
+    assert set(made) == {"sr", "seg", "sc"}
+    assert (len(made["sr"]), len(made["seg"])) == (1, 1) and len(made["sc"]) >= 2
+    (sr,) = made["sr"]
+    assert (sr.Modality, sr.AccessionNumber, sr.PatientID) == ("SR", "ACC001", "PID123")
+    assert found.priority is Priority.STAT
+    assert place.composer.round() == 0
+
+
+def test_each_destination_gets_what_it_wants_the_report_first_and_urgently(place: Place) -> None:
+    place.analysed()
+    place.composer.round()
+    rows = place.deliveries()
+    assert {row.output for row in rows if row.destination == "pacs"} == {"sr", "seg", "sc"}
+    assert {row.output for row in rows if row.destination == "viewer"} == {"sr", "sc"}
+    for destination in ("pacs", "viewer"):
+        mine = sorted((r for r in rows if r.destination == destination), key=lambda r: r.rank)
+        assert mine[0].output == "sr"
+        assert len({r.rank for r in mine}) == len(mine)
+    assert all(row.urgent for row in rows)
+
+
+def test_a_result_without_findings_is_not_urgent(place: Place) -> None:
+    place.analysed(probability=0.02)
+    place.composer.round()
+    assert place.deliveries() and not any(row.urgent for row in place.deliveries())
+
+
+def test_without_a_destination_everything_is_built_and_nothing_is_sent(place: Place) -> None:
+    place.composer = Composer(Settings(data_dir=place.settings.data_dir), place.records, place.spool)
+    job, _ = place.analysed()
+    place.composer.round()
+    assert set(place.objects(job.id)) == {"sr", "seg", "sc"}
+    assert place.deliveries() == []
+
+
+def test_an_output_nobody_wants_is_not_built(place: Place) -> None:
+    only_sr = PACS.model_copy(update={"outputs": ("sr",)})
+    settings = Settings(data_dir=place.settings.data_dir, destination=(only_sr,))
+    place.composer = Composer(settings, place.records, place.spool)
+    job, _ = place.analysed()
+    place.composer.round()
+    assert set(place.objects(job.id)) == {"sr"}
+
+
+def test_composing_again_after_a_crash_before_the_record_gives_the_same_objects(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+
+    def crash(*_: Any) -> bool:
+        raise TransientError("database: gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.records.jobs, "store_objects", crash)
+        with pytest.raises(TransientError):
+            place.composer.round()
+    first = place.files()
+    assert first and place.job(job.id).state is JobState.ANALYSED
+    place.composer.round()
+    assert place.files() == first
+    assert place.job(job.id).state is JobState.COMPOSED
+    assert len(place.deliveries()) == len({(r.sop_instance_uid, r.destination) for r in place.deliveries()})
+
+
+def test_a_second_compose_of_the_same_job_adds_nothing(place: Place) -> None:
+    job, _ = place.analysed()
+    place.composer.round()
+    files, rows = place.files(), place.deliveries()
+    place.composer.compose(job)  # as a second composer that read the job before the first was done
+    assert (place.files(), place.deliveries()) == (files, rows)
+
+
+def test_a_failed_job_says_so_in_the_pacs_with_its_reason(place: Place) -> None:
+    job = place.failed(reason=Reason("NOT_A_HEAD", "no head was found in the volume"))
+    place.composer.round()
+    assert place.job(job.id).state is JobState.FAILED
+    made = place.objects(job.id)
+    assert set(made) == {"sr", "sc"}
+    texts = [str(element.value) for element in made["sr"][0].iterall() if element.VR == "UT"]
+    assert any("no head was found in the volume" in text for text in texts)
+    assert {row.output for row in place.deliveries()} == {"sr", "sc"}
+    assert place.composer.round() == 0
+
+
+def test_a_retried_job_reports_anew_beside_its_not_analysed_report(place: Place) -> None:
+    job = place.failed()
+    place.composer.round()
+    before = {str(ds.SOPInstanceUID) for made in place.objects(job.id).values() for ds in made}
+    place.records.jobs.retry(job.id)
+    claimed = place.records.jobs.claim(job.id, "w:1", 1e12, 7.0)
+    assert claimed
+    series = ct_series(SLICES, rows=32)
+    masks = bleed(SLICES, 32)
+    found = analysed(series, {"any": 0.9}, masks=masks)
+    path = place.spool.job_path(job.id, claimed.attempts, "maps.npz")
+    place.spool.write(path, (pack(Maps(masks, np.zeros((SLICES, 8, 8), np.uint8))),))
+    assert place.records.jobs.store_analysis(job.id, "w:1", found, path, 1_790_000_000.0)
+    place.composer.round()
+    assert place.job(job.id).state is JobState.COMPOSED
+    after = {str(ds.SOPInstanceUID) for made in place.objects(job.id).values() for ds in made}
+    assert before < after
+    assert {row.sop_instance_uid for row in place.deliveries()} == after
+
+
+def test_objects_that_cannot_be_built_end_in_a_not_analysed_report_and_the_queue_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, _ = place.analysed("broken")
+    good, _ = place.analysed("good")
+    real = compose.build_all
+
+    def build(context: Any, names: Any) -> Any:
+        if context.findings.series_instance_uid == broken.series_instance_uid and context.masks is not None:
+            raise ZeroDivisionError("a geometry nobody thought of")
+        return real(context, names)
+
+    monkeypatch.setattr(compose, "build_all", build)
+    assert place.composer.round() == 2
+    assert place.job(good.id).state is JobState.COMPOSED
+    job = place.job(broken.id)
+    assert job.state is JobState.FAILED
+    assert job.reason and job.reason.code == "COMPOSE_FAILED" and "geometry nobody" in job.reason.text
+    assert place.composer.round() == 1
+    assert set(place.objects(broken.id)) == {"sr", "sc"}
+    assert place.composer.round() == 0
+
+
+def test_a_report_that_cannot_be_built_either_is_not_tried_for_ever(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    job, _ = place.analysed()
+    monkeypatch.setattr(compose, "build_all", build)
+    assert [place.composer.round() for _ in range(3)] == [1, 1, 0]
+    assert place.job(job.id).state is JobState.FAILED
+
+
+@pytest.mark.parametrize("what", ["maps", "source"])
+def test_a_file_that_is_gone_ends_in_words(what: str, place: Place) -> None:
+    job, _ = place.analysed()
+    if what == "maps":
+        assert job.maps_path
+        place.spool.absolute(job.maps_path).write_bytes(b"rot")
+    else:
+        first = place.records.arrivals.paths(job.series_instance_uid)[0]
+        place.spool.absolute(first).unlink()
+    place.composer.round()
+    assert place.job(job.id).state is JobState.FAILED
+    reason = place.job(job.id).reason
+    assert reason and reason.code == "COMPOSE_FAILED"
+
+
+def test_a_full_disk_waits_and_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, _ = place.analysed()
+
+    def full(*_: Any) -> None:
+        raise SpoolFull("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.spool, "write", full)
+        with pytest.raises(TransientError):
+            place.composer.round()
+    assert place.job(job.id).state is JobState.ANALYSED
+    place.composer.round()
+    assert place.job(job.id).state is JobState.COMPOSED
+
+
+def test_a_job_cancelled_while_its_objects_were_built_sends_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+    real = compose.build_all
+
+    def build(context: Any, names: Any) -> Any:
+        place.records.jobs.cancel(job.id)
+        return real(context, names)
+
+    monkeypatch.setattr(compose, "build_all", build)
+    place.composer.round()
+    assert place.job(job.id).state is JobState.CANCELLED
+    assert place.deliveries() == []
+
+
+def test_a_later_revision_names_the_report_it_replaces(place: Place) -> None:
+    first, _ = place.analysed()
+    place.composer.round()
+    (old,) = place.objects(first.id)["sr"]
+    second, _ = place.analysed(revision=2)
+    assert (second.id != first.id, second.revision) == (True, 2)
+    place.composer.round()
+    (new,) = place.objects(second.id)["sr"]
+    assert new.SOPInstanceUID != old.SOPInstanceUID
+    named = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert named.ReferencedSOPInstanceUID == old.SOPInstanceUID
+
+
+def test_stored_objects_are_whole_dicom_files(place: Place) -> None:
+    place.analysed()
+    place.composer.round()
+    for content in place.files().values():
+        assert content[128:132] == b"DICM"
+        assert encode(dcmread(BytesIO(content))) == content
+
+
+def test_the_composer_goes_on_after_a_round_without_a_database(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+
+    def broken_round() -> int:
+        rounds.append(1)
+        raise TransientError("database: gone")
+
+    monkeypatch.setattr(place.composer, "round", broken_round)
+    compose.run(place.composer, lambda seconds: len(rounds) >= 3)
+    assert len(rounds) == 3
