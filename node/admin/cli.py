@@ -8,36 +8,42 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from node import __version__
 from node.domain.errors import IchnodeError
 from node.settings import Settings, load
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from node.store.records import Records
 
 COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
 
 
+def _announced() -> dict[str, EntryPoint]:
+    """Subcommands of other packages, by name."""
+    from importlib.metadata import entry_points  # slow to import, and not needed for our own
+
+    return {entry.name: entry for entry in entry_points(group=COMMANDS)}
+
+
 class Commands(click.Group):
     """The node's own subcommands, and those that other packages announce."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(e.name for e in entry_points(group=COMMANDS))})
+        return sorted({*super().list_commands(ctx), *_announced()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if own := super().get_command(ctx, cmd_name):
             return own
-        for entry in entry_points(group=COMMANDS, name=cmd_name):
-            command: click.Command = entry.load()
-            return command
-        return None
+        entry = _announced().get(cmd_name)
+        command: click.Command | None = entry.load() if entry else None
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Errors of our own are shown as one line, not as a traceback."""
@@ -48,7 +54,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ichnode")
+@click.version_option(package_name="ichnode", prog_name="ichnode")
 def main() -> None:
     """ichnode: head-CT triage beside a PACS. Research use only, not for diagnosis."""
 

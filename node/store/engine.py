@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -78,8 +78,8 @@ def _transient(error: DBAPIError | PoolTimeoutError) -> TransientError:
 
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key exists. Returns True when it was inserted."""
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = build(table).values(**values).on_conflict_do_nothing()
+    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # only the one in use
+    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
     # SQLAlchemy forgets the row count of an INSERT unless it is told to keep it
     return connection.execute(statement.execution_options(preserve_rowcount=True)).rowcount == 1
 
