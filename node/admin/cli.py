@@ -181,7 +181,13 @@ def doctor(settings: Settings, as_json: bool) -> None:
     from node.admin.doctor import examine
     from node.admin.listing import doctor_table
 
-    checks = [vars(check) for check in examine(settings)]
+    from rich.console import Console
+
+    checks = []
+    with Console(stderr=True).status("looking …") as status:
+        for check in examine(settings):
+            checks.append(vars(check))
+            status.update(f"{check.name} looked at …")
     _show(checks, as_json, doctor_table)
     if not all(check["ok"] for check in checks):
         sys.exit(1)
