@@ -178,10 +178,10 @@ def retry_delivery(settings: Settings, delivery_id: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def doctor(settings: Settings, as_json: bool) -> None:
     """Check settings, database, broker, model, device, disk and each destination."""
+    from rich.console import Console
+
     from node.admin.doctor import examine
     from node.admin.listing import doctor_table
-
-    from rich.console import Console
 
     checks = []
     with Console(stderr=True).status("looking …") as status:
