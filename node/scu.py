@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, Association, _config, evt
@@ -93,7 +94,7 @@ class Peer:
         except (OSError, InvalidDicomError) as error:
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be read: {error}")
         if str(ds.file_meta.TransferSyntaxUID) not in accepted:
-            ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # native both: re-encoded as it is sent
+            ds = _implicit(ds)
         try:
             status = assoc.send_c_store(ds)
         except (ValueError, RuntimeError) as error:
@@ -115,9 +116,12 @@ class Peer:
         for sop_class in sop_classes:
             for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
                 ae.add_requested_context(sop_class, syntax)
-        assoc = ae.associate(
-            d.host, d.port, ae_title=d.ae_title, max_pdu=MAXIMUM_PDU_BYTES, evt_handlers=[_NO_DELAY]
-        )
+        try:
+            assoc = ae.associate(
+                d.host, d.port, ae_title=d.ae_title, max_pdu=MAXIMUM_PDU_BYTES, evt_handlers=[_NO_DELAY]
+            )
+        except (OSError, UnicodeError) as error:
+            raise TransientError(f"{self.name}: the host's name cannot be resolved: {error}") from error
         if assoc.is_established:
             return assoc
         if assoc.is_rejected:
@@ -125,7 +129,19 @@ class Peer:
             raise TransientError(
                 f"{self.name} rejected the association ({reason}); it must know AE title {self._calling_ae}"
             )
+        if assoc.rejected_contexts:
+            text = f"{self.name} does not accept SOP class {' nor '.join(sop_classes)}"
+            raise TransientError(f"{text}, and so no association")
         raise TransientError(f"{self.name} cannot be reached; is it running, and are host and port right?")
+
+
+def _implicit(ds: FileDataset) -> FileDataset:
+    """The same data set in Implicit VR, which every peer takes (PS3.5 10.1); ours are never compressed."""
+    stream = BytesIO()
+    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dcmwrite(stream, ds, enforce_file_format=True)
+    stream.seek(0)
+    return dcmread(stream)
 
 
 def _status(status: Dataset) -> str:
