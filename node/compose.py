@@ -78,7 +78,7 @@ class Composer:
         for name, datasets in build_all(context, wanted_outputs(self._destinations)).items():
             for ds in datasets:
                 made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
-        deliveries = schedule(made, self._destinations, urgent=is_urgent(findings))
+        deliveries = schedule(made, self._destinations, urgent=is_urgent(findings.priority or job.priority))
         if self._records.jobs.store_objects(job, made, deliveries, time.time()):
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
 
@@ -111,15 +111,18 @@ class Composer:
 
 
 def not_analysed(job: Job) -> Findings:
-    """The findings of a job that will never have any: the reason alone."""
+    """The findings of a job that will never have any: the reason, and an alarm that was raised before."""
     reason = job.reason or Reason("UNKNOWN", "no reason was recorded; see the log of the node")
+    if is_urgent(job.priority):
+        alarm = f"the classifier had proposed priority {job.priority} before the analysis failed"
+        reason = Reason(reason.code, f"{reason.text}; {alarm}")
     nobody = ModelIdentity("ichnode", __version__, "")
     return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
 
 
-def is_urgent(findings: Findings) -> bool:
+def is_urgent(priority: Priority | None) -> bool:
     """A result that should change the order of reading."""
-    return findings.priority in (Priority.STAT, Priority.HIGH)
+    return priority in (Priority.STAT, Priority.HIGH)
 
 
 def wanted_outputs(destinations: Iterable[Destination]) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class Clock:
         for row in self._records.arrivals.receiving(silent_since=now - wait.quiet_s):
             with _stopping_nobody_else(f"series {row.series_instance_uid}"):
                 self._settle_series(row, now)
+        if reopened := self._records.arrivals.reopen_second_choices():
+            log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.arrivals.undecided_studies():
             with _stopping_nobody_else(f"study {study_uid}"):
                 self._decide_study(study_uid, now)
@@ -68,9 +70,14 @@ class Clock:
             log.info("series %s is complete%s", row.series_instance_uid, words)
 
     def _decide_study(self, study_uid: str, now: float) -> None:
-        """Once no series of the study is still arriving: choose one, give every other its reason."""
+        """Choose one series, give every other its reason.
+
+        A series that is still arriving may be the better one and is waited for, but not for ever.
+        """
         rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
-        if any(row.state is SeriesState.RECEIVING for row in rows.values()):
+        waiting_since = min(r.completed_at or now for r in rows.values() if r.state is SeriesState.COMPLETE)
+        arriving = any(row.state is SeriesState.RECEIVING for row in rows.values())
+        if arriving and now - waiting_since < self._settings.completeness.max_wait_s:
             return
         open_rows = {uid: row for uid, row in rows.items() if row.state is SeriesState.COMPLETE}
         choice = _keep(self._series_already_analysed(study_uid, rows), self._choose(list(open_rows)))

@@ -20,6 +20,7 @@ class SeriesEvent(StrEnum):
     SETTLED = "SETTLED"
     CHOSEN = "CHOSEN"
     REFUSED = "REFUSED"
+    RECONSIDERED = "RECONSIDERED"  # the series that was chosen instead could not be analysed
 
 
 class JobState(StrEnum):
@@ -68,6 +69,7 @@ SERIES: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.COMPLETE, SeriesEvent.REFUSED): SeriesState.SKIPPED,
     (SeriesState.ACCEPTED, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
     (SeriesState.SKIPPED, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
+    (SeriesState.SKIPPED, SeriesEvent.RECONSIDERED): SeriesState.COMPLETE,
 }
 
 JOBS: dict[tuple[JobState, JobEvent], JobState] = {

@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from node.domain.eligibility import SkipCode
 from node.domain.errors import PermanentError
 from node.domain.findings import Reason
 from node.domain.instance import Instance
@@ -44,6 +45,7 @@ class SeriesRow:
     state: SeriesState
     revision: int
     last_received_at: float
+    completed_at: float | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Arrivals:
                 select(instances.c.sha256).where(instances.c.sop_instance_uid == instance.sop_instance_uid)
             ).scalar()
             if known == file.sha256:
+                _brought_again(connection, instance, association_id)
                 return Recorded.SAME
             _see_study(connection, instance, now)
             _see_series(connection, instance, now, is_new=known is None)
@@ -237,6 +240,27 @@ class Arrivals:
             _add_notes(connection, chosen.series_instance_uid, notes)
             return _new_job(connection, chosen, JobState.QUEUED, None, now)
 
+    def reopen_second_choices(self) -> int:
+        """SKIPPED → COMPLETE for series that only gave way to another, where that one failed for good."""
+        of_study = jobs.c.study_instance_uid == series.c.study_instance_uid
+        failed = exists().where(of_study, jobs.c.state == JobState.FAILED)
+        alive = exists().where(of_study, jobs.c.state.not_in((JobState.FAILED, JobState.SUPERSEDED)))
+        with writing(self._engine) as connection:
+            return connection.execute(
+                update(series)
+                .where(
+                    series.c.state.in_(sources(SERIES, SeriesEvent.RECONSIDERED)),
+                    series.c.reason_code == SkipCode.OTHER_SERIES_CHOSEN,
+                    failed,
+                    ~alive,
+                )
+                .values(
+                    state=SERIES[SeriesState.SKIPPED, SeriesEvent.RECONSIDERED],
+                    reason_code=None,
+                    reason_text=None,
+                )
+            ).rowcount
+
     def unanswered_studies(self, silent_since: float) -> list[str]:
         """Decided studies, quiet since `silent_since`, of which no series ever got a job."""
         with reading(self._engine) as connection:
@@ -280,6 +304,7 @@ def _series_row(row: Row) -> SeriesRow:
         SeriesState(row.state),
         row.revision,
         row.last_received_at,
+        row.completed_at,
     )
 
 
@@ -308,6 +333,15 @@ def _fitting(table: Table, row: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(kind, Integer) and isinstance(value, int) and abs(value) >= 2**31:
             fitting[name] = None
     return fitting
+
+
+def _brought_again(connection: Connection, instance: Instance, association_id: str) -> None:
+    """The association that brought an instance last is the one whose end counts: a re-send heals an abort."""
+    connection.execute(
+        update(instances)
+        .where(instances.c.sop_instance_uid == instance.sop_instance_uid)
+        .values(association_id=association_id)
+    )
 
 
 def _see_study(connection: Connection, instance: Instance, now: float) -> None:

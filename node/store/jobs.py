@@ -24,6 +24,8 @@ class Job:
     revision: int
     state: JobState
     attempts: int
+    priority: Priority | None
+    """Known as soon as the classes are, and kept when the job fails after that."""
     reason: Reason | None
     lease_owner: str | None
     lease_until: float | None
@@ -170,17 +172,17 @@ class Jobs:
             return True
 
     def predecessor(self, job: Job, output: str) -> NewObject | None:
-        """The newest object of this kind made for an earlier revision of the series."""
+        """The newest object of this kind made before, for an earlier revision or before a retry."""
         with reading(self._engine) as connection:
             row = connection.execute(
                 select(objects)
                 .join(jobs, jobs.c.id == objects.c.job_id)
                 .where(
                     jobs.c.series_instance_uid == job.series_instance_uid,
-                    jobs.c.revision < job.revision,
+                    jobs.c.revision <= job.revision,
                     objects.c.output == output,
                 )
-                .order_by(jobs.c.revision.desc())
+                .order_by(jobs.c.revision.desc(), objects.c.created_at.desc())
             ).first()
             return _object(row) if row else None
 
@@ -243,6 +245,7 @@ def _job(row: Row) -> Job:
         revision=row.revision,
         state=JobState(row.state),
         attempts=row.attempts,
+        priority=Priority(row.priority) if row.priority else None,
         reason=Reason(row.reason_code, row.reason_text or "") if row.reason_code else None,
         lease_owner=row.lease_owner,
         lease_until=row.lease_until,

@@ -80,9 +80,13 @@ class Place:
         assert self.records.jobs.store_analysis(job_id, "w:1", found, path, 1_790_000_000.0)
         return self.job(job_id), found
 
-    def failed(self, name: str = "series", reason: Reason | None = None) -> Job:
+    def failed(
+        self, name: str = "series", reason: Reason | None = None, priority: Priority | None = None
+    ) -> Job:
         job_id, _ = self.queued(name)
         self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
+        if priority:
+            self.records.jobs.store_priority(job_id, "w:1", priority)
         assert self.records.jobs.fail(job_id, reason or Reason("NOT_A_HEAD", "no head was found"), "w:1")
         return self.job(job_id)
 
@@ -213,6 +217,15 @@ def test_a_failed_job_says_so_in_the_pacs_with_its_reason(place: Place) -> None:
     assert any("no head was found in the volume" in text for text in texts)
     assert {row.output for row in place.deliveries()} == {"sr", "sc"}
     assert place.composer.round() == 0
+
+
+def test_an_alarm_raised_before_the_job_failed_is_told_and_stays_urgent(place: Place) -> None:
+    job = place.failed(reason=Reason("WORKER_LOST", "the worker died"), priority=Priority.STAT)
+    place.composer.round()
+    texts = [str(e.value) for e in place.objects(job.id)["sr"][0].iterall() if e.VR == "UT"]
+    assert any("STAT" in text and "the worker died" in text for text in texts)
+    with place.records.engine.connect() as connection:
+        assert set(connection.execute(select(deliveries.c.urgent)).scalars()) == {1}
 
 
 def test_a_retried_job_reports_anew_beside_its_not_analysed_report(place: Place) -> None:

@@ -345,6 +345,60 @@ class TestDecide:
         place.clock.tick(T0 + 1 + QUIET_S)
         assert [j.series_instance_uid for j in place.jobs()] == ["1.3.2"]
 
+    def test_a_series_that_keeps_arriving_holds_the_others_up_for_max_wait_at_most(
+        self, place: Place
+    ) -> None:
+        study = whole_study()
+        slow = study.pop("bone")
+        for instances in study.values():
+            place.send(instances, T0)
+        place.send(slow[:1], T0 + 1)
+        place.clock.tick(T0 + QUIET_S)
+        now = T0 + 1
+        for one in slow[1:]:
+            now += QUIET_S - 1
+            place.send([one], now)
+            place.clock.tick(now)
+            if now < T0 + QUIET_S + MAX_WAIT_S:
+                assert place.jobs() == []
+            else:
+                break
+        assert [job.state for job in place.jobs()] == [JobState.QUEUED]
+
+    def test_the_next_best_series_is_taken_when_the_chosen_one_cannot_be_analysed(self, place: Place) -> None:
+        for instances in whole_study().values():
+            place.send(instances, T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        assert place.records.jobs.claim(first.id, "other:1", T0 + 60, T0 + 20)
+        place.records.jobs.fail(first.id, Reason("PIXELS_UNDECODABLE", "broken"), "other:1")
+        place.clock.tick(T0 + 30)
+        place.clock.tick(T0 + 31)
+        failed, second = place.jobs()
+        assert (failed.state, second.state) == (JobState.FAILED, JobState.QUEUED)
+        assert second.series_instance_uid != first.series_instance_uid
+        place.records.jobs.claim(second.id, "other:1", T0 + 90, T0 + 40)
+        place.records.jobs.fail(second.id, Reason("PIXELS_UNDECODABLE", "broken"), "other:1")
+        for later in range(50, 60):
+            place.clock.tick(T0 + later)
+        assert len(place.jobs()) == 2  # nothing else is readable, and nothing is tried again
+
+    def test_an_admin_who_cancels_gets_no_second_choice(self, place: Place) -> None:
+        for instances in whole_study().values():
+            place.send(instances, T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        place.records.jobs.cancel(first.id)
+        place.clock.tick(T0 + 30)
+        assert len(place.jobs()) == 1
+
+    def test_a_resend_heals_an_association_that_broke_off(self, place: Place) -> None:
+        slices = head("1.2.2", "Head 5.0 soft")
+        place.send(slices, T0, outcome="aborted")
+        place.send(slices, T0 + 5)
+        place.clock.tick(T0 + QUIET_S + 5)
+        assert place.series() == {"Head 5.0 soft": SeriesState.ACCEPTED}
+
 
 class TestNotAnalysed:
     def test_a_study_with_nothing_readable_is_answered_once_after_max_wait(self, place: Place) -> None:

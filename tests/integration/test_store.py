@@ -722,9 +722,10 @@ class TestJobs:
         assert records.jobs.store_objects(made, [new_object(2)], [NewDelivery("2.25.2", "p", 0, True)], 600.0)
         assert set(records.jobs.known_objects(job_id)) == {"2.25.1", "2.25.2"}
 
-    def test_the_predecessor_is_the_newest_of_an_earlier_revision(self, records: Records) -> None:
+    def test_the_predecessor_is_the_newest_made_before(self, records: Records) -> None:
         first = composed_job(records)
-        assert records.jobs.predecessor(first, "sr") is None
+        assert records.jobs.predecessor(first, "sr") == new_object(1)  # as a retry of the job finds it
+        assert records.jobs.predecessor(replace(first, revision=0), "sr") is None
         later = replace(first, id=99, revision=3)
         assert records.jobs.predecessor(later, "sr") == new_object(1)
         assert records.jobs.predecessor(later, "seg") is None

@@ -97,7 +97,7 @@ def test_unlabelled_blood_is_not_taught_as_an_empty_mask(bloody: Series) -> None
 
 def test_batches_mix_phantoms_and_real_slices_by_share(bloody: Series) -> None:
     real = replace(bloody, patient="real", labels=np.zeros_like(bloody.labels))
-    stage = replace(RECIPES[0].finetune, batch=12, phantom_share=0.25, positive_share=1.0)
+    stage = replace(RECIPES[0].finetune[0], batch=12, phantom_share=0.25, positive_share=1.0)
     pictures, labels, _, _ = Sampler(Corpus([real], [bloody]), stage).batch(np.random.default_rng(0))
     assert pictures.shape[0] == 12
     assert int(labels[:, 0].sum()) == 3
