@@ -29,7 +29,7 @@ EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--phantoms", default=800, show_default=True, help="Synthetic heads to draw for pretraining.")
 @click.option("--out", type=FOLDER, default=Path("runs/default"), show_default=True, help="The run's folder.")
 @click.option("--folds", default=5, show_default=True, help="Folds of the cross-validation over patients.")
-@click.option("--members", default=1, show_default=True, help="Networks to average in the shipped model.")
+@click.option("--members", default=1, show_default=True, help="Repetitions of fine-tuning to average.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--version", "model_version", default="1.0.0", show_default=True)
 @click.option("--steps", type=int, help="Steps of each stage instead of the recipe's own (to try things).")
@@ -58,7 +58,7 @@ def train(
         chosen = replace(
             chosen,
             pretrain=replace(chosen.pretrain, steps=steps),
-            finetune=replace(chosen.finetune, steps=steps),
+            finetune=tuple(replace(stage, steps=steps) for stage in chosen.finetune),
         )
     plan = Plan(chosen, out, model_version, data, phantoms, folds, members, seed, os.cpu_count() or 1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -19,6 +19,9 @@ from workers.training import metrics
 from workers.training.datasets import Series
 
 SPECIFICITY = 0.90
+"""Where sensitivity is reported, and where the thresholds of the subtypes lie."""
+ALARM_SPECIFICITY = 0.80
+"""Where the threshold of "any" lies: a false alarm moves a study up the list, a missed bleed lets it wait."""
 FEW = 10
 """A class with fewer positive patients shares the scale of "any" and fits its bias only."""
 
@@ -157,12 +160,14 @@ def _fit_platt(
 
 
 def thresholds(predictions: Sequence[Prediction], aggregation: Aggregation) -> dict[str, float]:
-    """Series thresholds at which SPECIFICITY of the patients without the class stay below."""
+    """Series thresholds below which the wanted share of the patients without the class stay."""
     truth, score = _series(predictions, aggregation)
-    return {
-        name: round(metrics.threshold_at_specificity(truth[:, place], score[:, place], SPECIFICITY) + 5e-5, 4)
-        for place, name in enumerate(CLASSES)
-    }
+    chosen = {}
+    for place, name in enumerate(CLASSES):
+        wanted = ALARM_SPECIFICITY if name == "any" else SPECIFICITY
+        threshold = metrics.threshold_at_specificity(truth[:, place], score[:, place], wanted)
+        chosen[name] = round(threshold + 5e-5, 4)
+    return chosen
 
 
 def operating_point(

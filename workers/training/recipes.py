@@ -24,12 +24,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is trained. Changing any of it makes another model."""
+    """Everything that decides what is trained. Changing any of it makes another model.
+
+    The fine-tuning stages follow one another, each from the averaged weights of the one before;
+    the networks at the end of each are shipped together (snapshots of restarted cosine cycles:
+    Loshchilov & Hutter, arXiv:1608.03983; Huang et al., arXiv:1704.00109).
+    """
 
     name: str
     summary: str
     pretrain: Stage
-    finetune: Stage
+    finetune: tuple[Stage, ...]
     widths: tuple[int, ...] = (32, 64, 128, 192)
     dropout: float = 0.3
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -41,7 +46,10 @@ RECIPES: tuple[Recipe, ...] = (
         name="default",
         summary="Multi-task 2.5-D U-Net: phantoms first, then CT-ICH with phantom replay.",
         pretrain=Stage("pretrain", steps=800, batch=48, learning_rate=3e-3, phantom_share=1.0),
-        finetune=Stage("finetune", steps=300, batch=32, learning_rate=1e-3, phantom_share=0.2, ema=0.99),
+        finetune=(
+            Stage("first", steps=300, batch=32, learning_rate=1e-3, phantom_share=0.2, ema=0.99),
+            Stage("second", steps=240, batch=32, learning_rate=8e-4, phantom_share=0.2, ema=0.99),
+        ),
     ),
 )
 

@@ -50,6 +50,7 @@ class Plan:
     phantoms: int = 800
     folds: int = 5
     members: int = 1
+    """Repetitions of fine-tuning on all patients with other seeds, each giving its snapshots."""
     seed: int = 1
     workers: int = 1
 
@@ -61,7 +62,7 @@ def run(plan: Plan, watch: Watch) -> ModelIdentity:
     held_out = phantom_corpus(plan.out, HELD_OUT_SEEDS, max(4, plan.phantoms // 20), plan.workers)
     if plan.data is None:
         members = [start]
-        predictions = _predict(plan.recipe, start, held_out)
+        predictions = _predict(plan.recipe, members, held_out)
         patients: list[str] = []
     else:
         real = real_corpus(plan.out, plan.data)
@@ -96,9 +97,7 @@ def cross_validate(
     for number, test in enumerate(evaluate.folds(real, plan.folds, plan.seed)):
         kept = [one for index, one in enumerate(real) if index not in test]
         name = f"fold-{number}"
-        weights = _fit(
-            plan, plan.recipe.finetune, Corpus(kept, drawn), start, name, plan.seed + number, watch
-        )
+        weights = _finetune(plan, Corpus(kept, drawn), start, name, plan.seed + number, watch)
         found = _predict(plan.recipe, weights, [real[index] for index in test])
         predictions.update(zip(test, found, strict=True))
     return [predictions[index] for index in range(len(real))]
@@ -109,7 +108,19 @@ def _members(
 ) -> Iterator[dict[str, Tensor]]:
     for number in range(plan.members):
         corpus, name = Corpus(real, drawn), f"member-{number}"
-        yield _fit(plan, plan.recipe.finetune, corpus, start, name, plan.seed + 100 + number, watch)
+        yield from _finetune(plan, corpus, start, name, plan.seed + 100 + number, watch)
+
+
+def _finetune(
+    plan: Plan, corpus: Corpus, start: dict[str, Tensor], name: str, seed: int, watch: Watch
+) -> list[dict[str, Tensor]]:
+    """The averaged weights at the end of each fine-tuning stage."""
+    snapshots: list[dict[str, Tensor]] = []
+    for number, stage in enumerate(plan.recipe.finetune):
+        begin = snapshots[-1] if snapshots else start
+        part = f"{name}-{stage.name}"
+        snapshots.append(_fit(plan, stage, corpus, begin, part, seed + 1000 * number, watch))
+    return snapshots
 
 
 def _fit(
@@ -140,8 +151,10 @@ def pipeline_of(
     return MultiTaskPipeline(ModelIdentity(recipe.name, "0", ""), networks, operating or plain)
 
 
-def _predict(recipe: Recipe, weights: dict[str, Tensor], series: Sequence[Series]) -> list[Prediction]:
-    pipeline = pipeline_of(recipe, [weights])
+def _predict(
+    recipe: Recipe, members: Sequence[dict[str, Tensor]], series: Sequence[Series]
+) -> list[Prediction]:
+    pipeline = pipeline_of(recipe, members)
     return [evaluate.predict(pipeline, one) for one in series]
 
 
