@@ -201,7 +201,7 @@ def _protocol(plan: Plan) -> str:
     if plan.data is None:
         return "held-out phantoms; no patient was used"
     return (
-        f"{plan.folds}-fold cross-validation over patients; mixture of heads (of three), calibration and "
+        f"{plan.folds}-fold cross-validation over patients; mixture of heads (of four), calibration and "
         "thresholds from the pooled out-of-fold predictions; shipped weights trained on all patients with "
         "the same recipe"
     )
