@@ -154,10 +154,17 @@ def _classes(
     thresholds: Mapping[str, float],
     sop_instance_uids: tuple[str, ...],
 ) -> dict[str, ClassFinding]:
-    """Every class of the series (6,), with the slice of (z, 6) that speaks loudest for it."""
+    """Every class of the series (6,), with the slice of (z, 6) that speaks loudest for it.
+
+    A subtype is a kind of haemorrhage: it can be present only where "any" is. Subtype thresholds rest
+    on few patients, and must not raise alarms of their own.
+    """
     loudest = slices.argmax(axis=0)
+    any_present = bool(series[CLASSES.index("any")] >= thresholds["any"])
     return {
-        name: ClassFinding(float(value), bool(value >= thresholds[name]), sop_instance_uids[loudest[index]])
+        name: ClassFinding(
+            float(value), any_present and bool(value >= thresholds[name]), sop_instance_uids[loudest[index]]
+        )
         for index, (name, value) in enumerate(zip(CLASSES, series, strict=True))
     }
 

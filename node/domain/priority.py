@@ -1,7 +1,7 @@
 """Which reading priority the results propose, and whether classifier and mask agree. Never lowers an alarm.
 
 STAT     any class is present, whatever the mask says: an alarm sent early stays true.
-HIGH     no class is present, but the mask holds blood, or a probability comes close to its threshold.
+HIGH     no class is present, but the mask holds blood, or "any" comes close to its threshold.
 ROUTINE  neither. It is a reading order, not an all-clear.
 """
 
@@ -14,7 +14,8 @@ from node.domain.findings import SUBTYPES, ClassFinding, Consistency, Priority
 MIN_MASK_ML = 0.1
 """A mask below this volume is taken for noise (about one 5 mm × 4.5 mm × 4.5 mm speck)."""
 BORDERLINE = 0.7
-"""A probability from this share of its class's threshold on is borderline."""
+"""A probability of "any" from this share of its threshold on is borderline. Subtypes do not count: their
+thresholds rest on few patients and can be so low that hardly a scan would stay ROUTINE."""
 
 
 def priority(
@@ -30,11 +31,7 @@ def priority(
         return Priority.STAT
     if consistency is Consistency.MASK_ONLY:
         return Priority.HIGH
-    borderline = any(
-        finding.probability >= BORDERLINE * thresholds[name]
-        for name, finding in classes.items()
-        if name in thresholds
-    )
+    borderline = classes["any"].probability >= BORDERLINE * thresholds["any"]
     return Priority.HIGH if borderline else Priority.ROUTINE
 
 

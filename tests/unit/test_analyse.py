@@ -252,6 +252,14 @@ def test_everything_that_leaves_is_in_source_order(name: str) -> None:
     np.testing.assert_allclose(heat.mean(0) * scale, mask.mean(0), atol=1.0)
 
 
+def test_a_subtype_alone_is_no_haemorrhage() -> None:
+    hasty = ThresholdPipeline(thresholds=dict.fromkeys(CLASSES, 0.01) | {"any": 0.99})
+    findings = analysed(build_volume(scan()), hasty).findings
+    assert findings.classes["subdural"].probability >= 0.01
+    assert not any(found.present for found in findings.classes.values())
+    assert findings.priority is not Priority.STAT
+
+
 def test_findings_of_a_clear_case() -> None:
     analysis = analysed(build_volume(scan()))
     findings = analysis.findings

@@ -26,7 +26,7 @@ def classes(**probabilities: float) -> dict[str, ClassFinding]:
         (classes(subdural=0.6), Consistency.AGREE, Priority.STAT),
         (classes(), Consistency.MASK_ONLY, Priority.HIGH),
         (classes(any=0.4), None, Priority.HIGH),
-        (classes(epidural=0.35), Consistency.AGREE, Priority.HIGH),
+        (classes(epidural=0.35), Consistency.AGREE, Priority.ROUTINE),
         (classes(any=0.34), Consistency.AGREE, Priority.ROUTINE),
         (classes(), None, Priority.ROUTINE),
     ],
