@@ -1,0 +1,229 @@
+"""Slice classifiers of the literature on MONAI backbones: windows in, six logits out. Reads no file.
+
+Each variant is a frozen `BackboneSpec`. The logits follow CLASSES ("any" first) and each is a sigmoid of
+its own, since a slice may hold several kinds of blood. Input is 0..1; the network normalises it itself.
+
+ResNet18: He et al., CVPR 2016. DenseNet121: Huang et al., CVPR 2017. SE-ResNeXt101-32x4d: Hu et al.,
+CVPR 2018. The two SE-ResNeXt inputs are those of the winner of RSNA 2019 (Wang et al., NeuroImage:
+Clinical 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from monai.networks.nets import DenseNet121, ResNet, SEResNext101
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES
+from workers.models.contract import Spacing, Volume
+from workers.preprocess import NetworkInput, _slabs, find_head, resample
+
+MEAN, STD = 0.456, 0.224
+"""What the input 0..1 is normalised by, the same for every channel."""
+STRIDE = 32
+"""Input pixels from one cell of the last feature maps to the next, in every backbone here."""
+SMALLEST = 2 * STRIDE
+"""Smallest side of a picture: a map needs two cells a side to be drawn."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window in HU (DICOM Window Center and Width, PS3.3 C.11.2)."""
+
+    level: float
+    width: float
+
+    def apply(self, hu: NDArray[np.float32]) -> NDArray[np.float32]:
+        """HU as 0..1, cut off at both ends."""
+        low = self.level - self.width / 2
+        return np.clip((hu - low) / self.width, 0, 1).astype(np.float32)
+
+
+BRAIN, SUBDURAL, BONE = Window(40, 80), Window(80, 200), Window(600, 2800)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One variant. `hidden` > 0 puts Linear-ReLU-Dropout before the last Linear.
+
+    `neighbours`: the channels are slices s+1, s, s-1 in one window; otherwise one slice in every window.
+    """
+
+    name: str
+    network: str
+    windows: tuple[Window, ...] = (BRAIN, SUBDURAL, BONE)
+    neighbours: bool = False
+    hidden: int = 0
+    dropout: float = 0.0
+    size: int = 256
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.neighbours else len(self.windows)
+
+    def inputs(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Network input (n, channels, y, x) from pictures (n, windows, y, x) of neighbouring slices.
+
+        The first and the last slice stand in for the neighbour they lack.
+        """
+        if not self.neighbours:
+            return pictures
+        one = pictures[:, 0]
+        above, below = np.concatenate((one[1:], one[-1:])), np.concatenate((one[:1], one[:-1]))
+        return np.stack((above, one, below), axis=1)
+
+
+SPECS: tuple[BackboneSpec, ...] = (
+    BackboneSpec("resnet18-3window", "resnet18"),
+    BackboneSpec("densenet121-3window", "densenet121"),
+    BackboneSpec("densenet121-mlp", "densenet121", hidden=512, dropout=0.2),
+    BackboneSpec("seresnext101-3window", "seresnext101"),
+    BackboneSpec("seresnext101-3slice", "seresnext101", windows=(BRAIN,), neighbours=True),
+)
+
+
+def spec(name: str) -> BackboneSpec:
+    """The spec of that name. Raises KeyError with the names there are."""
+    for known in SPECS:
+        if known.name == name:
+            return known
+    raise KeyError(f"no slice classifier {name!r}: there are {', '.join(known.name for known in SPECS)}")
+
+
+class SliceOutput(NamedTuple):
+    """Class logits (n, 6) and last convolutional maps (n, k, y, x), rectified."""
+
+    classes: Tensor
+    features: Tensor
+
+
+class SliceNetwork(nn.Module):
+    """What every slice classifier offers: `features`, and `classify` from their mean alone.
+
+    That the head sees a map by its mean only is what makes Grad-CAM++ a closed form
+    (`workers.models.cam.grad_cam_pp_pooled`). `first_centre` is the input pixel on which the receptive
+    field of the first cell is centred.
+    """
+
+    spec: BackboneSpec
+    first_centre: float
+    width: int
+    head: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Class logits (…, 6) from mean features (…, width)."""
+        return self.head(pooled)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.score(features.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> SliceOutput:
+        features = self.features(x)
+        return SliceOutput(self.classify(features), features)
+
+
+class BackboneNet(SliceNetwork):
+    """A MONAI backbone without its own head, and ours. Sides of the input are multiples of STRIDE."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.trunk, self.width, self.first_centre = _trunk(spec)
+        self.head = _head(self.width, spec)
+
+    def features(self, x: Tensor) -> Tensor:
+        return functional.relu(self.trunk((x - MEAN) / STD))
+
+
+class _ResNetTrunk(ResNet):
+    """MONAI's ResNet up to its last maps; stem and shortcuts are torchvision's, not MONAI's defaults."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class _SEResNextTrunk(SEResNext101):
+    """MONAI's SE-ResNeXt101-32x4d up to its last maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+def _trunk(spec: BackboneSpec) -> tuple[nn.Module, int, float]:
+    """Backbone, number of its last maps, and the pixel on which its first cell looks.
+
+    A strided convolution with symmetric padding looks at the first pixel of its block, so a ResNet's
+    first cell looks at pixel 0. An average over two cells moves half a cell on: three transitions of
+    the DenseNet, at strides 4, 8 and 16, make (4 + 8 + 16) / 2. The unpadded 3x3 pool of the SE-ResNeXt
+    looks one cell further at stride 2.
+    """
+    if spec.network == "resnet18":
+        resnet = _ResNetTrunk(
+            "basic",
+            [2, 2, 2, 2],
+            [64, 128, 256, 512],
+            spatial_dims=2,
+            n_input_channels=spec.channels,
+            conv1_t_size=7,
+            conv1_t_stride=2,
+            feed_forward=False,
+            bias_downsample=False,
+        )
+        return resnet, 512, 0.0
+    if spec.network == "densenet121":
+        return DenseNet121(2, spec.channels, len(CLASSES)).features, 1024, 14.0
+    if spec.network == "seresnext101":
+        seresnext = _SEResNextTrunk(spatial_dims=2, in_channels=spec.channels, num_classes=1)
+        seresnext.last_linear = nn.Identity()  # type: ignore[assignment]
+        return seresnext, 2048, 2.0
+    raise KeyError(f"no backbone {spec.network!r}: there are resnet18, densenet121, seresnext101")
+
+
+def _head(width: int, spec: BackboneSpec) -> nn.Module:
+    if not spec.hidden:
+        return nn.Linear(width, len(CLASSES))
+    return nn.Sequential(
+        nn.Linear(width, spec.hidden),
+        nn.ReLU(),
+        nn.Dropout(spec.dropout),
+        nn.Linear(spec.hidden, len(CLASSES)),
+    )
+
+
+def windows_of(specs: Sequence[BackboneSpec]) -> tuple[Window, ...]:
+    """Every window that any of the specs looks through, once."""
+    return tuple(dict.fromkeys(window for one in specs for window in one.windows))
+
+
+def head_pictures(hu: Volume, spacing_mm: Spacing, windows: Sequence[Window], size: int) -> NetworkInput:
+    """The head through each window: `pictures` are (n, windows, size, size), 0..1.
+
+    Windowed before thin slices are averaged and before resampling, as `workers.preprocess` does it.
+    """
+    if hu.ndim != 3 or 0 in hu.shape:
+        raise PermanentError("VOLUME_INVALID", f"a volume (z, y, x) is needed, got shape {hu.shape}")
+    frame, slabs = find_head(hu, spacing_mm), _slabs(hu.shape[0], spacing_mm[0])
+    pictures = np.stack(
+        [
+            [resample(window.apply(hu[start:stop]).mean(axis=0), frame, size) for window in windows]
+            for start, stop in slabs
+        ]
+    )
+    centres = np.asarray([(start + stop - 1) / 2 for start, stop in slabs], np.float32)
+    return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Learnt numbers of a network; running statistics do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,260 @@
+"""Every system of the literature this project carries, in one visible table, and how each becomes a pipeline.
+
+A weights file holds the networks of a system one after another, "0.", "1.", … before their keys; the
+sidecar beside it says which family they are. Refuses weights that do not fit the networks, and weights
+trained with another preprocessing than the family's. The default family (`multitask`) is the runtime's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES, ModelIdentity
+from workers import preprocess
+from workers.models import baseline
+from workers.models.aggregate import Aggregation
+from workers.models.backbones import BRAIN, SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
+from workers.models.baseline import SmallCNN
+from workers.models.contract import Pipeline
+from workers.models.gated import GatedPipeline
+from workers.models.multitask import Operating
+from workers.models.sequence import SequenceModel
+from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
+from workers.models.unet import SIZE as UNET_SIZE
+from workers.models.unet import UNet
+
+Facts = Mapping[str, Any]
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One system. `specs` are its slice classifiers, empty for one that has none.
+
+    `networks(size)` are fresh networks in the order of the weights file, `assemble` makes them a
+    pipeline; `members` of them (None: any number, all alike and averaged) are due. `parameters` counts
+    one of each.
+    """
+
+    name: str
+    summary: str
+    reference: str
+    parameters: int
+    size: int
+    specs: tuple[BackboneSpec, ...]
+    members: int | None
+    networks: Callable[[int], list[nn.Module]]
+    assemble: Callable[[ModelIdentity, Sequence[Any], Operating, torch.device, int], Pipeline]
+
+    def preprocessing(self, size: int | None = None) -> dict[str, Any]:
+        """What weights and preprocessing must agree on; a model may be trained at another size."""
+        return {
+            "size": size or self.size,
+            "windows": [_windows(one) for one in self.specs] or [[[BRAIN.level, BRAIN.width]]],
+            "neighbours": [one.neighbours for one in self.specs] or [False],
+            "margin": preprocess.MARGIN,
+            "step_mm": preprocess.STEP_MM,
+        }
+
+    def build(self, states: Sequence[State], facts: Facts, device: torch.device) -> Pipeline:
+        """The pipeline of these weights, network by network, and the facts of their sidecar."""
+        size = self._size(facts)
+        if self.members is not None and len(states) != self.members:
+            raise _invalid(facts, f"{self.members} networks are due, the weights hold {len(states)}")
+        networks: list[nn.Module] = []
+        while len(networks) < len(states):
+            networks += self.networks(size)
+        for network, state in zip(networks, states, strict=True):
+            try:
+                network.load_state_dict(dict(state))
+            except RuntimeError as error:
+                raise _invalid(facts, f"the weights do not fit the network: {error}") from error
+        identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+        return self.assemble(identity, networks, operating(facts), device, size)
+
+    def _size(self, facts: Facts) -> int:
+        size = int(facts["preprocessing"]["size"])
+        if size < SMALLEST or facts["preprocessing"] != self.preprocessing(size):
+            raise PermanentError(
+                "MODEL_PREPROCESSING_MISMATCH",
+                f"{facts['name']}: these weights were trained with another preprocessing; train them anew",
+            )
+        return size
+
+
+def operating(facts: Facts) -> Operating:
+    """Thresholds and calibration of a sidecar; a family without a mask needs no mask threshold."""
+    return Operating(
+        thresholds={name: float(facts["thresholds"][name]) for name in CLASSES},
+        mask_threshold=float(facts.get("mask_threshold", 0.5)),
+        aggregation=Aggregation.from_json(facts["aggregation"]),
+    )
+
+
+def _windows(one: BackboneSpec) -> list[list[float]]:
+    return [[window.level, window.width] for window in one.windows]
+
+
+def _slice_networks(specs: tuple[BackboneSpec, ...], size: int) -> list[nn.Module]:
+    return [slice_network(replace(one, size=size)) for one in specs]
+
+
+def slice_network(one: BackboneSpec) -> SliceNetwork:
+    """A fresh slice classifier of that spec."""
+    small = one.name in (baseline.SIGMOID.name, baseline.SOFTMAX.name)
+    return SmallCNN(one) if small else BackboneNet(one)
+
+
+def _slices(
+    identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
+) -> Pipeline:
+    return SlicePipeline(identity, networks, how, device)
+
+
+def _classifier(one: BackboneSpec, parameters: int, summary: str, reference: str) -> Family:
+    specs = (one,)
+    networks = partial(_slice_networks, specs)
+    return Family(one.name, summary, reference, parameters, one.size, specs, None, networks, _slices)
+
+
+PAIR = (spec("seresnext101-3window"), spec("seresnext101-3slice"))
+
+
+def _pair_networks(size: int) -> list[nn.Module]:
+    return [*_slice_networks(PAIR, size), SequenceModel(len(PAIR))]
+
+
+def _pair(
+    identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
+) -> Pipeline:
+    *cnns, sequence = networks
+    return SequencePipeline(identity, cnns, sequence, how, device)
+
+
+def _unets(size: int) -> list[nn.Module]:
+    return [UNet()]
+
+
+def _unet(
+    identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
+) -> Pipeline:
+    return UNetPipeline(identity, networks, how, device, size)
+
+
+FAMILIES: tuple[Family, ...] = (
+    _classifier(
+        baseline.SIGMOID, 19_206, "Two convolutions, six sigmoids: the floor.", "Lussier (sigmoid variant)"
+    ),
+    _classifier(
+        baseline.SOFTMAX,
+        19_206,
+        "A warning, not for use: softmax and categorical loss on a multi-label task.",
+        "Lussier (as published)",
+    ),
+    _classifier(
+        spec("resnet18-3window"),
+        11_179_590,
+        "ResNet18 on brain, subdural and bone windows.",
+        "NYU; He et al., CVPR 2016",
+    ),
+    _classifier(
+        spec("densenet121-3window"),
+        6_960_006,
+        "DenseNet121 on brain, subdural and bone windows.",
+        "NYU; Huang et al., CVPR 2017",
+    ),
+    _classifier(
+        spec("densenet121-mlp"),
+        7_481_734,
+        "DenseNet121 with a hidden layer of 512 before its logits.",
+        "Ochoa; Huang et al., CVPR 2017",
+    ),
+    _classifier(
+        spec("seresnext101-3window"),
+        46_918_710,
+        "SE-ResNeXt101-32x4d on three windows of one slice.",
+        "RSNA 2019 winner: Wang et al., NeuroImage: Clinical 2021",
+    ),
+    _classifier(
+        spec("seresnext101-3slice"),
+        46_918_710,
+        "SE-ResNeXt101-32x4d on three neighbouring slices in the brain window.",
+        "RSNA 2019 winner: Wang et al., NeuroImage: Clinical 2021",
+    ),
+    Family(
+        "seresnext101-pair-sequence",
+        "Both SE-ResNeXt101 and the sequence model over the whole CT, explained through all of it.",
+        "RSNA 2019 winner: Wang et al., NeuroImage: Clinical 2021; Grad-CAM++ after Lamarr",
+        2 * 46_918_710 + 3_398_418,
+        PAIR[0].size,
+        PAIR,
+        3,
+        _pair_networks,
+        _pair,
+    ),
+    Family(
+        "unet",
+        "Small U-Net of which the mean mask probability decides; knows no subtypes.",
+        "Bristol; Ronneberger et al., MICCAI 2015",
+        1_962_337,
+        UNET_SIZE,
+        (),
+        None,
+        _unets,
+        _unet,
+    ),
+)
+
+
+def family(name: str) -> Family:
+    """The family of that name. Raises PermanentError MODEL_NOT_FOUND with the names there are."""
+    for known in FAMILIES:
+        if known.name == name:
+            return known
+    names = ", ".join(known.name for known in FAMILIES)
+    raise PermanentError("MODEL_NOT_FOUND", f"unknown model family {name!r}: there are {names}, {GATED}")
+
+
+GATED = "gated"
+"""Two families in one file: a classifier, and a segmenter behind it."""
+
+
+def build(tensors: State, facts: Facts, device: torch.device) -> Pipeline:
+    """The pipeline of a weights file whose sidecar says `family`, `members` and the rest.
+
+    A gated one has the facts of its parts under `classifier` and `segmenter`; the classifier's networks
+    come first in the file.
+    """
+    states = split(tensors, int(facts["members"]))
+    if facts["family"] != GATED:
+        return family(facts["family"]).build(states, facts, device)
+    first = int(facts["classifier"]["members"])
+    parts = []
+    for role, own in (("classifier", states[:first]), ("segmenter", states[first:])):
+        shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
+        told = {**facts[role], **shared}
+        parts.append(family(told["family"]).build(own, told, device))
+    identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+    return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
+
+
+def split(tensors: State, members: int) -> list[dict[str, Tensor]]:
+    """The state dict of each network of a weights file."""
+    own: list[dict[str, Tensor]] = [{} for _ in range(members)]
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdigit() or int(index) >= members:
+            raise PermanentError("MODEL_INVALID", f"tensor {key} belongs to none of {members} networks")
+        own[int(index)][name] = value
+    return own
+
+
+def _invalid(facts: Facts, told: str) -> PermanentError:
+    return PermanentError("MODEL_INVALID", f"{facts['name']}: {told}")
