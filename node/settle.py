@@ -18,7 +18,7 @@ from node.domain.findings import Reason
 from node.domain.lifecycle import JobState, SeriesState
 from node.liveness import is_gone
 from node.settings import Settings
-from node.store.arrivals import SeriesRow
+from node.store.decisions import SeriesRow
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,15 @@ class Clock:
     def tick(self, now: float) -> None:
         """Raises TransientError when the database is away."""
         wait = self._settings.completeness
-        for row in self._records.arrivals.receiving(silent_since=now - wait.quiet_s):
+        for row in self._records.decisions.receiving(silent_since=now - wait.quiet_s):
             with _stopping_nobody_else(f"series {row.series_instance_uid}"):
                 self._settle_series(row, now)
-        if reopened := self._records.arrivals.reopen_second_choices():
+        if reopened := self._records.decisions.reopen_second_choices():
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
-        for study_uid in self._records.arrivals.undecided_studies():
+        for study_uid in self._records.decisions.undecided_studies():
             with _stopping_nobody_else(f"study {study_uid}"):
                 self._decide_study(study_uid, now)
-        for study_uid in self._records.arrivals.unanswered_studies(silent_since=now - wait.max_wait_s):
+        for study_uid in self._records.decisions.unanswered_studies(silent_since=now - wait.max_wait_s):
             with _stopping_nobody_else(f"study {study_uid}"):
                 self._answer_refused_study(study_uid, now)
         self._recover_jobs(now)
@@ -57,7 +57,7 @@ class Clock:
 
     def _settle_series(self, row: SeriesRow, now: float) -> None:
         wait = self._settings.completeness
-        gathered = self._records.arrivals.gather(row.series_instance_uid)
+        gathered = self._records.decisions.gather(row.series_instance_uid)
         evidence = Evidence(
             row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
         )
@@ -65,7 +65,7 @@ class Clock:
         if not isinstance(verdict, Complete):
             return
         notes = [note.text for note in verdict.notes]
-        if self._records.arrivals.settle(row, now, notes):
+        if self._records.decisions.settle(row, now, notes):
             words = f" although {'; '.join(notes)}" if notes else ""
             log.info("series %s is complete%s", row.series_instance_uid, words)
 
@@ -74,7 +74,7 @@ class Clock:
 
         A series that is still arriving may be the better one and is waited for, but not for ever.
         """
-        rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
+        rows = {row.series_instance_uid: row for row in self._records.decisions.of_study(study_uid)}
         waiting_since = min(r.completed_at or now for r in rows.values() if r.state is SeriesState.COMPLETE)
         arriving = any(row.state is SeriesState.RECEIVING for row in rows.values())
         if arriving and now - waiting_since < self._settings.completeness.max_wait_s:
@@ -86,12 +86,12 @@ class Clock:
         for row, reason in refused:
             log.info("series %s is skipped: %s: %s", row.series_instance_uid, reason.code, reason.text)
         notes = [note.text for note in choice.notes]
-        job_id = self._records.arrivals.decide(chosen, refused, now, notes)
+        job_id = self._records.decisions.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
 
     def _choose(self, series_uids: list[str]) -> Choice:
-        gathered = {uid: self._records.arrivals.gather(uid).instances for uid in series_uids}
+        gathered = {uid: self._records.decisions.gather(uid).instances for uid in series_uids}
         return choose(gathered, self._rules())
 
     def _series_already_analysed(self, study_uid: str, rows: dict[str, SeriesRow]) -> SeriesRow | None:
@@ -103,13 +103,13 @@ class Clock:
 
     def _answer_refused_study(self, study_uid: str, now: float) -> None:
         """A study of which nothing can be analysed is said so in the PACS, once nothing more comes."""
-        rows = {row.series_instance_uid: row for row in self._records.arrivals.of_study(study_uid)}
-        gathered = {uid: self._records.arrivals.gather(uid).instances for uid in rows}
-        reasons = {uid: self._records.arrivals.reason_of(uid) for uid in rows}
+        rows = {row.series_instance_uid: row for row in self._records.decisions.of_study(study_uid)}
+        gathered = {uid: self._records.decisions.gather(uid).instances for uid in rows}
+        reasons = {uid: self._records.decisions.reason_of(uid) for uid in rows}
         skipped = {uid: reason for uid, reason in reasons.items() if reason}
         uid = best_refused(Choice(None, skipped), gathered)
         if uid is not None:
-            job_id = self._records.arrivals.refuse_study(rows[uid], skipped[uid], now)
+            job_id = self._records.decisions.refuse_study(rows[uid], skipped[uid], now)
             log.info("study %s is answered as not analysed by job %d", study_uid, job_id)
 
     def _recover_jobs(self, now: float) -> None:

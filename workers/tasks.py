@@ -66,7 +66,7 @@ class Worker:
     def _analyse(self, job: Job) -> None:
         began = time.perf_counter()
         paths = [self.spool.absolute(p) for p in self.records.arrivals.paths(job.series_instance_uid)]
-        notes = self.records.arrivals.notes(job.series_instance_uid)
+        notes = self.records.decisions.notes(job.series_instance_uid)
         volume = load_volume(paths)
         load_s = time.perf_counter() - began
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,52 +10,24 @@ from sqlalchemy import (
     Connection,
     Engine,
     Integer,
-    Row,
     String,
     Table,
     case,
-    exists,
-    func,
     select,
     update,
 )
 
-from node.domain.eligibility import SkipCode
 from node.domain.errors import PermanentError
-from node.domain.findings import Reason
 from node.domain.instance import Instance
-from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, sources
+from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.jobs import supersede_older
-from node.store.tables import LONGEST_UID, associations, instances, jobs, objects, series, studies
+from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
 
 
 class Recorded(StrEnum):
     NEW = "NEW"
     SAME = "SAME"  # the same bytes again: nothing changed
     REPLACED = "REPLACED"  # the same SOP Instance UID with other bytes
-
-
-@dataclass(frozen=True)
-class SeriesRow:
-    series_instance_uid: str
-    study_instance_uid: str
-    description: str
-    state: SeriesState
-    revision: int
-    last_received_at: float
-    completed_at: float | None
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What is known of one series at one moment."""
-
-    instances: tuple[Instance, ...]
-    associations_open: int
-    """Open associations whose latest instance belongs to this series."""
-    aborted: bool
-    """The association that brought the latest instance broke off."""
 
 
 @dataclass(frozen=True)
@@ -150,162 +121,11 @@ class Arrivals:
             connection.execute(update(instances).where(of_it).values(**row))
             return Recorded.REPLACED
 
-    def receiving(self, silent_since: float) -> list[SeriesRow]:
-        """Series still RECEIVING that got nothing since `silent_since`."""
-        return self._series(
-            series.c.state == SeriesState.RECEIVING, series.c.last_received_at <= silent_since
-        )
-
-    def of_study(self, study_uid: str) -> list[SeriesRow]:
-        return self._series(series.c.study_instance_uid == study_uid)
-
-    def _series(self, *conditions: object) -> list[SeriesRow]:
-        with reading(self._engine) as connection:
-            rows = connection.execute(select(series).where(*conditions).order_by(series.c.first_received_at))  # type: ignore[arg-type]
-            return [_series_row(row) for row in rows]
-
-    def gather(self, series_uid: str) -> Gathered:
-        """The instances of a series, and how the associations that carried it stand."""
-        mine = instances.c.series_instance_uid == series_uid
-        later = instances.alias("later")
-        moved_on = exists().where(
-            later.c.association_id == instances.c.association_id,
-            later.c.received_at > instances.c.received_at,
-            later.c.series_instance_uid != series_uid,
-        )
-        with reading(self._engine) as connection:
-            headers = connection.execute(select(instances.c.header).where(mine)).scalars().all()
-            still_open = connection.execute(
-                select(func.count(func.distinct(associations.c.id)))
-                .join(instances, instances.c.association_id == associations.c.id)
-                .where(mine, associations.c.closed_at.is_(None), ~moved_on)
-            ).scalar_one()
-            last_outcome = connection.execute(
-                select(associations.c.outcome)
-                .join(instances, instances.c.association_id == associations.c.id)
-                .where(mine)
-                .order_by(instances.c.received_at.desc())
-                .limit(1)
-            ).scalar()
-        return Gathered(tuple(Instance.from_json(h) for h in headers), still_open, last_outcome == "aborted")
-
     def paths(self, series_uid: str) -> list[str]:
         """Spool paths of the instances of a series, in order of arrival."""
         with reading(self._engine) as connection:
             query = select(instances.c.path).where(instances.c.series_instance_uid == series_uid)
             return list(connection.execute(query.order_by(instances.c.received_at)).scalars())
-
-    def settle(self, row: SeriesRow, now: float, notes: Sequence[str] = ()) -> bool:
-        """RECEIVING → COMPLETE, unless something arrived since `row` was read."""
-        with writing(self._engine) as connection:
-            result = connection.execute(
-                update(series)
-                .where(
-                    series.c.series_instance_uid == row.series_instance_uid,
-                    series.c.state.in_(sources(SERIES, SeriesEvent.SETTLED)),
-                    series.c.revision == row.revision,
-                    series.c.last_received_at == row.last_received_at,
-                )
-                .values(state=SeriesState.COMPLETE, completed_at=now, notes=list(notes))
-            )
-            return result.rowcount == 1
-
-    def undecided_studies(self) -> list[str]:
-        """Studies that hold a COMPLETE series."""
-        with reading(self._engine) as connection:
-            query = select(series.c.study_instance_uid).where(series.c.state == SeriesState.COMPLETE)
-            return list(connection.execute(query.distinct()).scalars())
-
-    def decide(
-        self,
-        chosen: SeriesRow | None,
-        refused: Sequence[tuple[SeriesRow, Reason]],
-        now: float,
-        notes: Sequence[str] = (),
-    ) -> int | None:
-        """COMPLETE → ACCEPTED | SKIPPED for a whole study at once; the chosen series gets its job.
-
-        Returns the job's id. A series that changed meanwhile is left for the next round; when it is the
-        chosen one, so is the whole study, since the others were weighed against it.
-        """
-        with writing(self._engine) as connection:
-            if chosen is not None and not _decided(
-                connection, chosen.series_instance_uid, chosen.revision, SeriesEvent.CHOSEN, None, now
-            ):
-                return None
-            for row, reason in refused:
-                _decided(connection, row.series_instance_uid, row.revision, SeriesEvent.REFUSED, reason, now)
-            if chosen is None:
-                return None
-            _add_notes(connection, chosen.series_instance_uid, notes)
-            return _new_job(connection, chosen, JobState.QUEUED, None, now)
-
-    def reopen_second_choices(self) -> int:
-        """SKIPPED → COMPLETE for series that only gave way to another, where that one failed for good."""
-        of_study = jobs.c.study_instance_uid == series.c.study_instance_uid
-        failed = exists().where(of_study, jobs.c.state == JobState.FAILED)
-        alive = exists().where(of_study, jobs.c.state.not_in((JobState.FAILED, JobState.SUPERSEDED)))
-        with writing(self._engine) as connection:
-            return connection.execute(
-                update(series)
-                .where(
-                    series.c.state.in_(sources(SERIES, SeriesEvent.RECONSIDERED)),
-                    series.c.reason_code == SkipCode.OTHER_SERIES_CHOSEN,
-                    failed,
-                    ~alive,
-                )
-                .values(
-                    state=SERIES[SeriesState.SKIPPED, SeriesEvent.RECONSIDERED],
-                    reason_code=None,
-                    reason_text=None,
-                )
-            ).rowcount
-
-    def unanswered_studies(self, silent_since: float) -> list[str]:
-        """Decided studies, quiet since `silent_since`, of which no series ever got a job."""
-        with reading(self._engine) as connection:
-            query = (
-                select(series.c.study_instance_uid)
-                .outerjoin(jobs, jobs.c.study_instance_uid == series.c.study_instance_uid)
-                .group_by(series.c.study_instance_uid)
-                .having(func.count(jobs.c.id) == 0)
-                .having(func.max(series.c.last_received_at) <= silent_since)
-                .having(func.sum(case((series.c.state == SeriesState.SKIPPED, 0), else_=1)) == 0)
-                .having(func.sum(case((series.c.modality == "CT", 1), else_=0)) > 0)
-            )
-            return list(connection.execute(query).scalars())
-
-    def refuse_study(self, best: SeriesRow, reason: Reason, now: float) -> int:
-        """A job that fails at once, so that the PACS hears why nothing was analysed. Returns its id."""
-        with writing(self._engine) as connection:
-            return _new_job(connection, best, JobState.FAILED, reason, now)
-
-    def notes(self, series_uid: str) -> tuple[str, ...]:
-        """Remarks on a series that belong into its findings."""
-        with reading(self._engine) as connection:
-            query = select(series.c.notes).where(series.c.series_instance_uid == series_uid)
-            return tuple(connection.execute(query).scalar() or ())
-
-    def reason_of(self, series_uid: str) -> Reason | None:
-        with reading(self._engine) as connection:
-            row = connection.execute(
-                select(series.c.reason_code, series.c.reason_text).where(
-                    series.c.series_instance_uid == series_uid
-                )
-            ).first()
-            return Reason(row.reason_code, row.reason_text) if row and row.reason_code else None
-
-
-def _series_row(row: Row) -> SeriesRow:
-    return SeriesRow(
-        row.series_instance_uid,
-        row.study_instance_uid,
-        row.description,
-        SeriesState(row.state),
-        row.revision,
-        row.last_received_at,
-        row.completed_at,
-    )
 
 
 def check_recordable(instance: Instance) -> None:
@@ -391,50 +211,3 @@ def _see_series(connection: Connection, instance: Instance, now: float, is_new: 
             instance_count=series.c.instance_count + (1 if is_new else 0),
         )
     )
-
-
-def _decided(
-    connection: Connection, uid: str, revision: int, event: SeriesEvent, reason: Reason | None, now: float
-) -> bool:
-    result = connection.execute(
-        update(series)
-        .where(
-            series.c.series_instance_uid == uid,
-            series.c.revision == revision,
-            series.c.state.in_(sources(SERIES, event)),
-        )
-        .values(
-            state=SERIES[SeriesState.COMPLETE, event],
-            decided_at=now,
-            reason_code=reason.code if reason else None,
-            reason_text=reason.text if reason else None,
-        )
-    )
-    return result.rowcount == 1
-
-
-def _add_notes(connection: Connection, uid: str, notes: Sequence[str]) -> None:
-    mine = series.c.series_instance_uid == uid
-    known = connection.execute(select(series.c.notes).where(mine)).scalar() or []
-    connection.execute(update(series).where(mine).values(notes=[*known, *notes]))
-
-
-def _new_job(
-    connection: Connection, row: SeriesRow, state: JobState, reason: Reason | None, now: float
-) -> int:
-    supersede_older(connection, row.series_instance_uid, row.revision)
-    values = {
-        "series_instance_uid": row.series_instance_uid,
-        "study_instance_uid": row.study_instance_uid,
-        "revision": row.revision,
-        "state": state,
-        "created_at": now,
-        "reason_code": reason.code if reason else None,
-        "reason_text": reason.text if reason else None,
-    }
-    insert_if_absent(connection, jobs, values)
-    return connection.execute(
-        select(jobs.c.id).where(
-            jobs.c.series_instance_uid == row.series_instance_uid, jobs.c.revision == row.revision
-        )
-    ).scalar_one()

@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 
 from node.settings import Settings
 from node.store.arrivals import Arrivals
+from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
 from node.store.jobs import Jobs
@@ -13,11 +14,12 @@ from node.store.views import Views
 
 
 class Records:
-    """`arrivals`: what came in; `jobs`: what is analysed; `deliveries`: what goes out; `views`: lists."""
+    """What came in, what is decided on it, what is analysed, what goes out; and lists of it all."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.arrivals = Arrivals(engine)
+        self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
         self.deliveries = Deliveries(engine)
         self.views = Views(engine)

@@ -49,7 +49,7 @@ class Place:
     def queued(self, name: str = "series", revision: int = 1, **attributes: Any) -> tuple[int, list[Dataset]]:
         """A series received, settled and accepted."""
         series = ct_series(SLICES, rows=32, name=name, **attributes)
-        arrivals = self.records.arrivals
+        arrivals, decisions = self.records.arrivals, self.records.decisions
         arrivals.open_association("a", "host:1", ("CT1", "x"), 1.0)
         for ds in series:
             stream = BytesIO()
@@ -59,9 +59,9 @@ class Place:
             self.spool.write(path, (stream.getvalue(),))
             file = StoredFile(path, len(stream.getvalue()), f"{name}{revision}")
             arrivals.record(instance, file, "a", 1.0 + revision)
-        (row,) = arrivals.of_study(str(series[0].StudyInstanceUID))
-        assert arrivals.settle(row, 5.0)
-        job_id = arrivals.decide(row, [], 6.0)
+        (row,) = decisions.of_study(str(series[0].StudyInstanceUID))
+        assert decisions.settle(row, 5.0)
+        job_id = decisions.decide(row, [], 6.0)
         assert job_id is not None
         return job_id, series
 

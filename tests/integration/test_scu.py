@@ -124,15 +124,16 @@ class Place:
     ) -> list[str]:
         """A COMPOSED job with that many objects, due at T0; returns their UIDs in sending order."""
         arrivals, jobs = self.records.arrivals, self.records.jobs
+        decisions = self.records.decisions
         arrivals.open_association("a", "h:1", ("CT1", "x"), 1.0)
         number = len(self.made)
         study, series = f"1.{number}", f"1.{number}.1"
         arrivals.record(
             Instance(f"{series}.1", CTImageStorage, series, study, "x"), StoredFile("x", 1, study), "a", 1.0
         )
-        (row,) = arrivals.of_study(study)
-        arrivals.settle(row, 2.0)
-        job_id = arrivals.decide(row, [], 3.0)
+        (row,) = decisions.of_study(study)
+        decisions.settle(row, 2.0)
+        job_id = decisions.decide(row, [], 3.0)
         assert job_id and jobs.claim(job_id, "w:1", 1e12, 4.0)
         found = Findings(ModelIdentity("m", "1", "a"), series, 1, Status.ANALYSED, priority=Priority.STAT)
         assert jobs.store_analysis(job_id, "w:1", found, "m", 5.0)

@@ -68,10 +68,10 @@ class Place:
         return name
 
     def series(self, study: str = STUDY) -> dict[str, SeriesState]:
-        return {r.description: r.state for r in self.records.arrivals.of_study(study)}
+        return {r.description: r.state for r in self.records.decisions.of_study(study)}
 
     def reason(self, of: str) -> str | None:
-        found = self.records.arrivals.reason_of(of)
+        found = self.records.decisions.reason_of(of)
         return found.code if found else None
 
     def jobs(self) -> list[Job]:
@@ -212,7 +212,7 @@ class TestComplete:
         place.send([slices[14]], T0 + 50)
         place.clock.tick(T0 + 50 + QUIET_S)
         assert place.series() == {"Head": SeriesState.ACCEPTED}
-        assert place.records.arrivals.of_study(STUDY)[0].revision == 1
+        assert place.records.decisions.of_study(STUDY)[0].revision == 1
 
 
 class TestDecide:
@@ -573,6 +573,6 @@ def test_a_tick_that_meets_a_database_that_is_away_says_so(
         raise TransientError("database: gone")
 
     place.send(head("1.2.2", "Head"), T0)
-    monkeypatch.setattr(place.records.arrivals, "gather", away)
+    monkeypatch.setattr(place.records.decisions, "gather", away)
     with pytest.raises(TransientError):
         place.clock.tick(T0 + QUIET_S)

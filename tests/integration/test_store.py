@@ -22,7 +22,8 @@ from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Stat
 from node.domain.instance import Instance
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
 from node.store import engine as store_engine
-from node.store.arrivals import Recorded, SeriesRow, StoredFile
+from node.store.arrivals import Recorded, StoredFile
+from node.store.decisions import SeriesRow
 from node.store.deliveries import NewDelivery
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision
 from node.store.jobs import Job, NewObject
@@ -51,16 +52,16 @@ def receive(records: Records, *made: Instance, now: float = 100.0, content: str 
 
 
 def only_series(records: Records, study: str = "1.2") -> SeriesRow:
-    (row,) = records.arrivals.of_study(study)
+    (row,) = records.decisions.of_study(study)
     return row
 
 
 def settle(records: Records, study: str = "1.2", now: float = 200.0) -> list[SeriesRow]:
     """Every series of the study COMPLETE."""
-    for row in records.arrivals.of_study(study):
+    for row in records.decisions.of_study(study):
         if row.state is SeriesState.RECEIVING:
-            assert records.arrivals.settle(row, now)
-    return records.arrivals.of_study(study)
+            assert records.decisions.settle(row, now)
+    return records.decisions.of_study(study)
 
 
 def queued_job(records: Records, number: int = 1) -> int:
@@ -68,7 +69,7 @@ def queued_job(records: Records, number: int = 1) -> int:
     study = f"1.{number}"
     receive(records, instance(of=f"{study}.10", study=study))
     (row,) = settle(records, study)
-    job_id = records.arrivals.decide(row, [], 300.0)
+    job_id = records.decisions.decide(row, [], 300.0)
     assert job_id is not None
     return job_id
 
@@ -266,7 +267,7 @@ class TestArrivals:
         receive(records, instance())
         before = settle(records)
         receive(records, instance(), now=900.0)
-        assert records.arrivals.of_study("1.2") == before
+        assert records.decisions.of_study("1.2") == before
 
     def test_instances_are_counted_once_however_often_they_come(self, records: Records) -> None:
         receive(records, instance(1), instance(2), instance(1))
@@ -284,7 +285,7 @@ class TestArrivals:
             rescaled=True,
         )
         receive(records, given)
-        assert records.arrivals.gather("1.2.10").instances == (given,)
+        assert records.decisions.gather("1.2.10").instances == (given,)
 
     def test_headers_beyond_what_dicom_allows_are_recorded_all_the_same(self, records: Records) -> None:
         given = instance(
@@ -299,8 +300,8 @@ class TestArrivals:
             instance_number=10**30,
         )
         assert receive(records, given) == [Recorded.NEW]
-        assert len(records.arrivals.of_study("1.2")) == 1
-        assert records.arrivals.gather("1.2.10").instances[0].patient_id == given.patient_id
+        assert len(records.decisions.of_study("1.2")) == 1
+        assert records.decisions.gather("1.2.10").instances[0].patient_id == given.patient_id
 
     def test_a_uid_too_long_for_its_column_is_refused_for_good_and_leaves_nothing(
         self, records: Records
@@ -319,7 +320,7 @@ class TestArrivals:
         assert row.state is SeriesState.RECEIVING
         assert row.revision == (1 if state is SeriesState.RECEIVING else 2)
         assert row.last_received_at == 300.0
-        assert records.arrivals.reason_of("1.2.10") is None
+        assert records.decisions.reason_of("1.2.10") is None
 
     def test_a_replacement_opens_a_decided_series_too(self, records: Records) -> None:
         receive(records, instance(1))
@@ -331,27 +332,27 @@ class TestArrivals:
         receive(records, instance(1))
         seen = only_series(records)
         receive(records, instance(2), now=100.5)
-        assert not records.arrivals.settle(seen, 200.0)
+        assert not records.decisions.settle(seen, 200.0)
         assert only_series(records).state is SeriesState.RECEIVING
 
     def test_settle_refuses_what_is_settled(self, records: Records) -> None:
         receive(records, instance(1))
         seen = only_series(records)
-        assert records.arrivals.settle(seen, 200.0)
-        assert not records.arrivals.settle(seen, 201.0)
+        assert records.decisions.settle(seen, 200.0)
+        assert not records.decisions.settle(seen, 201.0)
 
     def test_receiving_lists_what_was_silent_long_enough(self, records: Records) -> None:
         receive(records, instance(of="1.2.10"), now=100.0)
         receive(records, instance(of="1.2.11"), now=105.0)
-        assert [r.series_instance_uid for r in records.arrivals.receiving(100.0)] == ["1.2.10"]
-        assert len(records.arrivals.receiving(105.0)) == 2
-        assert records.arrivals.receiving(99.9) == []
+        assert [r.series_instance_uid for r in records.decisions.receiving(100.0)] == ["1.2.10"]
+        assert len(records.decisions.receiving(105.0)) == 2
+        assert records.decisions.receiving(99.9) == []
 
     def test_instances_of_one_series_recorded_from_many_threads_are_all_there(self, records: Records) -> None:
         receive(records)
         outcomes = at_once(8, lambda thread: [receive(records, instance(10 * thread + n)) for n in range(5)])
         assert outcomes == [[[Recorded.NEW]] * 5] * 8
-        assert len(records.arrivals.gather("1.2.10").instances) == 40
+        assert len(records.decisions.gather("1.2.10").instances) == 40
         with records.engine.connect() as connection:
             assert connection.execute(select(series.c.instance_count)).scalar() == 40
 
@@ -379,9 +380,9 @@ class TestAssociations:
     def test_an_open_association_counts_until_it_is_closed(self, records: Records) -> None:
         self.open(records, "x")
         self.record(records, "x", 1, "1.2.10", 2.0)
-        assert records.arrivals.gather("1.2.10").associations_open == 1
+        assert records.decisions.gather("1.2.10").associations_open == 1
         records.arrivals.close_association("x", "released", 3.0)
-        gathered = records.arrivals.gather("1.2.10")
+        gathered = records.decisions.gather("1.2.10")
         assert (gathered.associations_open, gathered.aborted) == (0, False)
 
     def test_an_open_association_that_moved_on_to_another_series_counts_there_alone(
@@ -391,15 +392,15 @@ class TestAssociations:
         self.record(records, "x", 1, "1.2.10", 2.0)
         self.record(records, "x", 2, "1.2.10", 3.0)
         self.record(records, "x", 1, "1.2.11", 4.0)
-        assert records.arrivals.gather("1.2.10").associations_open == 0
-        assert records.arrivals.gather("1.2.11").associations_open == 1
+        assert records.decisions.gather("1.2.10").associations_open == 0
+        assert records.decisions.gather("1.2.11").associations_open == 1
 
     def test_one_association_counts_once_however_many_instances_it_brought(self, records: Records) -> None:
         self.open(records, "x")
         self.open(records, "y")
         for number in range(5):
             self.record(records, "xy"[number % 2], number, "1.2.10", 2.0 + number)
-        assert records.arrivals.gather("1.2.10").associations_open == 2
+        assert records.decisions.gather("1.2.10").associations_open == 2
 
     def test_the_association_that_came_last_decides_whether_the_series_broke_off(
         self, records: Records
@@ -408,14 +409,14 @@ class TestAssociations:
             self.open(records, name)
             self.record(records, name, number, "1.2.10", 2.0 + number)
             records.arrivals.close_association(name, outcome, 9.0)
-            assert records.arrivals.gather("1.2.10").aborted is (outcome == "aborted")
+            assert records.decisions.gather("1.2.10").aborted is (outcome == "aborted")
 
     def test_the_first_outcome_of_an_association_stands(self, records: Records) -> None:
         self.open(records, "x")
         self.record(records, "x", 1, "1.2.10", 2.0)
         records.arrivals.close_association("x", "released", 3.0)
         records.arrivals.close_association("x", "aborted", 3.1)
-        assert not records.arrivals.gather("1.2.10").aborted
+        assert not records.decisions.gather("1.2.10").aborted
 
     def test_what_a_dead_listener_had_open_is_over_and_nobody_elses(self, records: Records) -> None:
         self.open(records, "x", "host:1")
@@ -425,8 +426,8 @@ class TestAssociations:
         assert records.arrivals.open_listeners() == {"host:1", "host:2"}
         records.arrivals.close_associations_of("host:1", 5.0)
         assert records.arrivals.open_listeners() == {"host:2"}
-        assert records.arrivals.gather("1.2.10").aborted
-        assert records.arrivals.gather("1.2.11").associations_open == 1
+        assert records.decisions.gather("1.2.10").aborted
+        assert records.decisions.gather("1.2.11").associations_open == 1
 
 
 class TestDecide:
@@ -434,17 +435,17 @@ class TestDecide:
         for last, of in enumerate(("1.2.10", "1.2.11", "1.2.12")):
             receive(records, instance(of=of), now=100.0 + last)
         chosen, one, other = settle(records)
-        job_id = records.arrivals.decide(chosen, [(one, REASON), (other, Reason("LOCALIZER", "l"))], 300.0)
+        job_id = records.decisions.decide(chosen, [(one, REASON), (other, Reason("LOCALIZER", "l"))], 300.0)
         assert job_id is not None
-        states = {r.series_instance_uid: r.state for r in records.arrivals.of_study("1.2")}
+        states = {r.series_instance_uid: r.state for r in records.decisions.of_study("1.2")}
         assert states == {
             "1.2.10": SeriesState.ACCEPTED,
             "1.2.11": SeriesState.SKIPPED,
             "1.2.12": SeriesState.SKIPPED,
         }
-        assert records.arrivals.reason_of("1.2.11") == REASON
-        assert records.arrivals.reason_of("1.2.12") == Reason("LOCALIZER", "l")
-        assert records.arrivals.reason_of("1.2.10") is None
+        assert records.decisions.reason_of("1.2.11") == REASON
+        assert records.decisions.reason_of("1.2.12") == Reason("LOCALIZER", "l")
+        assert records.decisions.reason_of("1.2.10") is None
         made = job(records, job_id)
         assert (made.series_instance_uid, made.study_instance_uid, made.revision) == ("1.2.10", "1.2", 1)
         assert (made.state, made.attempts, made.reason) == (JobState.QUEUED, 0, None)
@@ -455,8 +456,8 @@ class TestDecide:
         receive(records, instance(of="1.2.11"), now=101.0)
         chosen, other = settle(records)
         receive(records, instance(2, of="1.2.10"), now=250.0)
-        assert records.arrivals.decide(chosen, [(other, REASON)], 300.0) is None
-        states = {r.series_instance_uid: r.state for r in records.arrivals.of_study("1.2")}
+        assert records.decisions.decide(chosen, [(other, REASON)], 300.0) is None
+        states = {r.series_instance_uid: r.state for r in records.decisions.of_study("1.2")}
         assert states == {"1.2.10": SeriesState.RECEIVING, "1.2.11": SeriesState.COMPLETE}
         assert count(records, jobs) == 0
 
@@ -465,15 +466,15 @@ class TestDecide:
         receive(records, instance(of="1.2.11"), now=101.0)
         chosen, other = settle(records)
         receive(records, instance(2, of="1.2.11"), now=250.0)
-        assert records.arrivals.decide(chosen, [(other, REASON)], 300.0) is not None
-        states = {r.series_instance_uid: r.state for r in records.arrivals.of_study("1.2")}
+        assert records.decisions.decide(chosen, [(other, REASON)], 300.0) is not None
+        states = {r.series_instance_uid: r.state for r in records.decisions.of_study("1.2")}
         assert states == {"1.2.10": SeriesState.ACCEPTED, "1.2.11": SeriesState.RECEIVING}
-        assert records.arrivals.reason_of("1.2.11") is None
+        assert records.decisions.reason_of("1.2.11") is None
 
     def test_deciding_twice_makes_one_job(self, records: Records) -> None:
         receive(records, instance())
         (row,) = settle(records)
-        outcomes = at_once(4, lambda _: records.arrivals.decide(row, [], 300.0))
+        outcomes = at_once(4, lambda _: records.decisions.decide(row, [], 300.0))
         assert len([o for o in outcomes if o is not None]) == 1
         assert count(records, jobs) == 1
 
@@ -489,8 +490,8 @@ class TestDecide:
 
         monkeypatch.setattr("node.store.arrivals._new_job", fail)
         with pytest.raises(TransientError):
-            records.arrivals.decide(chosen, [(other, REASON)], 300.0)
-        assert {r.state for r in records.arrivals.of_study("1.2")} == {SeriesState.COMPLETE}
+            records.decisions.decide(chosen, [(other, REASON)], 300.0)
+        assert {r.state for r in records.decisions.of_study("1.2")} == {SeriesState.COMPLETE}
 
     @pytest.mark.parametrize(
         ("state", "after"),
@@ -509,7 +510,7 @@ class TestDecide:
         put_in_state(records, old, state)
         receive(records, instance(2, of="1.1.10", study="1.1"), now=400.0)
         (row,) = settle(records, "1.1", 500.0)
-        new = records.arrivals.decide(row, [], 600.0)
+        new = records.decisions.decide(row, [], 600.0)
         assert new is not None and new != old
         assert job(records, old).state is after
         assert (job(records, new).state, job(records, new).revision) == (JobState.QUEUED, 2)
@@ -518,20 +519,20 @@ class TestDecide:
     def test_an_unanswered_study_is_one_whose_every_series_was_refused(self, records: Records) -> None:
         receive(records, instance(of="1.2.10"), instance(of="1.2.11"))
         one, other = settle(records)
-        records.arrivals.decide(None, [(one, REASON)], 300.0)
-        assert records.arrivals.unanswered_studies(1000.0) == []
-        records.arrivals.decide(None, [(other, REASON)], 300.0)
-        assert records.arrivals.unanswered_studies(1000.0) == ["1.2"]
-        assert records.arrivals.unanswered_studies(99.0) == []
-        job_id = records.arrivals.refuse_study(one, REASON, 400.0)
-        assert records.arrivals.unanswered_studies(1000.0) == []
+        records.decisions.decide(None, [(one, REASON)], 300.0)
+        assert records.decisions.unanswered_studies(1000.0) == []
+        records.decisions.decide(None, [(other, REASON)], 300.0)
+        assert records.decisions.unanswered_studies(1000.0) == ["1.2"]
+        assert records.decisions.unanswered_studies(99.0) == []
+        job_id = records.decisions.refuse_study(one, REASON, 400.0)
+        assert records.decisions.unanswered_studies(1000.0) == []
         assert (job(records, job_id).state, job(records, job_id).reason) == (JobState.FAILED, REASON)
 
     def test_a_study_without_ct_is_never_unanswered(self, records: Records) -> None:
         receive(records, instance(modality="MR"))
         (row,) = settle(records)
-        records.arrivals.decide(None, [(row, REASON)], 300.0)
-        assert records.arrivals.unanswered_studies(1000.0) == []
+        records.decisions.decide(None, [(row, REASON)], 300.0)
+        assert records.decisions.unanswered_studies(1000.0) == []
 
 
 class TestJobs:

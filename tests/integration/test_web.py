@@ -31,7 +31,8 @@ from node.domain.findings import (
 )
 from node.domain.instance import Instance
 from node.settings import Destination, Settings
-from node.store.arrivals import SeriesRow, StoredFile
+from node.store.arrivals import StoredFile
+from node.store.decisions import SeriesRow
 from node.store.deliveries import NewDelivery
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
@@ -81,7 +82,7 @@ class Site:
         """Settle all series of the study; each but the chosen one is refused for the reason."""
         now = time.time()
         for row in self.rows(study):
-            self.records.arrivals.settle(row, now)
+            self.records.decisions.settle(row, now)
         rows = self.rows(study)
         refused = [
             (row, reason or Reason("NOT_CHOSEN", "another series"))
@@ -89,10 +90,10 @@ class Site:
             if row.series_instance_uid != chosen
         ]
         accepted = next((r for r in rows if r.series_instance_uid == chosen), None)
-        return self.records.arrivals.decide(accepted, refused, now)
+        return self.records.decisions.decide(accepted, refused, now)
 
     def rows(self, study: str) -> list[SeriesRow]:
-        return self.records.arrivals.of_study(study)
+        return self.records.decisions.of_study(study)
 
     def queued(self, study: str, **header: str) -> int:
         self.receive(study, f"{study}.1", **header)
