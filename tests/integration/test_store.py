@@ -488,7 +488,7 @@ class TestDecide:
         def fail(*_: Any) -> int:
             raise OperationalError("x", {}, Exception("disk I/O error"))
 
-        monkeypatch.setattr("node.store.arrivals._new_job", fail)
+        monkeypatch.setattr("node.store.decisions._new_job", fail)
         with pytest.raises(TransientError):
             records.decisions.decide(chosen, [(other, REASON)], 300.0)
         assert {r.state for r in records.decisions.of_study("1.2")} == {SeriesState.COMPLETE}

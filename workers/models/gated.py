@@ -73,11 +73,8 @@ class GatedPipeline:
         return Classification(answer.slices, answer.series, _State(answer))
 
     def opens(self, classification: Classification) -> bool:
-        """Whether any class of the series is present, so that the segmenter shall look."""
-        return any(
-            float(value) >= self.thresholds[name]
-            for name, value in zip(CLASSES, classification.series, strict=True)
-        )
+        """Whether the series holds haemorrhage of any kind, so that the segmenter shall look."""
+        return bool(classification.series[ANY] >= self.thresholds["any"])
 
     def segment(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Mask:
         if not self.opens(classification):
