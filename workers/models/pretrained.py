@@ -162,8 +162,12 @@ def _require_same(found: Tensors, target: Tensors, name: str, prefix: str = "") 
         for key in sorted(found.keys() & target.keys())
         if found[key].shape != target[key].shape
     ]
-    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    told = "; ".join(f"{fault} keys: {_few(keys)}" for fault, keys in faults.items() if keys)
+    faults = {
+        "missing keys (in our names)": missing,
+        "unexpected keys": unexpected,
+        "misshapen keys": misshapen,
+    }
+    told = "; ".join(f"{fault}: {_few(keys)}" for fault, keys in faults.items() if keys)
     if told:
         raise _invalid(name, told)
 

@@ -30,6 +30,8 @@ from workers.models.unet import UNet, decision
 from workers.preprocess import STEP_MM, NetworkInput
 
 BATCH = 16
+COPIES = 32
+"""Slices that are followed back through the sequence model at once."""
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -189,34 +191,34 @@ class SequencePipeline(SlicePipeline):
     @torch.no_grad()
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
         features = self._features(source)
-        logits = self.merge(_pooled(features), self._steps(source, spacing_mm))
+        logits = self.merge(_pooled(features)[None], self._steps(source, spacing_mm))[0]
         return Reading(self.identity, source, logits.cpu().numpy(), features)
 
     def merge(self, pooled: Tensor, steps: Tensor) -> Tensor:
-        """Logits (n, 6) from mean features (n, M, k): the CNNs' own answers follow from these."""
-        scores = [network.score(pooled[:, index]) for index, network in enumerate(self.networks)]
-        probabilities = torch.sigmoid(torch.stack(scores, dim=1))
-        return both_ways(self.sequence, pooled[None], probabilities[None], steps[None])[0]
+        """Logits (b, n, 6) from mean features (b, n, M, k): the CNNs' own answers follow from these."""
+        scores = [network.score(pooled[:, :, index]) for index, network in enumerate(self.networks)]
+        probabilities = torch.sigmoid(torch.stack(scores, dim=2))
+        return both_ways(self.sequence, pooled, probabilities, steps.expand(len(pooled), -1))
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         """The answer of each slice, followed back to that slice's own features.
 
-        It depends on the maps by their mean alone, so one backward through the sequence model (and none
-        through a CNN) gives every gradient of a slice.
+        It depends on the maps by their mean alone, so a backward through the sequence model (and none
+        through a CNN) gives every gradient. Copies of the CT go through side by side, one a slice.
         """
-        steps = self._steps(reading.source, spacing_mm)
-        # a GRU of cuDNN refuses backward in eval mode
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            leaf = _pooled(reading.features).requires_grad_(True)
-            scores = self.merge(leaf, steps)[:, place]
-            gradients = torch.stack(
-                [
-                    torch.autograd.grad(score, leaf, retain_graph=True)[0][index]
-                    for index, score in enumerate(scores)
-                ]
-            )
+        pooled, steps = _pooled(reading.features), self._steps(reading.source, spacing_mm)
+        gradients = []
+        for slices in torch.arange(len(pooled), device=self.device).split(COPIES):
+            copy = torch.arange(len(slices), device=self.device)
+            # a GRU of cuDNN refuses backward in eval mode
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                leaf = pooled.expand(len(slices), -1, -1, -1).clone().requires_grad_(True)
+                score = self.merge(leaf, steps)[copy, slices, place].sum()
+                (gradient,) = torch.autograd.grad(score, leaf)
+            gradients.append(gradient[copy, slices])
+        every = torch.cat(gradients)
         for index, (network, maps) in enumerate(zip(self.networks, reading.features, strict=True)):
-            yield grad_cam_pp_pooled(maps, gradients[:, index]), network.first_centre
+            yield grad_cam_pp_pooled(maps, every[:, index]), network.first_centre
 
     def _steps(self, source: NetworkInput, spacing_mm: Spacing) -> Tensor:
         return torch.from_numpy(steps_mm(source.centres, spacing_mm[0], STEP_MM)).to(self.device)

@@ -1,0 +1,153 @@
+"""The sequence model: any number of slices, its loss, and Grad-CAM++ followed through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from node.domain.findings import CLASSES, ModelIdentity
+from workers.models.aggregate import Aggregation
+from workers.models.backbones import parameter_count
+from workers.models.baseline import SIGMOID, SmallCNN
+from workers.models.cam import grad_cam_pp
+from workers.models.multitask import Operating
+from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, sequence_loss, steps_mm
+from workers.models.slicewise import Reading, SequencePipeline
+from workers.preprocess import HeadFrame, NetworkInput
+
+PLAIN = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(1, 0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small networks only wait for one another on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceModel().eval()
+
+
+def test_it_has_the_published_number_of_parameters(model: SequenceModel) -> None:
+    assert parameter_count(model) == 3_398_418  # "3.40 M" at two CNNs
+
+
+@pytest.mark.parametrize("slices", [1, 2, 40])
+def test_it_reads_any_number_of_slices(model: SequenceModel, slices: int) -> None:
+    with torch.no_grad():
+        output = model(
+            torch.rand(1, slices, 2, 2048), torch.rand(1, slices, 2, 6), torch.full((1, slices), 5.0)
+        )
+    assert output.final.shape == output.first.shape == (1, slices, 6)
+    assert all(bool(logits.isfinite().all()) for logits in output)
+
+
+def test_it_reads_a_batch_as_it_reads_each_ct() -> None:
+    torch.manual_seed(1)
+    small = SequenceModel(width=16, hidden=8).eval()
+    features, said, steps = torch.rand(3, 7, 2, 16), torch.rand(3, 7, 2, 6), torch.rand(3, 7) * 5
+    together = small(features, said, steps).final
+    alone = torch.cat([small(features[i : i + 1], said[i : i + 1], steps[i : i + 1]).final for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_every_input_counts() -> None:
+    torch.manual_seed(2)
+    small = SequenceModel(width=16, hidden=8).eval()
+    inputs = [torch.rand(1, 5, 2, 16), torch.rand(1, 5, 2, 6), torch.rand(1, 5)]
+    plain = small(*inputs).final
+    for index in range(3):
+        changed = list(inputs)
+        changed[index] = changed[index] + 1
+        assert not torch.allclose(small(*changed).final, plain, atol=1e-6)
+
+
+def test_both_ways_does_not_mind_which_way_is_up() -> None:
+    torch.manual_seed(3)
+    small = SequenceModel(width=16, hidden=8).eval()
+    features, said, steps = torch.rand(1, 6, 2, 16), torch.rand(1, 6, 2, 6), torch.full((1, 6), 5.0)
+    up = both_ways(small, features, said, steps)
+    down = both_ways(small, features.flip(1), said.flip(1), steps.flip(1))
+    assert torch.allclose(up, down.flip(1), atol=1e-6)
+
+
+def test_steps_are_distances_to_the_next_picture() -> None:
+    assert steps_mm(np.asarray([0.5, 2.5, 4.0], np.float32), 2.5, 5.0).tolist() == [5.0, 3.75, 3.75]
+    assert steps_mm(np.asarray([0], np.float32), 2.5, 5.0).tolist() == [5.0]
+    assert steps_mm(np.asarray([0, 1], np.float32), 0.0, 5.0).tolist() == [5.0, 5.0]
+
+
+def test_the_loss_is_the_challenges_on_both_outputs() -> None:
+    labels = torch.tensor([[[1.0, 0, 1, 0, 0, 0]]])
+    final, first = torch.randn(2, 1, 1, 6, generator=torch.Generator().manual_seed(4))
+    expected = 0.0
+    for logits in (final, first):
+        for index, weight in enumerate((2, 1, 1, 1, 1, 1)):
+            p = 1 / (1 + math.exp(-float(logits[0, 0, index])))
+            expected -= weight / 7 * math.log(p if labels[0, 0, index] else 1 - p)
+    assert float(sequence_loss(SequenceOutput(final, first), labels)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_can_be_left_out_of_the_loss() -> None:
+    generator = torch.Generator().manual_seed(5)
+    final, first = torch.randn(2, 1, 4, 6, generator=generator)
+    labels = torch.zeros(1, 4, 6)
+    valid = torch.tensor([[1, 1, 0, 0]])
+    padded = sequence_loss(SequenceOutput(final, first), labels, valid)
+    cut = sequence_loss(SequenceOutput(final[:, :2], first[:, :2]), labels[:, :2])
+    assert float(padded) == pytest.approx(float(cut), rel=1e-6)
+
+
+def _pipeline(seed: int) -> SequencePipeline:
+    torch.manual_seed(seed)
+    specs = (replace(SIGMOID, size=64), replace(SIGMOID, size=64, neighbours=True))
+    networks = [SmallCNN(one, widths=(8, 16)) for one in specs]
+    return SequencePipeline(ModelIdentity(f"pair-{seed}", "0", ""), networks, SequenceModel(2, 16, 8), PLAIN)
+
+
+def _read(pipeline: SequencePipeline) -> Reading:
+    pictures = np.random.default_rng(6).random((5, 1, 64, 64), np.float32)
+    source = NetworkInput(pictures, np.arange(5, dtype=np.float32), HeadFrame(0, 0, 64, 64), (5, 64, 64))
+    return pipeline.read(source, (5.0, 1.0, 1.0))
+
+
+def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> None:
+    pipeline = _pipeline(0)
+    reading = _read(pipeline)
+    maps = [one.clone().requires_grad_(True) for one in reading.features]
+    pooled = torch.stack([one.mean((2, 3)) for one in maps], dim=1)
+    scores = pipeline.merge(pooled[None], torch.full((5,), 5.0))[0]
+    closed = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
+    assert all(bool(one.max() > 0) for one in closed)
+    for z in range(5):
+        gradients = torch.autograd.grad(scores[z, 4], maps, retain_graph=True)
+        for network in range(2):
+            literal = grad_cam_pp(reading.features[network][z : z + 1], gradients[network][z : z + 1])[0]
+            scale = literal.max().clamp(min=1e-12)
+            assert torch.allclose(closed[network][z] / scale, literal / scale, atol=1e-4)
+
+
+def test_the_map_of_random_weights_is_another_map() -> None:
+    """Sanity check of Adebayo et al. (2018), for the sequence model alone: the CNNs stay as they are."""
+    pipeline = _pipeline(0)
+    reading = _read(pipeline)
+
+    def first_map() -> np.ndarray:
+        return next(pipeline.coarse(reading, (5.0, 1.0, 1.0), 0))[0].numpy().ravel()
+
+    before = first_map()
+    assert np.array_equal(before, first_map())
+    torch.manual_seed(99)
+    pipeline.sequence = SequenceModel(2, 16, 8).eval().requires_grad_(False)
+    assert abs(np.corrcoef(before, first_map())[0, 1]) < 0.99
+    assert not np.allclose(before / before.max(), first_map() / first_map().max(), atol=0.05)
