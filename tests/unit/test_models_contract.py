@@ -21,7 +21,7 @@ from workers.models.network import MultiTaskNet, mask_evidence
 from workers.phantom import volume
 from workers.training.recipes import RECIPES
 
-WIDTHS = (8, 8, 16, 16, 16)
+WIDTHS = (8, 8, 16, 16)
 
 
 def _network(seed: int = 0) -> MultiTaskNet:

@@ -47,11 +47,21 @@ class Classifier(Protocol):
     @property
     def thresholds(self) -> Mapping[str, float]: ...
 
+    @property
+    def knows(self) -> frozenset[str]:
+        """The classes it can tell; of the others it says nothing, whatever number stands there."""
+        ...
+
     def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification: ...
 
 
 class Segmenter(Protocol):
-    """Draws the blood on the grid of `hu`; never consults the probabilities to do so."""
+    """Draws the blood on the grid of `hu`. Only a gated pipeline consults the probabilities to do so."""
+
+    @property
+    def draws(self) -> bool:
+        """False for one that has no mask to give: its empty mask is no statement."""
+        ...
 
     def segment(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Mask:
         """Any blood, bool (z, y, x)."""

@@ -52,6 +52,9 @@ class Operating:
 class MultiTaskPipeline:
     """See `workers.models.contract.Pipeline`."""
 
+    knows = frozenset(CLASSES)
+    draws = True
+
     def __init__(
         self,
         identity: ModelIdentity,

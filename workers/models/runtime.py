@@ -53,7 +53,9 @@ def _load(sidecar: Path, device: torch.device) -> Pipeline:
     facts = read_sidecar(sidecar)
     tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
     if facts["family"] != MULTITASK:
-        raise PermanentError("MODEL_NOT_FOUND", f"{sidecar.name}: unknown family {facts['family']!r}")
+        from workers.models import families  # brings all of MONAI along, which the default does not need
+
+        return families.build(tensors, facts, device)
     if facts["preprocessing"] != preprocessing_facts():
         raise PermanentError(
             "MODEL_PREPROCESSING_MISMATCH",
