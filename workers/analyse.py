@@ -107,8 +107,8 @@ def analyse(
     explained = _deciding(classes)
     heat = _heat(pipeline.explain(hu, spacing_mm, classification, explained), len(hu))
     watch.lap("explain")
-    millilitres = volume_ml(masks, volume)
-    agreement = consistency(classes, millilitres, subtypes)
+    measured = _measured(masks, volume) if pipeline.draws else None
+    agreement = consistency(classes, measured.volume_ml, subtypes) if measured else None
     watch.lap("measure")
     findings = Findings(
         model=pipeline.identity,
@@ -117,13 +117,17 @@ def analyse(
         status=Status.ANALYSED,
         classes=classes,
         slices=_slices(slices, volume),
-        segmentation=SegmentationFinding(millilitres, slices_with(masks, volume)),
+        segmentation=measured,
         consistency=agreement,
         priority=priority(classes, thresholds, agreement),
         timings_s=watch.timings_s(),
         warnings=volume.warnings,
     )
     return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained)
+
+
+def _measured(masks: NDArray[np.bool_], volume: Volume) -> SegmentationFinding:
+    return SegmentationFinding(volume_ml(masks, volume), slices_with(masks, volume))
 
 
 def _segment(

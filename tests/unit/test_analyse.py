@@ -165,6 +165,8 @@ class ThresholdPipeline:
     identity: ModelIdentity = ModelIdentity("threshold", "1", "00" * 32)  # noqa: RUF009 (frozen)
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.5))
     subtypes: tuple[str, ...] = ()
+    knows: frozenset[str] = frozenset(CLASSES)
+    draws: bool = True
     asked: list[str] = field(default_factory=list)
     hu: np.ndarray | None = None
     broken: Mapping[str, object] = field(default_factory=dict)
@@ -250,6 +252,12 @@ def test_everything_that_leaves_is_in_source_order(name: str) -> None:
     heat, mask = np.argwhere(analysis.heat), np.argwhere(analysis.masks)
     scale = np.array([1, *(size / MAP_SIZE for size in volume.hu.shape[1:])])
     np.testing.assert_allclose(heat.mean(0) * scale, mask.mean(0), atol=1.0)
+
+
+def test_a_pipeline_without_masks_claims_neither_volume_nor_agreement() -> None:
+    findings = analysed(build_volume(scan()), ThresholdPipeline(draws=False)).findings
+    assert (findings.segmentation, findings.consistency) == (None, None)
+    assert findings.priority is Priority.STAT
 
 
 def test_a_subtype_alone_is_no_haemorrhage() -> None:
