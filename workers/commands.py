@@ -95,11 +95,19 @@ def _show_demo(
     if job["findings"] is not None:
         console.print(findings_panel(Findings.from_json(job["findings"])))
     times = running.records.views.job_times(job["id"])
+    say_line(console, f"Drawn into the phantom: {', '.join(parts_of_sample())}")
     say_files(console, files)
     seconds = (times["first_sent_at"] or 0) - (times["received_at"] or 0)
     say_line(console, f"The SR was in {running.pacs.name} {seconds:.1f} s after the last of {slices} slices.")
     say_line(console, f"Dashboard of this run: {running.dashboard}")
     say_line(console, f"Everything is kept in {running.folder}")
+
+
+def parts_of_sample() -> tuple[str, ...]:
+    """What the sample study really holds, to hold against the findings."""
+    from workers.demo import BLEEDS
+
+    return BLEEDS
 
 
 def say_line(console: Console, text: str) -> None:

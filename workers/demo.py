@@ -32,8 +32,8 @@ from node.settings import Destination, load
 from node.store.records import Records, open_records
 from workers.phantom_series import write_series
 
-SEED = 7
-BLEEDS = ("subdural", "intraparenchymal")
+SEED = 3
+BLEEDS = ("intraparenchymal", "intraventricular")
 QUIET_S = 2
 START_TIMEOUT_S = 90
 RESULT_TIMEOUT_S = 180

@@ -30,7 +30,7 @@ def ichnode(*arguments: str | Path, env: dict[str, str] | None = None) -> subpro
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
-    write_series(folder, 7, ("subdural", "intraparenchymal"), size=256)
+    write_series(folder, 3, ("intraparenchymal", "intraventricular"), size=256)
     return folder
 
 

@@ -16,7 +16,7 @@ from workers.models.catalogue import CATALOGUE
 from workers.training import datasets
 from workers.training.datasets import box_mask, ct_ich
 
-CT_ICH = os.environ.get("ICHNODE_CT_ICH", "")
+CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
 
 
 def test_train_then_evaluate_a_toy_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +64,9 @@ def test_a_loose_box_is_filled_with_what_is_bright_in_it_and_not_bone() -> None:
     assert not box_mask(hu.astype(np.float32), (0.7, 0.5, 0.1, 0.1)).any()
 
 
-@pytest.mark.skipif(not CT_ICH, reason="ICHNODE_CT_ICH names no CT-ICH folder")
+@pytest.mark.skipif(not CT_ICH, reason="ICHNODE_TEST_DATA is not set: no folder with ct-ich")
 def test_unlabelled_blood_of_ct_ich_is_never_a_known_empty_mask() -> None:
-    for series in ct_ich(Path(CT_ICH)):
+    for series in ct_ich(Path(CT_ICH) / "ct-ich"):
         for channel in range(6):
             positive = series.labels[:, channel] > 0
             empty = ((series.masks >> channel) & 1).sum((1, 2)) == 0
