@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.peers import REQUIRE
+from tests.peers import REQUIRE, free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -38,7 +37,7 @@ class Postgres:
     def __init__(self) -> None:
         programs = binaries()
         self._folder = Path(tempfile.mkdtemp(prefix="ichnode-pg-"))
-        self._port = _free_port()
+        self._port = free_port()
         self._count = 0
         data = self._folder / "data"
         self._run_as = self._unprivileged()
@@ -108,9 +107,3 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

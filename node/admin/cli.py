@@ -59,11 +59,19 @@ def main() -> None:
     """ichnode: head-CT triage beside a PACS. Research use only, not for diagnosis."""
 
 
+CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML)."
+)
+DATA_DIR = click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Overrides data_dir."
+)
+
+
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """Adds --config and --data-dir, and passes the loaded settings as the first argument."""
 
-    @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
-    @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Overrides data_dir.")
+    @CONFIG
+    @DATA_DIR
     @wraps(function)
     def command(config: Path | None, data_dir: Path | None, **options: Any) -> None:
         function(load(config, data_dir), **options)
@@ -71,9 +79,22 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def with_settings_of_group(function: Callable[..., None]) -> Callable[..., None]:
+    """As `with_settings`, but what was given to the group before the subcommand counts where nothing is."""
+
+    @CONFIG
+    @DATA_DIR
+    @click.pass_obj
+    @wraps(function)
+    def command(before: Settings, config: Path | None, data_dir: Path | None, **options: Any) -> None:
+        function(load(config, data_dir) if config or data_dir else before, **options)
+
+    return command
+
+
 @main.command()
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Overrides data_dir.")
+@CONFIG
+@DATA_DIR
 def up(config: Path | None, data_dir: Path | None) -> None:
     """Run the whole node: listener, clock, worker, delivery, web and a Redis of its own."""
     import logging
@@ -106,22 +127,29 @@ _role("deliver", "Run composing and delivery alone.")
 _role("web", "Run the web pages alone.")
 
 
+def listing(limit: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds --json and --limit."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        function = click.option("--limit", default=limit, show_default=True, help="How many.")(function)
+        return click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")(function)
+
+    return add
+
+
 @main.command()
 @with_settings
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-@click.option("--limit", default=50, show_default=True)
+@listing(limit=50)
 def studies(settings: Settings, as_json: bool, limit: int) -> None:
     """List the latest studies with their series and what became of each."""
     from node.admin.listing import studies_table
 
-    rows = _records(settings).views.studies(limit)
-    _show(rows, as_json, studies_table)
+    _show(_records(settings).views.studies(limit), as_json, studies_table)
 
 
 @main.group(invoke_without_command=True)
 @with_settings
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-@click.option("--limit", default=50, show_default=True)
+@listing(limit=50)
 @click.pass_context
 def jobs(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> None:
     """List the latest jobs; `retry ID` and `cancel ID` act on one."""
@@ -132,28 +160,9 @@ def jobs(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> N
         _show(_records(settings).views.jobs(limit), as_json, jobs_table)
 
 
-@jobs.command("retry")
-@click.argument("job_id", type=int)
-@click.pass_obj
-def retry_job(settings: Settings, job_id: int) -> None:
-    """Queue a failed or cancelled job again."""
-    _records(settings).jobs.retry(job_id)
-    click.echo(f"job {job_id} is queued again")
-
-
-@jobs.command("cancel")
-@click.argument("job_id", type=int)
-@click.pass_obj
-def cancel_job(settings: Settings, job_id: int) -> None:
-    """Cancel a job that is not composed yet."""
-    _records(settings).jobs.cancel(job_id)
-    click.echo(f"job {job_id} is cancelled")
-
-
 @main.group(invoke_without_command=True)
 @with_settings
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-@click.option("--limit", default=100, show_default=True)
+@listing(limit=100)
 @click.pass_context
 def deliveries(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> None:
     """List the latest deliveries; `retry ID` sends one again at once."""
@@ -164,13 +173,38 @@ def deliveries(ctx: click.Context, settings: Settings, as_json: bool, limit: int
         _show(_records(settings).views.deliveries(limit), as_json, deliveries_table)
 
 
-@deliveries.command("retry")
-@click.argument("delivery_id", type=int)
-@click.pass_obj
-def retry_delivery(settings: Settings, delivery_id: int) -> None:
-    """Send a waiting or given-up delivery at once."""
-    _records(settings).deliveries.retry(delivery_id, time.time())
-    click.echo(f"delivery {delivery_id} is due now")
+def _action(group: click.Group, name: str, act: Callable[[Records, int], None], text: str, done: str) -> None:
+    """`group name ID`; --config and --data-dir may stand before or after it."""
+
+    @group.command(name, help=text)
+    @click.argument("number", metavar="ID", type=int)
+    @with_settings_of_group
+    def command(settings: Settings, number: int) -> None:
+        act(_records(settings), number)
+        click.echo(done.format(number))
+
+
+_action(
+    jobs,
+    "retry",
+    lambda records, number: records.jobs.retry(number),
+    "Queue a failed or cancelled job again.",
+    "job {} is queued again",
+)
+_action(
+    jobs,
+    "cancel",
+    lambda records, number: records.jobs.cancel(number),
+    "Cancel a job that is not composed yet.",
+    "job {} is cancelled",
+)
+_action(
+    deliveries,
+    "retry",
+    lambda records, number: records.deliveries.retry(number, time.time()),
+    "Send a waiting or given-up delivery at once.",
+    "delivery {} is due now",
+)
 
 
 @main.command()

@@ -53,25 +53,10 @@ from node.store.arrivals import Arrivals
 from node.store.records import Records, open_records
 from node.store.tables import associations, instances
 from tests.factories import ct_series
-from tests.peers import requires
+from tests.peers import eventually, free_port, requires
 
 SUCCESS, NO_ROOM, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000
 TIMEOUT_S = 3.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(what: Callable[[], Any], seconds: float = 20) -> Any:
-    """The first true answer of `what`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
-        time.sleep(0.02)
-    return answer
 
 
 @dataclass

@@ -40,25 +40,11 @@ from node.store.jobs import NewObject
 from node.store.records import Records, open_records
 from node.store.tables import deliveries
 from tests.factories import ct_series
-from tests.peers import requires
+from tests.peers import eventually, free_port, requires
 from workers.demo import Orthanc, orthanc_executable
 
 T0 = 1000.0
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(what: Callable[[], Any], seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
-        time.sleep(0.02)
-    return answer
 
 
 @dataclass
