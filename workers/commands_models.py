@@ -22,6 +22,38 @@ EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
+@click.option("--kind", required=True, help="Which set it is; an unknown one is answered with all names.")
+@click.option("--data", type=EXISTING, required=True, help="The set's own folder.")
+@click.option("--out", type=FOLDER, required=True, help="Where explore.json and the pictures go.")
+@click.option("--limit", type=click.IntRange(min=1), help="Read no more series than this.")
+def explore(kind: str, data: Path, out: Path, limit: int | None) -> None:
+    """Count the labels of a set and draw its HU and examples. Trains nothing."""
+    from workers.training import explore as survey
+
+    try:
+        facts = survey.explore(kind, data, out, limit)
+    except KeyError as error:
+        raise click.BadParameter(str(error.args[0]), param_hint="--kind") from error
+    except PermanentError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{facts['patients']} patients, {facts['series']} series, {facts['slices']} slices: see {out}")
+
+
+class _Train(click.Command):
+    """`train explore …` is a command of its own; any other first word is a recipe."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["explore"]:
+            return explore.make_context(f"{info_name} explore", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(cls=_Train)
 @click.argument("recipe", default="default")
 @click.option(
     "--data", type=EXISTING, help="CT-ICH folder (index.csv, brain/, …); without it: phantoms only."
@@ -44,7 +76,10 @@ def train(
     model_version: str,
     steps: int | None,
 ) -> None:
-    """Train RECIPE: phantoms first, then CT-ICH with cross-validation. A stopped run is resumed."""
+    """Train RECIPE: phantoms first, then CT-ICH with cross-validation. A stopped run is resumed.
+
+    `train explore --help` looks into a labelled set instead.
+    """
     from dataclasses import replace
 
     from workers.training import recipes

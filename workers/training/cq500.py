@@ -1,0 +1,127 @@
+"""The CQ500 studies with the votes of their three readers, for evaluation. Makes no slice label of them.
+
+Source: Chilamkurthy et al., Lancet 392:2388 (2018), doi:10.1016/S0140-6736(18)31645-3; CC BY-NC-SA 4.0.
+The readers judged whole studies, so a `Study` is no `Series` and cannot be trained on slice by slice.
+`reads.csv` has a row a study; its files lie in `CQ500CTn CQ500CTn/Unknown Study/<series>/*.dcm`.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.domain.eligibility import Rules, choose
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES
+from node.domain.instance import Instance
+from node.headers import read_instance
+from workers.load import load_volume
+from workers.preprocess import network_input
+from workers.training.datasets import quantise
+
+log = logging.getLogger(__name__)
+
+TABLE = "reads.csv"
+READERS = ("R1", "R2", "R3")
+DEFAULT_RULES = Rules()
+_COLUMNS = dict(zip(CLASSES, ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH"), strict=True))
+
+
+@dataclass(frozen=True)
+class Study:
+    """One patient's chosen series with what the readers said of the whole study.
+
+    `pictures` (n, SIZE, SIZE) uint8 of the brain window, feet to head; `votes` (6,) in the order of
+    CLASSES, how many of the three readers saw the class.
+    """
+
+    patient: str
+    series_instance_uid: str
+    pictures: NDArray[np.uint8]
+    votes: NDArray[np.uint8]
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """The majority (6,). Each class by itself, as published: "any" need not be their union."""
+        return (2 * self.votes > len(READERS)).astype(np.uint8)
+
+    @property
+    def unanimous(self) -> NDArray[np.bool_]:
+        """Where all readers agree (6,)."""
+        return (self.votes == 0) | (self.votes == len(READERS))
+
+
+def cq500(folder: Path, rules: Rules = DEFAULT_RULES) -> Iterator[Study]:
+    """Every study of reads.csv with a series the node would analyse; any other is named in the log.
+
+    Raises PermanentError FILE_MISSING, READS_UNREADABLE, or what is wrong with the chosen files.
+    """
+    for name, votes in read_votes(folder / TABLE).items():
+        number = name.replace("-", "")
+        try:
+            study = _study(name, folder / f"{number} {number}", votes, rules)
+        except PermanentError as error:
+            raise PermanentError(error.code, f"study {name}: {error}") from error
+        if study is not None:
+            yield study
+
+
+def read_votes(table: Path) -> dict[str, NDArray[np.uint8]]:
+    """Study name → votes (6,) in the order of CLASSES."""
+    if not table.is_file():
+        raise PermanentError("FILE_MISSING", f"{table} is not there; fetch it from the set's page")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        needed = ["name", *(f"{reader}:{short}" for reader in READERS for short in _COLUMNS.values())]
+        lacking = [column for column in needed if column not in (rows.fieldnames or ())]
+        if lacking:
+            text = f"{table} has no column {', '.join(lacking)}; fetch it again"
+            raise PermanentError("READS_UNREADABLE", text)
+        return {row["name"]: _votes(row, f"{table} line {rows.line_num}") for row in rows}
+
+
+def _votes(row: dict[str, str], place: str) -> NDArray[np.uint8]:
+    votes = np.zeros(len(CLASSES), np.uint8)
+    for reader in READERS:
+        for channel, short in enumerate(_COLUMNS.values()):
+            value = row[f"{reader}:{short}"]
+            if value not in ("0", "1"):
+                text = f"{place}: {row['name']} has {value!r} for {reader}:{short}; write 0 or 1"
+                raise PermanentError("READS_UNREADABLE", text)
+            votes[channel] += int(value)
+    return votes
+
+
+def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules) -> Study | None:
+    """The study with its chosen series, or None where the node would analyse none of them."""
+    paths = sorted(folder.rglob("*.dcm"))
+    if not paths:
+        text = f"{folder} holds no .dcm file; unpack the study there, or remove its row from {TABLE}"
+        raise PermanentError("FILE_MISSING", text)
+    files: dict[str, list[Path]] = {}
+    series: dict[str, list[Instance]] = {}
+    for path in paths:
+        instance = _named(read_instance(path), path)
+        files.setdefault(instance.series_instance_uid, []).append(path)
+        series.setdefault(instance.series_instance_uid, []).append(instance)
+    choice = choose(series, rules)
+    if choice.chosen is None:
+        reasons = "; ".join(f"{uid}: {reason.text}" for uid, reason in choice.skipped.items())
+        log.warning("study %s left out, no series can be analysed: %s", name, reasons)
+        return None
+    volume = load_volume(files[choice.chosen])
+    pictures = network_input(volume.canonical(), volume.spacing_mm).pictures
+    return Study(name.lower(), choice.chosen, quantise(pictures), votes)
+
+
+def _named(instance: Instance, path: Path) -> Instance:
+    """A series without a name of its own is called by its folder, which is what the set names it by."""
+    if instance.series_description or instance.protocol_name:
+        return instance
+    return replace(instance, series_description=path.parent.name)
