@@ -63,7 +63,7 @@ def test_a_study_that_cannot_be_analysed_is_named_in_the_log(
 ) -> None:
     write_reads(tmp_path, {"CQ500-CT-1": {}, "CQ500-CT-2": {}})
     write_study(tmp_path, 1, "CT Plain", slices=4)
-    write_study(tmp_path, 2, "CT Plain")
+    write_study(tmp_path / "qct01", 2, "CT Plain")
     with caplog.at_level(logging.WARNING):
         assert [study.patient for study in cq500(tmp_path)] == ["cq500-ct-2"]
     assert "CQ500-CT-1" in caplog.text and "4 slices" in caplog.text

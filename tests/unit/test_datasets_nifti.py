@@ -105,7 +105,7 @@ def write_ct_ich(folder: Path, axes: str, slices: dict[int, tuple[str, ...]], ro
     for number in range(1, rows + 1):
         held = [int(name in slices.get(number, ())) for name in SUBTYPES]
         lines.append(",".join(map(str, [49, number, *held, int(not any(held))])))
-    (folder / DIAGNOSES).write_text("\n".join(lines) + "\n")
+    (folder / DIAGNOSES).write_text("\n".join([*lines, "," * len(SUBTYPES)]) + "\n")
     return folder
 
 

@@ -2,7 +2,8 @@
 
 Source: Chilamkurthy et al., Lancet 392:2388 (2018), doi:10.1016/S0140-6736(18)31645-3; CC BY-NC-SA 4.0.
 The readers judged whole studies, so a `Study` is no `Series` and cannot be trained on slice by slice.
-`reads.csv` has a row a study; its files lie in `CQ500CTn CQ500CTn/Unknown Study/<series>/*.dcm`.
+`reads.csv` has a row a study; its files lie in `CQ500CTn CQ500CTn/Unknown Study/<series>/*.dcm`, there
+or one folder lower (`qct01/…`, as the mirrors pack them).
 """
 
 from __future__ import annotations
@@ -63,9 +64,8 @@ def cq500(folder: Path, rules: Rules = DEFAULT_RULES) -> Iterator[Study]:
     Raises PermanentError FILE_MISSING, READS_UNREADABLE, or what is wrong with the chosen files.
     """
     for name, votes in read_votes(folder / TABLE).items():
-        number = name.replace("-", "")
         try:
-            study = _study(name, folder / f"{number} {number}", votes, rules)
+            study = _study(name, _place(folder, name), votes, rules)
         except PermanentError as error:
             raise PermanentError(error.code, f"study {name}: {error}") from error
         if study is not None:
@@ -96,6 +96,13 @@ def _votes(row: dict[str, str], place: str) -> NDArray[np.uint8]:
                 raise PermanentError("READS_UNREADABLE", text)
             votes[channel] += int(value)
     return votes
+
+
+def _place(folder: Path, name: str) -> Path:
+    """The folder of CQ500-CT-n."""
+    number = name.replace("-", "")
+    lower = sorted(folder.glob(f"*/{number} {number}"))
+    return lower[0] if lower else folder / f"{number} {number}"
 
 
 def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules) -> Study | None:

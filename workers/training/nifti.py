@@ -1,8 +1,9 @@
 """CT-ICH, BHSD and INSTANCE 2022 volumes with drawn masks, from NIfTI. Guesses no orientation, no subtype.
 
-CT-ICH: Hssayeni et al., Data 5(1):14 (2020), doi:10.13026/w8q8-ky94, CC BY 4.0: `ct_scans/`, `masks/`
-(binary) and a table of subtypes a slice. BHSD: Wu et al., MLMI 2023, doi:10.1007/978-3-031-45673-2_15:
-`images/`, `ground truths/`, values 1–5; derived from RSNA 2019, not external to models trained on it.
+CT-ICH v1.3.1 (PhysioNet Restricted Health Data License 1.5.0): Hssayeni et al., Data 5(1):14 (2020):
+`ct_scans/`, `masks/` (0 and 255) and a table of subtypes a slice. BHSD: Wu et al., MLMI 2023,
+doi:10.48550/arXiv.2308.11298: `images/`, `ground truths/`, values 1–5; derived from RSNA 2019, so not
+external to models trained on that.
 INSTANCE 2022: Li et al., doi:10.48550/arXiv.2301.03281: `data/`, `label/` (binary): no subtype is known,
 so its volumes are `MaskedVolume`, not `Series`, whose subtype labels would teach absence.
 
@@ -144,6 +145,8 @@ def read_diagnoses(table: Path) -> dict[int, NDArray[np.uint8]]:
     columns = [name.capitalize() for name in SUBTYPES]
     with table.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
+            if not any(row.values()):
+                continue
             try:
                 labels = [int(row[column]) for column in columns]
                 rows.setdefault(int(row["PatientNumber"]), {})[int(row["SliceNumber"])] = labels
