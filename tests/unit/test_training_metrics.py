@@ -65,6 +65,14 @@ def test_folds_hold_every_patient_once_and_spread_the_positive_ones() -> None:
     assert parts == evaluate.folds(series, 5, seed=1)
 
 
+def test_series_of_one_patient_never_part_into_two_folds() -> None:
+    series = [_series(str(index // 3), index % 4 == 0) for index in range(30)]
+    parts = evaluate.folds(series, 5, seed=1)
+    assert sorted(index for part in parts for index in part) == list(range(30))
+    owners = [{series[index].patient for index in part} for part in parts]
+    assert sum(len(own) for own in owners) == len(set().union(*owners)) == 10
+
+
 def _predictions(count: int = 40) -> list[Prediction]:
     rng = np.random.default_rng(2)
     found = []

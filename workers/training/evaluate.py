@@ -46,13 +46,20 @@ class Prediction:
 
 
 def folds(series: Sequence[Series], count: int, seed: int) -> list[list[int]]:
-    """Indices of the test patients of each fold; patients with any bleed are spread evenly."""
+    """Indices of the test series of each fold, every series of a patient in the same one.
+
+    Patients with any bleed are spread evenly.
+    """
     rng = np.random.default_rng(seed)
-    positive = np.asarray([one.labels[:, 0].any() for one in series])
+    of_patient: dict[str, list[int]] = {}
+    for index, one in enumerate(series):
+        of_patient.setdefault(one.patient, []).append(index)
+    patients = list(of_patient.values())
+    positive = np.asarray([any(series[i].labels[:, 0].any() for i in own) for own in patients])
     parts: list[list[int]] = [[] for _ in range(count)]
     for group in (np.flatnonzero(positive), np.flatnonzero(~positive)):
-        for place, index in enumerate(rng.permutation(group)):
-            parts[place % count].append(int(index))
+        for place, patient in enumerate(rng.permutation(group)):
+            parts[place % count] += patients[int(patient)]
     return [sorted(part) for part in parts]
 
 
