@@ -18,7 +18,7 @@ from node.domain.errors import PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState
 from node.maps import unpack
-from node.outputs.catalogue import NAMES, build_all
+from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
 from node.outputs.context import Context, Predecessor
 from node.outputs.source import Source
 from node.pixels import hounsfield
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 PAUSE_S = 5.0
 """After a disk that is full or a database that is away."""
-SENDING_ORDER = ("sr", "seg", "sc")
+SENDING_ORDER = ("sr", "seg", "sc", "pm", "gsps", "kos")
 """The report first: it carries the alarm."""
 DEFER_BYTES = 64 * 1024
 """Values longer than this (the pixels) stay on disk until somebody asks for them."""
@@ -126,9 +126,9 @@ def is_urgent(priority: Priority | None) -> bool:
 
 
 def wanted_outputs(destinations: Iterable[Destination]) -> tuple[str, ...]:
-    """What any destination wants; everything when there is none, so that it can be looked at."""
+    """What any destination wants; the usual objects when there is none, so that they can be looked at."""
     wanted = {name for destination in destinations for name in destination.outputs}
-    return tuple(name for name in NAMES if name in wanted) or NAMES
+    return tuple(name for name in ALL_NAMES if name in wanted) or NAMES
 
 
 def schedule(

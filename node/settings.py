@@ -20,7 +20,8 @@ DEFAULT_FILE = "ichnode.toml"
 Port = int
 AeTitle = Annotated[str, Field(pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", min_length=1, max_length=16)]
 """PS3.5 6.2: ASCII without backslash and control characters, and not blanks alone."""
-OUTPUT_NAMES = ("sr", "seg", "sc")
+OUTPUT_NAMES = ("sr", "seg", "sc", "pm", "gsps", "kos")
+DEFAULT_OUTPUTS = ("sr", "seg", "sc")
 
 
 class _Section(BaseModel):
@@ -107,7 +108,7 @@ class Destination(_Section):
     ae_title: AeTitle
     host: str = "127.0.0.1"
     port: Port = Field(104, ge=1, le=65535)
-    outputs: tuple[str, ...] = OUTPUT_NAMES
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     commitment: bool = False
     retry_base_s: float = Field(5, gt=0)
     retry_max_s: float = Field(600, gt=0)

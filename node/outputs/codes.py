@@ -19,6 +19,9 @@ IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")  # TID 1500
 AI_FAMILY = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")  # PS3.16 Annex D
 
+GRAD_CAM = Code("130403", "DCM", "Gradient-weighted class activation")  # CID 217
+OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
+
 # Finding, category and site
 MORPHOLOGICALLY_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")  # CID 7150
 HEMORRHAGE = Code("50960005", "SCT", "Hemorrhage")  # CID 7151, as segmented property type

@@ -42,7 +42,7 @@ def _content(context: Context) -> hd.sr.MeasurementReport:
     known = [uid for uid in key_slices(context.findings) if source.holds(uid)]
     library = [source.headers[source.index(uid)] for uid in known] if source.has_planes else []
     return hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=_device(context)),
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer(context)),
         procedure_reported=codes.PROCEDURE_REPORTED,
         imaging_measurements=content.groups(context),
         title=codes.IMAGING_MEASUREMENT_REPORT,
@@ -53,8 +53,8 @@ def _content(context: Context) -> hd.sr.MeasurementReport:
     )
 
 
-def _device(context: Context) -> hd.sr.ObserverContext:
-    """TID 1004."""
+def observer(context: Context) -> hd.sr.ObserverContext:
+    """This node, as the observer of what a document says: TID 1002, TID 1004."""
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=DEVICE_UID,
         name=MODEL_NAME,

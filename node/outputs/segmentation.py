@@ -32,7 +32,7 @@ def build(context: Context) -> list[Dataset]:
         return []
     if not source.is_stack or not source.frame_of_reference_uid:
         return []
-    _check_matrix(context)
+    check_matrix(context)
     seg = hd.seg.Segmentation(
         source_images=list(source.headers),
         pixel_array=context.masks.astype(np.uint8),
@@ -83,7 +83,8 @@ def _segment(context: Context) -> hd.seg.SegmentDescription:
     )
 
 
-def _check_matrix(context: Context) -> None:
+def check_matrix(context: Context) -> None:
+    """Raises PermanentError MASK_SHAPE where mask and slices differ in rows or columns."""
     assert context.masks is not None
     first = context.source.headers[0]
     if context.masks.shape[1:] != (first.Rows, first.Columns):

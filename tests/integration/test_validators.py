@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
 
 from node.domain.findings import Consistency, Findings, Priority
-from node.outputs.catalogue import build_all
+from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of, not_analysed
@@ -53,7 +54,9 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-def files_of(folder: Path, source: str, case: str) -> tuple[list[Path], list[Path]]:
+def files_of(
+    folder: Path, source: str, case: str, names: Collection[str] = ALL_NAMES
+) -> tuple[list[Path], list[Path]]:
     """(source files, our files), written below `folder`."""
     attributes = SOURCES[source]
     latin: dict[str, Any] = (
@@ -63,7 +66,7 @@ def files_of(folder: Path, source: str, case: str) -> tuple[list[Path], list[Pat
     findings, masks = CASES[case](series)
     heat = HEAT if findings.classes else None
     context = Context(findings, Source.ordered(series, findings, hu_of), MADE_AT, "0.1.0", masks, heat)
-    made = build_all(replace(context))
+    made = build_all(replace(context), names)
     ours = {f"{name}-{i}": ds for name, objects in made.items() for i, ds in enumerate(objects)}
     return save(folder, {f"ct-{i}": ds for i, ds in enumerate(series)}), save(folder, ours)
 
@@ -99,6 +102,15 @@ def test_dciodvfy_and_dcentvfy_find_no_error(tmp_path: Path, source: str, case: 
     assert errors(run("dcentvfy", *slices, *ours)) == []
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_what_comes_unasked_has_no_error_on_its_own(tmp_path: Path, case: str) -> None:
+    requires("dciodvfy", "dcentvfy")
+    slices, ours = files_of(tmp_path, "as usual", case, NAMES)
+    assert {p.name.split("-")[0] for p in ours} <= set(NAMES)
+    assert not any(errors(run("dciodvfy", "-new", path)) for path in ours)
+    assert errors(run("dcentvfy", *slices, *ours)) == []
+
+
 def test_the_validators_would_notice(tmp_path: Path) -> None:
     requires("dciodvfy", "dcentvfy")
     slices, ours = files_of(tmp_path, "as usual", "positive")
@@ -108,6 +120,43 @@ def test_the_validators_would_notice(tmp_path: Path) -> None:
     broken.save_as(ours[0])
     assert errors(run("dciodvfy", "-new", ours[0]))
     assert any("PatientID" in line for line in errors(run("dcentvfy", *slices, *ours)))
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [
+        ("positive", ALL_NAMES),
+        ("mask only", ALL_NAMES),
+        ("no segmentation", ("pm", "sc", "sr", "kos")),
+        ("negative", ("sc", "sr")),
+        ("not analysed", ("sc", "sr")),
+    ],
+)
+def test_what_is_validated_is_there(tmp_path: Path, case: str, names: tuple[str, ...]) -> None:
+    _, ours = files_of(tmp_path, "as usual", case)
+    assert {p.name.split("-")[0] for p in ours} == set(names)
+
+
+def test_dcmp2pgm_shows_the_slice_in_our_window(tmp_path: Path) -> None:
+    requires("dcmp2pgm")
+    slices, ours = files_of(tmp_path, "as usual", "positive")
+    state = next(p for p in ours if p.name.startswith("gsps"))
+    said = run("dcmp2pgm", "-v", "-p", state, slices[3], tmp_path / "shown.pgm")
+    assert "window center=40 width=80" in said and "type=polyline" in said
+    assert not [line for line in said.splitlines() if line.startswith(("E:", "F:"))]
+    with Image.open(tmp_path / "shown.pgm") as image:
+        shown = np.asarray(image, dtype=float)
+    expected = np.clip(hu_of(pydicom.dcmread(slices[3])) / 80, 0, 1) * 255
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).max() <= 4
+
+
+def test_dsrdump_reads_the_key_objects(tmp_path: Path) -> None:
+    requires("dsrdump")
+    _, ours = files_of(tmp_path, "as usual", "positive")
+    dump = run("dsrdump", next(p for p in ours if p.name.startswith("kos")))
+    assert "Key Object Selection Document" in dump and "IMAGE:=(CT image" in dump
+    assert not [line for line in dump.splitlines() if line.startswith(("E:", "F:"))]
 
 
 @pytest.mark.parametrize("case", CASES)
