@@ -661,7 +661,7 @@ class Prefork:
     log: Path
 
     def listeners(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process(self.process.pid).children() if p.status() != "zombie"]
+        return [p for p in psutil.Process(self.process.pid).children() if _is_alive(p)]
 
 
 @pytest.fixture
@@ -700,6 +700,14 @@ def _answers(port: int) -> bool:
     with suppress(OSError, AssertionError):
         return echo(port) == SUCCESS
     return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Not even a zombie; one may also vanish between being listed and being asked."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _listeners_that_served(node: Prefork) -> set[str]:
