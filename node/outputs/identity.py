@@ -19,6 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.outputs import codes
 from node.outputs.context import Context
+from node.outputs.source import TYPE_2
 from node.outputs.uids import IMPLEMENTATION_CLASS_UID, derived
 from node.outputs.wording import RESEARCH_USE, long_string
 
@@ -35,17 +36,6 @@ _STUDY = (  # PS3.3 C.7.2.1
     "IssuerOfAccessionNumberSequence",
     "ReferringPhysicianName",
     "ProcedureCodeSequence",
-)
-_TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
 )
 _EQUIPMENT = (  # PS3.3 C.12.1, ContributingEquipmentSequence
     "Manufacturer",
@@ -134,7 +124,7 @@ def _copy_patient_and_study(ds: Dataset, source: Dataset) -> None:
     if "FrameOfReferenceUID" in ds:
         ds.PositionReferenceIndicator = None
         copy_elements(ds, source, ("PositionReferenceIndicator",))
-    for keyword in _TYPE_2:
+    for keyword in TYPE_2:
         if keyword not in source:
             setattr(ds, keyword, None)
     ds.pop("SpecificCharacterSet", None)

@@ -22,7 +22,7 @@ from node.domain.findings import Findings
 JITTER = 1e-2
 """Direction cosines of one series may differ by this much (0.6°) and still be the same orientation."""
 
-_TYPE_2 = (  # highdicom wants these to be there; PS3.3 C.7.1.1, C.7.2.1
+TYPE_2 = (  # highdicom wants these to be there; PS3.3 C.7.1.1, C.7.2.1
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -146,7 +146,7 @@ def _clone(ds: Dataset, orientation: Sequence[float] | None, thickness_mm: float
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
         if found := value(ds, keyword):
             setattr(clone, keyword, UID(str(found)))
-    for keyword in _TYPE_2:
+    for keyword in TYPE_2:
         setattr(clone, keyword, None)
     for keyword in _LOSSY:
         if found := value(ds, keyword):

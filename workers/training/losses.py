@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.models.network import Output, mask_evidence
-
-CLASS_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-"""Weights of the RSNA 2019 challenge's log loss, "any" first; their sum divides."""
+from workers.models.sequence import CLASS_WEIGHTS
 
 
 @dataclass(frozen=True)
