@@ -145,9 +145,19 @@ deliveries = Table(
     Column("sent_at", Float),
     Column("last_status", String(16)),
     Column("last_error", Text),
+    Column("committed_at", Float),
     UniqueConstraint("sop_instance_uid", "destination", name="one_delivery_a_destination"),
     Index("deliveries_due", "destination", "state", "next_try_at"),
     Index("deliveries_by_job", "job_id"),
+)
+
+commitments = Table(  # storage commitment requests (PS3.4 Annex J); the answer may come at any time
+    "commitments",
+    metadata,
+    Column("transaction_uid", UID, primary_key=True),
+    Column("destination", String(64), nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("answered_at", Float),
 )
 
 heartbeats = Table(
