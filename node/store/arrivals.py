@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Integer,
-    String,
-    Table,
-    case,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, Integer, Row, String, Table, case, select, update
 
-from node.domain.errors import PermanentError
+from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.engine import insert_if_absent, reading, writing
+from node.store.incidents import Code, Incident, note
+from node.store.jobs import supersede_older
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
+
+
+RACES = 5
+"""Attempts at recording an instance that others record, replace or remove at the same moment."""
 
 
 class Recorded(StrEnum):
     NEW = "NEW"
     SAME = "SAME"  # the same bytes again: nothing changed
-    REPLACED = "REPLACED"  # the same SOP Instance UID with other bytes
+    RECODED = "RECODED"  # the same header in another transfer syntax: the first one stays
+    REPLACED = "REPLACED"  # the same SOP Instance UID with other content, which counts from now on
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,17 @@ class StoredFile:
     path: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the records hold under a SOP Instance UID, and how large its series is."""
+
+    own: bool
+    """The node made the object itself."""
+    file: StoredFile | None
+    series_instance_uid: str
+    header: Instance | None
 
 
 class _RacedError(Exception):
@@ -82,28 +91,55 @@ class Arrivals:
             query = select(objects.c.sop_instance_uid).where(objects.c.sop_instance_uid == sop_instance_uid)
             return connection.execute(query).first() is not None
 
+    def known(self, sop_instance_uid: str) -> Known:
+        """One look at what is there under a SOP Instance UID."""
+        with reading(self._engine) as connection:
+            own = select(objects.c.job_id).where(objects.c.sop_instance_uid == sop_instance_uid)
+            row = _instance_row(connection, sop_instance_uid)
+            if row is None:
+                return Known(connection.execute(own).first() is not None, None, "", None)
+            file = StoredFile(row.path, row.size_bytes, row.sha256)
+            return Known(False, file, row.series_instance_uid, Instance.from_json(row.header))
+
+    def series_size(self, series_uid: str) -> int:
+        """How many instances of a series are recorded."""
+        with reading(self._engine) as connection:
+            query = select(series.c.instance_count).where(series.c.series_instance_uid == series_uid)
+            return connection.execute(query).scalar() or 0
+
+    def brought_again(self, sop_instance_uid: str, path: str, association_id: str) -> bool:
+        """What is recorded with that file came again. False when it is there no longer."""
+        with writing(self._engine) as connection:
+            return _brought_again(connection, sop_instance_uid, path, association_id)
+
     def record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
         """Record one received instance; a change to a decided series opens it again as a new revision.
 
-        Raises PermanentError for one that `check_recordable` refuses.
+        Raises PermanentError for one that `check_recordable` refuses, and DUPLICATE_SOP for one whose
+        SOP Instance UID belongs to another series.
         """
         check_recordable(instance)
-        try:
-            return self._record(instance, file, association_id, now)
-        except _RacedError:  # the same instance came at the same moment over another association
-            return self._record(instance, file, association_id, now)
+        for _ in range(RACES):
+            try:
+                return self._record(instance, file, association_id, now)
+            except _RacedError:  # it came, or was removed, at the same moment
+                continue
+        raise TransientError(f"instance {instance.sop_instance_uid}: others keep changing its record")
 
     def _record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
+        uid = instance.sop_instance_uid
         with writing(self._engine) as connection:
-            known = connection.execute(
-                select(instances.c.sha256).where(instances.c.sop_instance_uid == instance.sop_instance_uid)
-            ).scalar()
-            if known == file.sha256:
-                _brought_again(connection, instance, association_id)
-                return Recorded.SAME
-            _see_study(connection, instance, now)
-            _see_series(connection, instance, now, is_new=known is None)
-            row = {
+            row = _instance_row(connection, uid)
+            if row is not None:
+                require_same_series(uid, row.series_instance_uid, instance.series_instance_uid)
+            again = repetition(Instance.from_json(row.header), row.sha256, instance, file) if row else None
+            if row is not None and again is not None:
+                if not _brought_again(connection, uid, row.path, association_id):
+                    raise _RacedError
+                return again
+            _see_study(connection, instance, now, is_new=row is None)
+            _see_series(connection, instance, now, is_new=row is None)
+            values = {
                 "series_instance_uid": instance.series_instance_uid,
                 "association_id": association_id,
                 "path": file.path,
@@ -112,13 +148,14 @@ class Arrivals:
                 "header": instance.to_json(),
                 "received_at": now,
             }
-            if known is None:
-                key = {"sop_instance_uid": instance.sop_instance_uid}
-                if not insert_if_absent(connection, instances, row | key):
+            if row is None:
+                if not insert_if_absent(connection, instances, {**values, "sop_instance_uid": uid}):
                     raise _RacedError
                 return Recorded.NEW
-            of_it = instances.c.sop_instance_uid == instance.sop_instance_uid
-            connection.execute(update(instances).where(of_it).values(**row))
+            mine = (instances.c.sop_instance_uid == uid, instances.c.path == row.path)
+            if connection.execute(update(instances).where(*mine).values(**values)).rowcount != 1:
+                raise _RacedError
+            _take_back(connection, instance, association_id, now)
             return Recorded.REPLACED
 
     def paths(self, series_uid: str) -> list[str]:
@@ -155,29 +192,66 @@ def _fitting(table: Table, row: dict[str, Any]) -> dict[str, Any]:
     return fitting
 
 
-def _brought_again(connection: Connection, instance: Instance, association_id: str) -> None:
+def require_same_series(sop_uid: str, known: str, came: str) -> None:
+    """Raises PermanentError DUPLICATE_SOP: to move an instance would take it from its series in silence."""
+    if known != came:
+        text = f"instance {sop_uid} belongs to series {known} already, and came again in series {came}"
+        raise PermanentError("DUPLICATE_SOP", f"{text}; SOP Instance UIDs are unique (PS3.5 9): new ones help")
+
+
+def repetition(known: Instance, sha256: str, instance: Instance, file: StoredFile) -> Recorded | None:
+    """SAME or RECODED for what is there already; None for other content under the same UID."""
+    if sha256 == file.sha256:
+        return Recorded.SAME
+    recoded = known.transfer_syntax_uid != instance.transfer_syntax_uid
+    if recoded and replace(known, transfer_syntax_uid=instance.transfer_syntax_uid) == instance:
+        return Recorded.RECODED
+    return None
+
+
+def _instance_row(connection: Connection, sop_uid: str) -> Row | None:
+    return connection.execute(select(instances).where(instances.c.sop_instance_uid == sop_uid)).first()
+
+
+def _brought_again(connection: Connection, sop_uid: str, path: str, association_id: str) -> bool:
     """The association that brought an instance last is the one whose end counts: a re-send heals an abort."""
-    connection.execute(
-        update(instances)
-        .where(instances.c.sop_instance_uid == instance.sop_instance_uid)
-        .values(association_id=association_id)
+    mine = (instances.c.sop_instance_uid == sop_uid, instances.c.path == path)
+    values = {"association_id": association_id}
+    return connection.execute(update(instances).where(*mine).values(**values)).rowcount == 1
+
+
+def _take_back(connection: Connection, instance: Instance, association_id: str, now: float) -> None:
+    """Content that an analysis rests on was replaced: its job makes way, so that no report mixes the two."""
+    mine = series.c.series_instance_uid == instance.series_instance_uid
+    revision = connection.execute(select(series.c.revision).where(mine)).scalar_one()
+    supersede_older(connection, instance.series_instance_uid, revision)
+    caller = select(associations.c.calling_ae).where(associations.c.id == association_id)
+    text = "SOP instances came again with other content; the newer content counts, the older file is kept"
+    incident = Incident(
+        Code.CONTENT_REPLACED,
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.sop_instance_uid,
+        connection.execute(caller).scalar() or "",
+        text,
     )
+    note(connection, incident, now)
 
 
-def _see_study(connection: Connection, instance: Instance, now: float) -> None:
+def _see_study(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
+    """Who the patient is says the first instance, or the latest one that replaced another."""
     key = studies.c.study_instance_uid == instance.study_instance_uid
-    if connection.execute(update(studies).where(key).values(last_received_at=now)).rowcount:
-        return
-    row = {
-        "study_instance_uid": instance.study_instance_uid,
+    person = {
         "patient_id": instance.patient_id,
         "patient_name": instance.patient_name,
         "accession_number": instance.accession_number,
         "study_date": instance.study_date,
         "description": instance.study_description,
-        "first_received_at": now,
-        "last_received_at": now,
     }
+    seen = {"last_received_at": now, "files_removed_at": None} | ({} if is_new else person)
+    if connection.execute(update(studies).where(key).values(**_fitting(studies, seen))).rowcount:
+        return
+    row = {"study_instance_uid": instance.study_instance_uid, "first_received_at": now, **person, **seen}
     insert_if_absent(connection, studies, _fitting(studies, row))
 
 

@@ -9,6 +9,7 @@ from node.store.arrivals import Arrivals
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
+from node.store.incidents import Incidents
 from node.store.jobs import Jobs
 from node.store.views import Views
 
@@ -22,6 +23,7 @@ class Records:
         self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
         self.deliveries = Deliveries(engine)
+        self.incidents = Incidents(engine)
         self.views = Views(engine)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Times are seconds since the epoch (UTC). States are the names in node.domain.lif
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Column,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
 )
 
 metadata = MetaData()
@@ -49,7 +51,10 @@ studies = Table(
     Column("description", Text, nullable=False, default=""),
     Column("first_received_at", Float, nullable=False),
     Column("last_received_at", Float, nullable=False),
+    Column("files_removed_at", Float),  # by retention; a later arrival empties it again
     Index("studies_by_arrival", "last_received_at"),
+    Index("studies_by_patient", "patient_id"),
+    Index("studies_by_accession", "accession_number"),
 )
 
 series = Table(
@@ -87,6 +92,7 @@ instances = Table(
     Column("received_at", Float, nullable=False),
     Index("instances_by_series", "series_instance_uid"),
     Index("instances_by_association", "association_id", "received_at"),
+    Index("instances_by_arrival", "received_at", "size_bytes"),
 )
 
 jobs = Table(
@@ -112,6 +118,9 @@ jobs = Table(
     Column("maps_path", Text),
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_study", "study_instance_uid", "id"),
+    Index("jobs_by_priority", "priority", "id"),
+    Index("jobs_by_analysis", "analysed_at"),
 )
 
 objects = Table(
@@ -149,6 +158,8 @@ deliveries = Table(
     UniqueConstraint("sop_instance_uid", "destination", name="one_delivery_a_destination"),
     Index("deliveries_due", "destination", "state", "next_try_at"),
     Index("deliveries_by_job", "job_id"),
+    Index("deliveries_by_state", "state", "urgent", "created_at"),
+    Index("deliveries_by_sending", "destination", "sent_at"),
 )
 
 commitments = Table(  # storage commitment requests (PS3.4 Annex J); the answer may come at any time
@@ -169,3 +180,157 @@ heartbeats = Table(
     Column("seen_at", Float, nullable=False),
     Column("detail", JSON, nullable=False),
 )
+
+incidents = Table(  # what a person should look into: conflicts between what came and what was there
+    "incidents",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("code", String(32), nullable=False),  # node.store.incidents.Incident
+    Column("study_instance_uid", UID, nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("sop_instance_uid", UID, nullable=False),  # the latest one concerned
+    Column("calling_ae", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("times", Integer, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+    UniqueConstraint("code", "series_instance_uid", name="one_incident_a_series"),
+    Index("incidents_by_study", "study_instance_uid"),
+    Index("incidents_by_time", "last_at"),
+)
+
+removals = Table(  # what retention took away; `paths` until every file of it is deleted
+    "removals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_instance_uid", UID, nullable=False),
+    Column("cause", String(16), nullable=False),  # age, watermark
+    Column("files", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("begun_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("paths", JSON),
+    Index("removals_by_study", "study_instance_uid"),
+    Index("removals_unfinished", "finished_at"),
+)
+
+scans = Table(  # what the scans of the spool found
+    "scans",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("process", String(64), nullable=False),
+    Column("begun_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    Column("counts", JSON, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),  # node.domain.permissions.Role
+    Column("password", Text, nullable=False),  # scrypt, as node.admin.web.passwords writes it
+    Column("created_at", Float, nullable=False),
+)
+
+web_sessions = Table(
+    "web_sessions",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),  # the token itself is known to the browser alone
+    Column("user_name", String(64), ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("web_sessions_by_user", "user_name"),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token_sha256", String(64), nullable=False, unique=True),
+    Column("user_name", String(64), ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("used_at", Float),
+    Index("api_tokens_by_user", "user_name"),
+)
+
+login_failures = Table(
+    "login_failures",
+    metadata,
+    Column("key", String(160), primary_key=True),  # a user or an address
+    Column("count", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),  # before this no further try is looked at
+)
+
+web_keys = Table(  # what session cookies and anti-forgery tokens are signed with
+    "web_keys",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(128), nullable=False),
+)
+
+audit = Table(  # append-only: triggers refuse UPDATE and DELETE; holds no patient name
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("study_instance_uid", UID),  # no reference: the trail outlives the study
+    Column("detail", Text, nullable=False, default=""),
+    Index("audit_by_study", "study_instance_uid", "id"),
+    Index("audit_by_person", "who", "id"),
+)
+
+reviews = Table(  # what people said about the word of a job; a later word makes it count no more
+    "reviews",
+    metadata,
+    Column("job_id", Integer, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("acknowledged_by", String(64), nullable=False),
+    Column("acknowledged_at", Float, nullable=False),
+    Column("opinion", String(16)),  # AGREE, DISAGREE
+    Column("opinion_by", String(64)),
+    Column("opinion_at", Float),
+)
+
+pauses = Table(  # a row: that part of the node stands still until an admin lets it go on
+    "pauses",
+    metadata,
+    Column("name", String(80), primary_key=True),  # node.store.pauses
+    Column("paused_by", String(64), nullable=False),
+    Column("paused_at", Float, nullable=False),
+)
+
+echoes = Table(  # the last C-ECHO an admin had sent to each destination
+    "echoes",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("ok", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+APPEND_ONLY = {
+    "sqlite": (
+        "CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit "
+        "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END",
+        "CREATE TRIGGER audit_keeps_words BEFORE UPDATE ON audit "
+        "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END",
+    ),
+    "postgresql": (
+        "CREATE OR REPLACE FUNCTION audit_refuses() RETURNS trigger AS "
+        "$$ BEGIN RAISE EXCEPTION 'the audit trail is append-only'; END $$ LANGUAGE plpgsql",
+        "CREATE TRIGGER audit_keeps_rows BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_refuses()",
+    ),
+}
+"""What makes the trail append-only; the migration holds the same statements."""
+
+for _dialect, _statements in APPEND_ONLY.items():
+    for _statement in _statements:
+        event.listen(audit, "after_create", DDL(_statement).execute_if(dialect=_dialect))
