@@ -42,9 +42,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.domain.errors import SettingsError, TransientError
+from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.intake import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
     OUT_OF_RESOURCES,
     Intake,
     Received,
@@ -210,7 +209,7 @@ def tls_context(scp: Scp) -> ssl.SSLContext | None:
 
 def _application_entity(scp: Scp) -> AE:
     ae = AE(scp.ae_title)
-    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
     ae.maximum_associations = scp.max_associations

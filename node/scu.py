@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from pydicom import dcmread, dcmwrite
-from pydicom.dataset import Dataset, FileDataset
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 from pynetdicom import AE, Association, _config, evt
+from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from node.domain.errors import TransientError
+from node import transcode
+from node.domain.errors import SettingsError, TransientError
+from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.settings import Destination
+
+log = logging.getLogger(__name__)
 
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
-MAXIMUM_PDU_BYTES = 128 * 1024
 WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.4: the object was stored, with a remark
 
 
@@ -44,26 +51,30 @@ class Outcome:
 
 
 class Peer:
-    """A destination, as seen from the node's own AE title."""
+    """A destination that speaks DIMSE, as seen from the node's own AE title."""
 
     def __init__(self, destination: Destination, calling_ae: str) -> None:
         self.destination = destination
         self._calling_ae = calling_ae
 
-    def echo(self) -> None:
-        """Raises TransientError when the destination does not answer a C-ECHO with Success."""
-        assoc = self._associate([Verification])
-        try:
-            status = assoc.send_c_echo()
-            if "Status" not in status or status.Status != 0x0000:
-                raise TransientError(f"{self.name}: C-ECHO was answered with {_status(status)}")
-        finally:
-            assoc.release()
-
     @property
     def name(self) -> str:
         d = self.destination
         return f"destination {d.name} ({d.ae_title} at {d.host}:{d.port})"
+
+    def check(self) -> None:
+        """Raises SettingsError when the certificates of this destination cannot be used."""
+        tls_context(self.destination)
+
+    def echo(self) -> None:
+        """Raises TransientError when the destination does not answer a C-ECHO with Success."""
+        assoc = self.associate([build_context(Verification, [s]) for s in transcode.FALL_BACK])
+        try:
+            status = assoc.send_c_echo()
+            if "Status" not in status or status.Status != 0x0000:
+                raise TransientError(f"{self.name}: C-ECHO was answered with {words(status)}")
+        finally:
+            assoc.release()
 
     def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
         """Send over one association; an Outcome for each parcel that was tried, in order.
@@ -71,8 +82,13 @@ class Peer:
         Raises TransientError when no association can be had, or when it breaks: what got no
         Outcome by then was not accepted.
         """
-        sop_classes = sorted({parcel.sop_class_uid for parcel in parcels})
-        assoc = self._associate(sop_classes)
+        assoc = self.associate(
+            [
+                build_context(sop_class, [syntax])
+                for sop_class in sorted({parcel.sop_class_uid for parcel in parcels})
+                for syntax in transcode.offered(sop_class, self.destination.transfer_syntax)
+            ]
+        )
         try:
             for parcel in parcels:
                 yield self._send_one(assoc, parcel)
@@ -82,22 +98,22 @@ class Peer:
 
     def _send_one(self, assoc: Association, parcel: Parcel) -> Outcome:
         accepted = {
-            str(context.transfer_syntax[0])
+            context.transfer_syntax[0]
             for context in assoc.accepted_contexts
             if context.abstract_syntax == parcel.sop_class_uid
         }
-        if not accepted:
+        wanted = transcode.offered(parcel.sop_class_uid, self.destination.transfer_syntax)
+        usable = [syntax for syntax in wanted if syntax in accepted]
+        if not usable:
             text = f"{self.name} does not accept SOP class {parcel.sop_class_uid}"
             return Outcome(parcel.key, False, "", text)
         try:
-            ds = dcmread(parcel.file)
+            what = prepared(parcel.file, usable)
         except (OSError, InvalidDicomError) as error:
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be read: {error}")
-        if str(ds.file_meta.TransferSyntaxUID) not in accepted:
-            ds = _implicit(ds)
         try:
-            status = assoc.send_c_store(ds)
-        except (ValueError, RuntimeError) as error:
+            status = assoc.send_c_store(what)
+        except (OSError, ValueError, RuntimeError) as error:
             if not assoc.is_established:
                 raise TransientError(f"{self.name}: the association broke: {error}") from error
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be sent: {error}")
@@ -105,46 +121,87 @@ class Peer:
             raise TransientError(f"{self.name}: no answer to the C-STORE of {parcel.file.name}")
         code = int(status.Status)
         good = code == 0x0000 or code in WARNINGS
-        return Outcome(parcel.key, good, f"0x{code:04X}", "" if code == 0 else _status(status))
+        return Outcome(parcel.key, good, f"0x{code:04X}", "" if code == 0 else words(status))
 
-    def _associate(self, sop_classes: Sequence[str]) -> Association:
+    def associate(self, contexts: Sequence[PresentationContext], **more: Any) -> Association:
+        """An association for `contexts`; `more` goes to pynetdicom. Raises TransientError without one."""
         _config.LOG_HANDLER_LEVEL = "none"
+        _config.STORE_SEND_CHUNKED_DATASET = True  # a file given by its path goes out as the bytes it holds
         d = self.destination
         ae = AE(self._calling_ae)
+        ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         ae.connection_timeout = CONNECTION_TIMEOUT_S
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = RESPONSE_TIMEOUT_S
-        for sop_class in sop_classes:
-            for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
-                ae.add_requested_context(sop_class, syntax)
+        ae.requested_contexts = list(contexts)
+        handlers = [_NO_DELAY, *more.pop("evt_handlers", ())]
         try:
+            tls = tls_context(d)
             assoc = ae.associate(
-                d.host, d.port, ae_title=d.ae_title, max_pdu=MAXIMUM_PDU_BYTES, evt_handlers=[_NO_DELAY]
+                d.host,
+                d.port,
+                ae_title=d.ae_title,
+                max_pdu=d.max_pdu_bytes,
+                evt_handlers=handlers,
+                tls_args=(tls, d.host) if tls else None,
+                **more,
             )
+        except SettingsError as error:
+            raise TransientError(str(error)) from error
         except (OSError, UnicodeError) as error:
             raise TransientError(f"{self.name}: the host's name cannot be resolved: {error}") from error
-        if assoc.is_established:
-            return assoc
+        if not assoc.is_established:
+            raise TransientError(self._why_not(assoc, contexts))
+        return assoc
+
+    def _why_not(self, assoc: Association, contexts: Sequence[PresentationContext]) -> str:
         if assoc.is_rejected:
             reason = getattr(assoc.acceptor.primitive, "reason_str", "no reason given")
-            raise TransientError(
+            return (
                 f"{self.name} rejected the association ({reason}); it must know AE title {self._calling_ae}"
             )
         if assoc.rejected_contexts:
-            text = f"{self.name} does not accept SOP class {' nor '.join(sop_classes)}"
-            raise TransientError(f"{text}, and so no association")
-        raise TransientError(f"{self.name} cannot be reached; is it running, and are host and port right?")
+            classes = sorted({str(context.abstract_syntax) for context in contexts})
+            return f"{self.name} does not accept SOP class {' nor '.join(classes)}, and so no association"
+        tls = " and do both ends speak TLS and trust each other" if self.destination.tls.wanted else ""
+        return f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
 
 
-def _implicit(ds: FileDataset) -> FileDataset:
-    """The same data set in Implicit VR, which every peer takes (PS3.5 10.1); ours are never compressed."""
-    stream = BytesIO()
-    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    dcmwrite(stream, ds, enforce_file_format=True)
-    stream.seek(0)
-    return dcmread(stream)
+def prepared(file: Path, usable: Sequence[UID]) -> Path | Dataset:
+    """The object in the first of `usable` in which it can be had; the file itself where that needs nothing.
+
+    Raises OSError or InvalidDicomError when the file cannot be read.
+    """
+    stored = read_file_meta_info(file)
+    for syntax in usable:
+        if syntax == stored.TransferSyntaxUID:
+            return file
+        try:
+            return transcode.in_syntax(dcmread(file), syntax)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            log.warning("%s cannot be sent in %s: %s", file.name, syntax.name, error)
+    raise InvalidDicomError(f"no encoder for {' nor '.join(syntax.name for syntax in usable)}")
 
 
-def _status(status: Dataset) -> str:
+def tls_context(destination: Destination) -> ssl.SSLContext | None:
+    """None where the destination is to be spoken to in the open. Raises SettingsError for unusable files."""
+    tls = destination.tls
+    if not tls.wanted:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=tls.ca if tls.ca not in ("", "system") else None)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key or None)
+    except (OSError, ssl.SSLError) as error:
+        where = f"tls of destination {destination.name}"
+        raise SettingsError(f"{where}: {error}; give PEM files that can be read") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = tls.check_hostname
+    return context
+
+
+def words(status: Dataset) -> str:
+    """A DIMSE status as a person may read it."""
     if "Status" not in status:
         return "no response"
     comment = status.get("ErrorComment", "")

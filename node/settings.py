@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,9 @@ DEFAULT_FILE = "ichnode.toml"
 Port = int
 AeTitle = Annotated[str, Field(pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", min_length=1, max_length=16)]
 """PS3.5 6.2: ASCII without backslash and control characters, and not blanks alone."""
+SecretPlace = Annotated[str, Field(pattern=r"^$|^(env|file):.+")]
+"""Never the secret itself: the settings are printed, copied and kept in repositories."""
+Encoding = Literal["explicit", "implicit", "deflated", "rle", "jpegls", "jpeg2000"]
 OUTPUT_NAMES = ("sr", "seg", "sc", "pm", "gsps", "kos")
 DEFAULT_OUTPUTS = ("sr", "seg", "sc")
 
@@ -55,7 +59,11 @@ class Scp(_Section):
     max_associations: int = Field(64, ge=1)
     """Per process."""
     timeout_s: float = Field(60, gt=0)
-    """A peer silent for this long in an open association is aborted."""
+    """A peer silent for this long in an open association is aborted; a single PDU may take no longer."""
+    max_instance_mb: int = Field(4096, ge=1)
+    """A larger SOP instance, inflated where it came deflated, is not taken."""
+    max_series_instances: int = Field(20_000, ge=1)
+    """What comes beyond this in one series is refused with 0xA700."""
 
 
 class Spool(_Section):
@@ -63,6 +71,20 @@ class Spool(_Section):
 
     reserve_mb: int = Field(512, ge=0)
     """Below this much free space a C-STORE is refused with 0xA700."""
+    keep_days: float = Field(0, ge=0)
+    """Files of a delivered study are removed this long after it came; 0: only when room is needed."""
+    keep_records_days: float = Field(0, ge=0)
+    """The records of a study whose files are removed go this long after it came; 0: never."""
+    high_watermark: float = Field(0.9, gt=0, le=1)
+    """When this part of the volume is used, the files of the oldest delivered studies are removed…"""
+    low_watermark: float = Field(0.8, gt=0, le=1)
+    """…until no more than this part is."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Spool:
+        if self.low_watermark > self.high_watermark:
+            raise ValueError("low_watermark lies above high_watermark: give the smaller one to low_watermark")
+        return self
 
 
 class Completeness(_Section):
@@ -101,15 +123,52 @@ class Web(_Section):
     port: Port = Field(8080, ge=1, le=65535)
 
 
+class PeerTls(_Section):
+    """TLS to a destination (PS3.15 B.1); all empty: the default of the protocol, which for DICOM is none.
+
+    `ca`: the PEM file of the authority that signed the peer's certificate, or `system` for those of the
+    operating system. `cert` and `key`: what the node shows in its turn.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    check_hostname: bool = True
+    """False for a PACS whose certificate names no host; the chain is checked all the same."""
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.ca or self.cert)
+
+    @model_validator(mode="after")
+    def _whole(self) -> PeerTls:
+        if self.key and not self.cert:
+            raise ValueError("tls.key without tls.cert: give the certificate too")
+        return self
+
+
 class Destination(_Section):
-    """A PACS that gets results."""
+    """A PACS that gets results: by C-STORE at `host` and `port`, or by STOW-RS where there is a `url`."""
 
     name: str = Field(min_length=1, max_length=64)
-    ae_title: AeTitle
+    ae_title: AeTitle = ""
     host: str = "127.0.0.1"
     port: Port = Field(104, ge=1, le=65535)
+    url: str = ""
+    """The root of a DICOMweb service, such as https://pacs.example.org/dicom-web (PS3.18)."""
+    token: SecretPlace = ""
+    """Where the bearer token is: `env:NAME` or `file:PATH`, read anew for each association."""
+    username: str = ""
+    password: SecretPlace = ""
+    tls: PeerTls = PeerTls()
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
+    transfer_syntax: tuple[Encoding, ...] = ("explicit",)
+    """Most wanted first; what the destination declines goes in Explicit, else Implicit VR Little Endian."""
+    max_pdu_bytes: int = Field(131072, ge=4096, le=2**24)
     commitment: bool = False
+    """Ask for storage commitment, and send again what the destination does not commit to."""
+    commitment_wait_s: float = Field(300, gt=0)
+    """After this long without an answer the commitment is asked for again."""
     retry_base_s: float = Field(5, gt=0)
     retry_max_s: float = Field(600, gt=0)
     give_up_h: float = Field(72, gt=0)
@@ -123,12 +182,40 @@ class Destination(_Section):
                 raise ValueError(f"unknown output {name!r}: choose from {', '.join(OUTPUT_NAMES)}")
         return outputs
 
-    @field_validator("commitment")
+    @field_validator("transfer_syntax", mode="before")
     @classmethod
-    def _no_commitment_yet(cls, wanted: bool) -> bool:
-        if wanted:
-            raise ValueError("storage commitment is not built yet: set commitment = false")
-        return wanted
+    def _one_or_several(cls, wanted: Any) -> Any:
+        return (wanted,) if isinstance(wanted, str) else wanted
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
+            raise ValueError(f"{url!r} is no root of a DICOMweb service: write https://host:port/path")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_way_to_send(self) -> Destination:
+        if not self.url:
+            if not self.ae_title:
+                raise ValueError("ae_title is missing (or a url, for STOW-RS)")
+            if self.token or self.username or self.password:
+                raise ValueError("token, username and password go with a url; C-STORE knows tls.cert instead")
+            return self
+        if self.commitment:
+            raise ValueError("storage commitment goes with C-STORE only: leave out url, or commitment")
+        if self.token and self.username:
+            raise ValueError("give a token, or username and password, not both")
+        if bool(self.username) != bool(self.password):
+            raise ValueError("username and password go together")
+        if (self.token or self.password) and not self._is_private:
+            raise ValueError("credentials would travel in the open: use a url with https")
+        return self
+
+    @property
+    def _is_private(self) -> bool:
+        """Nobody between us and the peer can read along."""
+        return re.match(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)", self.url) is not None
 
 
 class Alert(_Section):

@@ -17,10 +17,11 @@ from pydicom.sr.coding import Code
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.outputs import codes
 from node.outputs.context import Context
 from node.outputs.source import TYPE_2
-from node.outputs.uids import IMPLEMENTATION_CLASS_UID, derived
+from node.outputs.uids import derived
 from node.outputs.wording import RESEARCH_USE, long_string
 
 MANUFACTURER = "ichnode"
@@ -202,5 +203,5 @@ def _file_meta(ds: Dataset) -> FileMetaDataset:
     meta.MediaStorageSOPInstanceUID = UID(str(ds.SOPInstanceUID))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = "ICHNODE"
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return meta

@@ -12,7 +12,6 @@ import uuid
 from node.domain.findings import Findings
 
 NAMESPACE = uuid.UUID("5d0c7f7c-7c0b-5c7e-8a55-1f3b0f6c9e21")
-IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
 DEVICE_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'device').int}"
 
 

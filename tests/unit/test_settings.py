@@ -125,6 +125,9 @@ def test_a_section_given_as_a_word_is_an_error_that_names_it(
         load()
 
 
+ONE = '[[destination]]\nname = "a"\nae_title = "A"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -150,11 +153,23 @@ def test_a_section_given_as_a_word_is_an_error_that_names_it(
         ("[completeness]\nquiet_s = -1", "completeness.quiet_s"),
         ("[completeness]\nquiet_s = nan", "completeness.quiet_s"),
         ("[model]\nmax_attempts = 0", "model.max_attempts"),
-        ('[[destination]]\nname = "a"', "destination.0.ae_title"),
+        ('[[destination]]\nname = "a"', "ae_title is missing"),
         ('[[destination]]\nae_title = "A"', "destination.0.name"),
         ('[[destination]]\nname = "a"\nae_title = "A"\noutputs = ["pdf"]', "destination.0.outputs"),
         ('[[destination]]\nname = "a"\nae_title = "A"\nretry_base_s = 0', "destination.0.retry_base_s"),
-        ('[[destination]]\nname = "a"\nae_title = "A"\ncommitment = true', "destination.0.commitment"),
+        (ONE + 'transfer_syntax = "jpeg"', "destination.0.transfer_syntax"),
+        (ONE + 'transfer_syntax = ["rle", "zip"]', "destination.0.transfer_syntax"),
+        (ONE + "max_pdu_bytes = 100", "destination.0.max_pdu_bytes"),
+        (ONE + 'tls = { key = "k.pem" }', "tls.key without tls.cert"),
+        (ONE + 'token = "env:T"', "go with a url"),
+        (ONE + 'url = "pacs.example.org"', "destination.0.url"),
+        (ONE + 'url = "https://me:secret@pacs/dicom-web"', "destination.0.url"),
+        (ONE + 'url = "https://pacs/dicom-web"\ntoken = "secret"', "destination.0.token"),
+        (ONE + 'url = "http://pacs/dicom-web"\ntoken = "env:T"', "in the open"),
+        (ONE + 'url = "http://localhost.evil/d"\ntoken = "env:T"', "in the open"),
+        (ONE + 'url = "https://pacs/d"\nusername = "u"', "go together"),
+        (ONE + 'url = "https://pacs/d"\nusername = "u"\npassword = "env:P"\ntoken = "env:T"', "not both"),
+        (ONE + 'url = "https://pacs/d"\ncommitment = true', "storage commitment goes with C-STORE"),
         ('[[alert]]\ntype = "hl7"', "alert.0"),
         ('[[alert]]\ntype = "pigeon"', "alert.0.type"),
         ('log_level = "LOUD"', "log_level"),
@@ -238,3 +253,25 @@ def test_settings_cannot_be_changed() -> None:
     settings = load()
     with pytest.raises(ValidationError):
         settings.scp.port = 1  # type: ignore[misc]
+
+
+def test_a_destination_by_url_needs_no_ae_title(tmp_path: Path) -> None:
+    text = '[[destination]]\nname = "web"\nurl = "https://pacs.example.org/dicom-web/"\ntoken = "env:TOKEN"\n'
+    (web,) = load_text(tmp_path, text).destination
+    assert web.url == "https://pacs.example.org/dicom-web"
+    local = '[[destination]]\nname = "web"\nurl = "http://127.0.0.1:8042/dicom-web"\ntoken = "env:TOKEN"\n'
+    assert load_text(tmp_path, local).destination[0].token == "env:TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("text", "syntaxes"),
+    [("", ("explicit",)), ('"jpegls"', ("jpegls",)), ('["jpeg2000", "deflated"]', ("jpeg2000", "deflated"))],
+)
+def test_one_transfer_syntax_or_several(text: str, syntaxes: tuple[str, ...], tmp_path: Path) -> None:
+    settings = load_text(tmp_path, ONE + (f"transfer_syntax = {text}" if text else ""))
+    assert settings.destination[0].transfer_syntax == syntaxes
+
+
+def test_tls_is_spoken_once_there_is_an_authority_or_a_certificate(tmp_path: Path) -> None:
+    for text, wanted in (("", False), ('tls = { ca = "system" }', True), ('tls = { cert = "c.pem" }', True)):
+        assert load_text(tmp_path, ONE + text).destination[0].tls.wanted is wanted

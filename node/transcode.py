@@ -1,0 +1,70 @@
+"""The transfer syntax an object travels in: which suit it, and the same object in another. Loses nothing.
+
+The stored file stays as it is: what is made here lives as long as one send. Pixels are compressed without
+loss or not at all, so that the SOP Instance UID stays (PS3.3 C.7.6.1.1.5).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from io import BytesIO
+
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import FileDataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    ParametricMapStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+
+SYNTAXES: dict[str, UID] = {  # by the word in the settings
+    "explicit": ExplicitVRLittleEndian,
+    "implicit": ImplicitVRLittleEndian,
+    "deflated": DeflatedExplicitVRLittleEndian,
+    "rle": RLELossless,
+    "jpegls": JPEGLSLossless,
+    "jpeg2000": JPEG2000Lossless,
+}
+FALL_BACK = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+"""Offered for every object: Implicit VR Little Endian is what every peer must take (PS3.5 10.1)."""
+_IMAGE_CODERS = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
+_LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage; not yet named in pydicom
+_IMAGES = (SecondaryCaptureImageStorage, ParametricMapStorage, _LABEL_MAP)
+_one_at_a_time = threading.Lock()
+"""The JPEG 2000 encoder of pylibjpeg-openjpeg is not safe in threads, and each destination has its own."""
+
+
+def offered(sop_class_uid: str, wanted: Iterable[str]) -> tuple[UID, ...]:
+    """What to propose for a SOP class, most wanted first: one presentation context for each.
+
+    A binary SEG holds one bit a pixel, which no image coder takes, and a document holds no pixels at all:
+    both are only ever deflated.
+    """
+    is_image = sop_class_uid in _IMAGES
+    chosen = [SYNTAXES[word] for word in wanted if is_image or SYNTAXES[word] not in _IMAGE_CODERS]
+    return tuple(dict.fromkeys((*chosen, *FALL_BACK)))
+
+
+def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
+    """`ds`, uncompressed, in another transfer syntax; may change `ds`, but no bit of its pixels.
+
+    Raises ValueError, RuntimeError or NotImplementedError when an encoder cannot do it.
+    """
+    if syntax == ds.file_meta.TransferSyntaxUID:
+        return ds
+    if syntax in _IMAGE_CODERS:
+        with _one_at_a_time:
+            ds.compress(syntax, generate_instance_uid=False)
+        return ds
+    stream = BytesIO()
+    ds.file_meta.TransferSyntaxUID = syntax
+    dcmwrite(stream, ds, enforce_file_format=True)
+    stream.seek(0)
+    return dcmread(stream)
