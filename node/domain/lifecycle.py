@@ -43,6 +43,7 @@ class JobEvent(StrEnum):
     NEWER_REVISION = "NEWER_REVISION"
     CANCELLED_BY_ADMIN = "CANCELLED_BY_ADMIN"
     RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
+    REANALYSED_BY_ADMIN = "REANALYSED_BY_ADMIN"  # the same model makes the same objects
 
 
 class DeliveryState(StrEnum):
@@ -86,6 +87,7 @@ JOBS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.ANALYSED, JobEvent.FAILED_FOR_GOOD): JobState.FAILED,
     (JobState.ANALYSED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
     (JobState.ANALYSED, JobEvent.CANCELLED_BY_ADMIN): JobState.CANCELLED,
+    (JobState.COMPOSED, JobEvent.REANALYSED_BY_ADMIN): JobState.QUEUED,
     (JobState.FAILED, JobEvent.RETRIED_BY_ADMIN): JobState.QUEUED,
     (JobState.FAILED, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
     (JobState.CANCELLED, JobEvent.RETRIED_BY_ADMIN): JobState.QUEUED,

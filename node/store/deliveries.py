@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, Update, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
+from node.store import pauses
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import deliveries, objects
 
@@ -48,6 +49,8 @@ class Deliveries:
             or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
         )
         with reading(self._engine) as connection:  # the usual answer is "nothing", and locks nobody out
+            if pauses.is_paused(connection, pauses.of_destination(destination)):
+                return []
             if connection.execute(select(deliveries.c.id).where(*due).limit(1)).first() is None:
                 return []
         with writing(self._engine) as connection:

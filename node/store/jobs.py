@@ -11,9 +11,13 @@ from sqlalchemy import Connection, Engine, Row, Update, case, or_, select, updat
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
 from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
+from node.store import pauses
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import jobs, objects
+
+_EMPTIED = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
+_FROM_THE_START = {"attempts": 0, **dict.fromkeys(_EMPTIED)}
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,12 @@ class Jobs:
             return [_job(row) for row in connection.execute(query.order_by(jobs.c.id.desc()))]
 
     def claim(self, job_id: int, owner: str, lease_until: float, now: float) -> Job | None:
-        """QUEUED → RUNNING under a lease; None when somebody else was quicker or it is not QUEUED."""
+        """QUEUED → RUNNING under a lease; None when it is not to be had, or the queue is paused."""
         with writing(self._engine) as connection:
             won = connection.execute(
-                _move(job_id, JobEvent.CLAIMED).values(
+                _move(job_id, JobEvent.CLAIMED)
+                .where(~pauses.standing_still(pauses.QUEUE))
+                .values(
                     lease_owner=owner, lease_until=lease_until, started_at=now, attempts=jobs.c.attempts + 1
                 )
             ).rowcount
@@ -133,8 +139,10 @@ class Jobs:
         )
 
     def to_ring(self, rung_before: float, limit: int = 200) -> list[int]:
-        """QUEUED jobs whose doorbell was not rung since `rung_before`, oldest first."""
+        """QUEUED jobs whose doorbell was not rung since then, oldest first; none of a paused queue."""
         with reading(self._engine) as connection:
+            if pauses.is_paused(connection, pauses.QUEUE):
+                return []
             unheard = or_(jobs.c.rung_at.is_(None), jobs.c.rung_at < rung_before)
             query = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, unheard)
             return list(connection.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars())
@@ -198,8 +206,11 @@ class Jobs:
 
     def retry(self, job_id: int) -> None:
         """Raises IllegalTransition unless the job FAILED or was CANCELLED."""
-        empty = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
-        self._by_admin(job_id, JobEvent.RETRIED_BY_ADMIN, {"attempts": 0, **dict.fromkeys(empty)})
+        self._by_admin(job_id, JobEvent.RETRIED_BY_ADMIN, _FROM_THE_START)
+
+    def reanalyse(self, job_id: int) -> None:
+        """What was sent stays sent, and its priority stands until the new word. Raises as `retry` does."""
+        self._by_admin(job_id, JobEvent.REANALYSED_BY_ADMIN, _FROM_THE_START)
 
     def _by_admin(self, job_id: int, event: JobEvent, values: dict[str, Any]) -> None:
         with writing(self._engine) as connection:

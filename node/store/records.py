@@ -6,11 +6,15 @@ from sqlalchemy import Engine
 
 from node.settings import Settings
 from node.store.arrivals import Arrivals
+from node.store.audit import Audit
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
+from node.store.pauses import Pauses
+from node.store.people import People
+from node.store.reviews import Reviews
 from node.store.views import Views
 
 
@@ -25,6 +29,10 @@ class Records:
         self.deliveries = Deliveries(engine)
         self.incidents = Incidents(engine)
         self.views = Views(engine)
+        self.people = People(engine)
+        self.audit = Audit(engine)
+        self.reviews = Reviews(engine)
+        self.pauses = Pauses(engine)
 
     def close(self) -> None:
         self.engine.dispose()

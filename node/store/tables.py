@@ -229,7 +229,7 @@ users = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("role", String(16), nullable=False),  # node.domain.permissions.Role
-    Column("password", Text, nullable=False),  # scrypt, as node.admin.web.passwords writes it
+    Column("password", Text, nullable=False),  # scrypt, as node.admin.passwords writes it
     Column("created_at", Float, nullable=False),
 )
 

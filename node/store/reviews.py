@@ -1,0 +1,50 @@
+"""What people said about the node's word: acknowledged, agreed, disagreed. Changes no word."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import Engine, delete, insert, select, update
+
+from node.domain.errors import IllegalTransition
+from node.store.engine import writing
+from node.store.tables import jobs, reviews
+
+
+class Opinion(StrEnum):
+    AGREE = "AGREE"
+    DISAGREE = "DISAGREE"
+
+
+class Reviews:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def acknowledge(self, job_id: int, who: str, now: float) -> bool:
+        """False when somebody did so before, and the word has not changed since."""
+        with writing(self._engine) as connection:
+            word = connection.execute(
+                select(jobs.c.analysed_at, reviews.c.acknowledged_at)
+                .outerjoin(reviews, reviews.c.job_id == jobs.c.id)
+                .where(jobs.c.id == job_id)
+            ).first()
+            if word is None:
+                raise IllegalTransition(f"there is no job {job_id}; look at the study again")
+            if word.acknowledged_at is not None and word.acknowledged_at >= (word.analysed_at or 0):
+                return False
+            connection.execute(delete(reviews).where(reviews.c.job_id == job_id))
+            row = {"job_id": job_id, "acknowledged_by": who, "acknowledged_at": now}
+            connection.execute(insert(reviews).values(**row))
+            return True
+
+    def judge(self, job_id: int, opinion: Opinion, who: str, now: float) -> None:
+        """Agree or disagree; who judges has read, so it acknowledges too. The last judgement counts."""
+        self.acknowledge(job_id, who, now)
+        with writing(self._engine) as connection:
+            mine = update(reviews).where(reviews.c.job_id == job_id)
+            connection.execute(mine.values(opinion=opinion, opinion_by=who, opinion_at=now))
+
+    def withdraw(self, job_id: int) -> bool:
+        """Back to unread. False when it was."""
+        with writing(self._engine) as connection:
+            return connection.execute(delete(reviews).where(reviews.c.job_id == job_id)).rowcount == 1
