@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -18,22 +19,23 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from node.domain.eligibility import CT_IMAGE, ENHANCED_CT_IMAGES
 from node.domain.errors import PermanentError, TransientError
+from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.domain.instance import Instance
 from node.headers import read_instance
+from node.settings import Scp
 from node.spool import Spool
-from node.store.arrivals import Recorded, StoredFile, check_recordable
+from node.store.arrivals import Known, Recorded, StoredFile, check_recordable, repetition, require_same_series
+from node.store.incidents import Code, Incident
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
 
 # C-STORE response status, PS3.4 Table B.2-1
 SUCCESS = 0x0000
+DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.6
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH_SOP_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
-
-IMPLEMENTATION_CLASS_UID = UID("2.25.302043790172249692526321623266752743501")
-IMPLEMENTATION_VERSION_NAME = "ICHNODE"
 
 PIXEL_DATA = 0x7FE00010
 FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
@@ -41,6 +43,13 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 ITEM, SEQUENCE_DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 TRAILING_PADDING = 0xFFFCFFFC
 MARK = b"written by ichnode to find the end"
+MEGABYTE = 2**20
+STATUS = {
+    "SOP_MISMATCH": DOES_NOT_MATCH_SOP_CLASS,
+    "DUPLICATE_SOP": DUPLICATE_SOP_INSTANCE,
+    "SERIES_TOO_LARGE": OUT_OF_RESOURCES,
+}
+"""What is answered for a PermanentError of that code; CANNOT_UNDERSTAND for every other."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,13 @@ class Received:
 class Intake:
     """Takes instances in. One object serves every association of a listener process."""
 
-    def __init__(self, spool: Spool, records: Records, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, spool: Spool, records: Records, clock: Callable[[], float], limits: Scp | None = None
+    ) -> None:
         self._spool = spool
         self._records = records
         self._clock = clock
+        self._limits = limits or Scp()
 
     def receive(self, received: Received) -> int:
         """The C-STORE status for one instance (PS3.4 B.2.3). Success means: survives a power cut."""
@@ -69,33 +81,93 @@ class Intake:
             return self._receive(received)
         except PermanentError as error:
             log.warning("refused %s from %s: %s", received.sop_instance_uid, received.calling_ae, error)
-            return DOES_NOT_MATCH_SOP_CLASS if error.code == "SOP_MISMATCH" else CANNOT_UNDERSTAND
+            return STATUS.get(error.code, CANNOT_UNDERSTAND)
         except TransientError as error:
             log.error("no room for %s from %s: %s", received.sop_instance_uid, received.calling_ae, error)
             return OUT_OF_RESOURCES
 
     def _receive(self, received: Received) -> int:
         arrivals = self._records.arrivals
-        if arrivals.is_own_object(received.sop_instance_uid):
+        known = arrivals.known(received.sop_instance_uid)
+        if known.own:
             log.info("%s is a result of this node; not taken in again", received.sop_instance_uid)
             return SUCCESS
         head = _file_head(received)
-        instance = _understood(received, head)
+        instance = _understood(received, head, self._limits.max_instance_mb * MEGABYTE)
         check_recordable(instance)
-        path = self._spool.instance_path(
-            instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid
-        )
-        file = StoredFile(path, len(head) + len(received.data), hashlib.sha256(received.data).hexdigest())
+        file = self._file(instance, head, received.data)
+        if self._here_already(known, instance, file, received):
+            return SUCCESS
         self._spool.check_room(file.size_bytes)
-        self._spool.write(path, (head, received.data))
-        outcome = arrivals.record(instance, file, received.association_id, self._clock())
+        self._spool.write(file.path, (head, received.data))
+        try:
+            outcome = arrivals.record(instance, file, received.association_id, self._clock())
+        except PermanentError:
+            self._spool.remove(file.path)
+            raise
+        if outcome in (Recorded.SAME, Recorded.RECODED):  # it came over another association just now
+            self._drop_if_recorded_elsewhere(instance, file)
         if outcome is Recorded.REPLACED:
-            log.warning("%s came again with other content and replaced it", instance.sop_instance_uid)
+            log.error(
+                "%s of series %s came again from %s with other content, which counts from now on",
+                *(instance.sop_instance_uid, instance.series_instance_uid, received.calling_ae),
+            )
         return SUCCESS
 
+    def _file(self, instance: Instance, head: bytes, data: bytes | memoryview) -> StoredFile:
+        """Where the instance will lie: a name that was never used before."""
+        uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
+        path = self._spool.instance_path(*uids, tag=os.urandom(4).hex())
+        return StoredFile(path, len(head) + len(data), hashlib.sha256(data).hexdigest())
 
-def _understood(received: Received, head: bytes) -> Instance:
-    """The instance, once its data set is whole and is what the command announced."""
+    def _here_already(self, known: Known, instance: Instance, file: StoredFile, received: Received) -> bool:
+        """Whether the instance is recorded and its file is there. Raises PermanentError for a conflict."""
+        if known.file is None or known.header is None:
+            self._require_room_in_series(instance, received)
+            return False
+        self._require_same_series(known, instance, received)
+        if repetition(known.header, known.file.sha256, instance, file) is None:
+            return False
+        if self._spool.size(known.file.path) is None:
+            log.error("the file of %s was lost; it is written anew", instance.sop_instance_uid)
+            self._spool.write(known.file.path, (_file_head(received), received.data))
+        return self._records.arrivals.brought_again(
+            instance.sop_instance_uid, known.file.path, received.association_id
+        )
+
+    def _require_same_series(self, known: Known, instance: Instance, received: Received) -> None:
+        try:
+            came = instance.series_instance_uid
+            require_same_series(instance.sop_instance_uid, known.series_instance_uid, came)
+        except PermanentError as error:
+            self._note(Code.SOP_IN_OTHER_SERIES, instance, received, f"refused: {error}")
+            raise
+
+    def _require_room_in_series(self, instance: Instance, received: Received) -> None:
+        limit = self._limits.max_series_instances
+        if self._records.arrivals.series_size(instance.series_instance_uid) >= limit:
+            text = f"series {instance.series_instance_uid} holds {limit} instances already"
+            error = PermanentError("SERIES_TOO_LARGE", f"{text}; raise scp.max_series_instances to take more")
+            self._note(Code.SERIES_TOO_LARGE, instance, received, f"refused: {error}")
+            raise error
+
+    def _note(self, code: Code, instance: Instance, received: Received, text: str) -> None:
+        uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
+        incident = Incident(code, *uids, received.calling_ae, text)
+        self._records.incidents.note(incident, self._clock())
+
+    def _drop_if_recorded_elsewhere(self, instance: Instance, file: StoredFile) -> None:
+        known = self._records.arrivals.known(instance.sop_instance_uid).file
+        if known is not None and known.path != file.path:
+            self._spool.remove(file.path)
+
+
+def _understood(received: Received, head: bytes, most_bytes: int = 4096 * MEGABYTE) -> Instance:
+    """The instance, once its data set is whole, not too large and what the command announced."""
+    if len(received.data) > most_bytes:
+        raise _too_large(received, most_bytes)
+    if received.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        _check_inflation(received, most_bytes)
     stream = io.BytesIO(b"".join((head, received.data)))
     try:
         instance = read_instance(stream)
@@ -110,6 +182,25 @@ def _understood(received: Received, head: bytes) -> Instance:
     if received.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:  # inflating has told already
         _check_whole(stream, UID(received.transfer_syntax_uid), instance)
     return instance
+
+
+def _check_inflation(received: Received, most_bytes: int) -> None:
+    """Inflates bit by bit and keeps nothing: a few bytes may stand for more than the memory holds."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    count, rest = 0, bytes(received.data)
+    try:
+        while rest and not inflater.eof:
+            count += len(inflater.decompress(rest, MEGABYTE))
+            rest = inflater.unconsumed_tail
+            if count > most_bytes:
+                raise _too_large(received, most_bytes)
+    except zlib.error as error:
+        raise PermanentError("TRUNCATED", f"deflated data set cannot be inflated: {error}") from error
+
+
+def _too_large(received: Received, most_bytes: int) -> PermanentError:
+    text = f"instance {received.sop_instance_uid} is larger than {most_bytes // MEGABYTE} MiB"
+    return PermanentError("INSTANCE_TOO_LARGE", f"{text}; raise scp.max_instance_mb to take it")
 
 
 def _check_whole(stream: io.BytesIO, syntax: UID, instance: Instance) -> None:
@@ -163,7 +254,7 @@ def _file_head(received: Received) -> bytes:
     meta.MediaStorageSOPClassUID = UID(received.sop_class_uid)
     meta.MediaStorageSOPInstanceUID = UID(received.sop_instance_uid)
     meta.TransferSyntaxUID = UID(received.transfer_syntax_uid)
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     meta.SourceApplicationEntityTitle = received.calling_ae[:16]
     stream = DicomBytesIO()

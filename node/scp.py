@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 from io import BytesIO
-from socketserver import BaseServer
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -32,14 +31,14 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, AllStoragePresentationContexts, Association, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu import A_RELEASE_RQ
+from pynetdicom.pdu import A_RELEASE_RQ, P_DATA_TF
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
     Verification,
 )
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -52,6 +51,7 @@ from node.liveness import is_gone, process_name
 from node.settings import Scp, Settings
 from node.spool import Spool
 from node.store.records import Records, open_records
+from node.transport import MAXIMUM_PDU_BYTES, Server
 
 log = logging.getLogger(__name__)
 
@@ -60,33 +60,7 @@ LOSSLESS = (JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossless, RLE
 LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
 TRANSFER_SYNTAXES: tuple[UID, ...] = (*NATIVE, *LOSSLESS, *LOSSY)
 
-MAXIMUM_PDU_BYTES = 128 * 1024
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.11
-
-
-class _Server(ThreadedAssociationServer):
-    """Accepts on a socket that several processes share; a slow peer holds up its own thread only."""
-
-    listening: socket.socket
-
-    def server_bind(self) -> None:
-        self.socket = self.listening
-        self.server_address = self.socket.getsockname()
-
-    def server_activate(self) -> None:
-        """The socket listens already."""
-
-    def shutdown(self) -> None:
-        """Accept no more. (pynetdicom's own would also strike the server off a list it is not on.)"""
-        BaseServer.shutdown(self)
-
-    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-        client, address = self.listening.accept()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.settimeout(self.ae.network_timeout)
-        if self.ssl_context:  # the handshake waits for the association's own thread
-            client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-        return client, address
 
 
 def open_socket(scp: Scp) -> socket.socket:
@@ -120,7 +94,7 @@ class Listener:
         _config.LOG_HANDLER_LEVEL = "none"
         scp = self._settings.scp
         ae = _application_entity(scp)
-        server_class = type("BoundServer", (_Server,), {"listening": listening})
+        server_class = type("BoundServer", (Server,), {"listening": listening})
         server = ae.make_server(
             (scp.host, scp.port),
             evt_handlers=self._handlers(),
@@ -178,6 +152,16 @@ class Listener:
         """The wish to release is seen before the end of the connection; EVT_RELEASED may come after it."""
         if isinstance(event.pdu, A_RELEASE_RQ):
             self._released.add(event.assoc)
+        elif isinstance(event.pdu, P_DATA_TF) and self._too_much(event.assoc):
+            peer = event.assoc.requestor
+            log.error("%s at %s sends an instance that is too large; cut off", peer.ae_title, peer.address)
+            cast(AssociationSocket, event.assoc.dul.socket).close()  # abort() would wait for this very thread
+
+    def _too_much(self, assoc: Association) -> bool:
+        """Whether the data set that is arriving, which lies in memory, exceeds scp.max_instance_mb."""
+        message = assoc.dimse.message
+        data = message.data_set if message is not None else None
+        return data is not None and data.tell() > self._settings.scp.max_instance_mb * 2**20
 
     def _on_over(self, event: evt.Event) -> None:
         name = self._associations.get(event.assoc)
@@ -238,7 +222,7 @@ def serve(settings: Settings, listening: socket.socket, until: Callable[[Records
     spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
     spool.root.mkdir(parents=True, exist_ok=True)
     close_dead_associations(records)
-    listener = Listener(settings, records, Intake(spool, records, time.time))
+    listener = Listener(settings, records, Intake(spool, records, time.time, settings.scp))
     listener.start(listening)
     try:
         until(records)

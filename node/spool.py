@@ -15,9 +15,12 @@ from pathlib import Path
 from node.domain.errors import TransientError
 from node.liveness import is_gone, process_name
 
+INCOMING, RESULTS, OUTGOING = "incoming", "results", "outgoing"
 PART = ".part"
 ABANDONED_S = 24 * 3600
 IOV_MAX = 1024
+RESERVE_INODES = 100
+FOLDER_RACES = 20
 _PLAIN_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
@@ -40,30 +43,49 @@ class Spool:
         self.root = root
         self.reserve_bytes = reserve_bytes
 
-    def instance_path(self, study_uid: str, series_uid: str, sop_uid: str) -> str:
-        return f"incoming/{safe_name(study_uid)}/{safe_name(series_uid)}/{safe_name(sop_uid)}.dcm"
+    def instance_path(self, study_uid: str, series_uid: str, sop_uid: str, tag: str = "") -> str:
+        """`tag` makes a name of its own for each time an instance comes: nothing received is written over."""
+        name = f"{safe_name(sop_uid)}~{tag}" if tag else safe_name(sop_uid)
+        return f"{INCOMING}/{safe_name(study_uid)}/{safe_name(series_uid)}/{name}.dcm"
 
     def job_path(self, job_id: int, attempt: int, name: str) -> str:
         """A file of one attempt at a job; attempts never share a file, so a late one harms nothing."""
-        return f"results/{job_id}/{attempt}/{name}"
+        return f"{RESULTS}/{job_id}/{attempt}/{name}"
 
     def object_path(self, job_id: int, sop_uid: str) -> str:
-        return f"outgoing/{job_id}/{safe_name(sop_uid)}.dcm"
+        return f"{OUTGOING}/{job_id}/{safe_name(sop_uid)}.dcm"
 
     def absolute(self, path: str) -> Path:
         return self.root / path
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return self.absolute(path).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def free_bytes(self) -> int:
         """Free space on the volume that holds the spool."""
         return shutil.disk_usage(self.root).free
 
+    def used_part(self) -> float:
+        """How much of the volume is used, 0 to 1, of bytes or of inodes, whichever is scarcer."""
+        volume = os.statvfs(self.root)
+        bytes_part = 1 - volume.f_bavail / volume.f_blocks if volume.f_blocks else 0.0
+        inodes_part = 1 - volume.f_favail / volume.f_files if volume.f_files else 0.0
+        return max(bytes_part, inodes_part)
+
     def check_room(self, wanted_bytes: int = 0) -> None:
-        """Raise SpoolFull when writing `wanted_bytes` would eat into the reserve."""
+        """Raise SpoolFull when writing `wanted_bytes` would eat into the reserve, or no inode is left."""
         if (free := self.free_bytes()) - wanted_bytes < self.reserve_bytes:
             raise SpoolFull(
                 f"{self.root}: {free // 2**20} MiB free, {self.reserve_bytes // 2**20} MiB are in reserve; "
                 "free some space or lower spool.reserve_mb"
             )
+        volume = os.statvfs(self.root)
+        if volume.f_files and volume.f_favail < RESERVE_INODES:
+            raise SpoolFull(f"{self.root}: {volume.f_favail} inodes are left; remove some files")
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write `parts` as one file that survives a power cut once this returns.
@@ -72,10 +94,9 @@ class Spool:
         """
         final = self.absolute(path)
         with self._no_room_is_spool_full():
-            self._make_folder(final.parent)
             temporary = final.with_name(f".{process_name()}!{os.urandom(4).hex()}{PART}")
             try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+                descriptor = self._create(temporary)
                 try:
                     _write_all(descriptor, parts)
                     os.fdatasync(descriptor)
@@ -86,6 +107,23 @@ class Spool:
                 temporary.unlink(missing_ok=True)
                 raise
             _sync_folder(final.parent)
+
+    def remove(self, path: str) -> int:
+        """Delete a file and the folders it leaves empty. Returns its bytes, 0 if it was not there."""
+        file = self.absolute(path)
+        try:
+            size = file.stat().st_size
+            file.unlink()
+        except FileNotFoundError:
+            return 0
+        for folder in file.parents:
+            if folder == self.root or folder.parent == self.root:
+                break
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or somebody else was quicker
+                break
+        return size
 
     def remove_unfinished(self) -> int:
         """Delete the `.part` files a crash left; nobody was told that their bytes are safe.
@@ -103,6 +141,14 @@ class Spool:
                     part.unlink()
                     count += 1
         return count
+
+    def _create(self, file: Path) -> int:
+        """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
+        for _ in range(FOLDER_RACES):
+            with suppress(FileNotFoundError):
+                self._make_folder(file.parent)
+                return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        raise TransientError(f"{file.parent}: others keep removing this folder")
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():

@@ -16,7 +16,6 @@ from node.store.incidents import Code, Incident, note
 from node.store.jobs import supersede_older
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
 
-
 RACES = 5
 """Attempts at recording an instance that others record, replace or remove at the same moment."""
 
@@ -84,12 +83,6 @@ class Arrivals:
                 .where(associations.c.listener == listener, associations.c.closed_at.is_(None))
                 .values(closed_at=now, outcome="aborted")
             )
-
-    def is_own_object(self, sop_instance_uid: str) -> bool:
-        """Whether this node made the object itself."""
-        with reading(self._engine) as connection:
-            query = select(objects.c.sop_instance_uid).where(objects.c.sop_instance_uid == sop_instance_uid)
-            return connection.execute(query).first() is not None
 
     def known(self, sop_instance_uid: str) -> Known:
         """One look at what is there under a SOP Instance UID."""
@@ -196,7 +189,9 @@ def require_same_series(sop_uid: str, known: str, came: str) -> None:
     """Raises PermanentError DUPLICATE_SOP: to move an instance would take it from its series in silence."""
     if known != came:
         text = f"instance {sop_uid} belongs to series {known} already, and came again in series {came}"
-        raise PermanentError("DUPLICATE_SOP", f"{text}; SOP Instance UIDs are unique (PS3.5 9): new ones help")
+        raise PermanentError(
+            "DUPLICATE_SOP", f"{text}; SOP Instance UIDs are unique (PS3.5 9): new ones help"
+        )
 
 
 def repetition(known: Instance, sha256: str, instance: Instance, file: StoredFile) -> Recorded | None:

@@ -16,7 +16,9 @@ from node.store.tables import incidents
 
 
 class Code(StrEnum):
-    CONTENT_REPLACED = "CONTENT_REPLACED"  # a SOP Instance UID came again with other content, which counts now
+    CONTENT_REPLACED = (
+        "CONTENT_REPLACED"  # a SOP Instance UID came again with other content, which counts now
+    )
     SOP_IN_OTHER_SERIES = "SOP_IN_OTHER_SERIES"  # refused: the UID belongs to another series already
     SERIES_TOO_LARGE = "SERIES_TOO_LARGE"  # refused: scp.max_series_instances
     PATIENTS_MIXED = "PATIENTS_MIXED"  # one Study Instance UID, several patients

@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 from node.settings import Settings
 from node.store.arrivals import Arrivals
 from node.store.audit import Audit
+from node.store.commitments import Commitments
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
@@ -27,6 +28,7 @@ class Records:
         self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
         self.deliveries = Deliveries(engine)
+        self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)
         self.views = Views(engine)
         self.people = People(engine)

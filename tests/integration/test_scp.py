@@ -49,9 +49,10 @@ from node.intake import Intake, Received, _file_head, _understood
 from node.scp import Listener, open_socket
 from node.settings import Scp, Settings, Tls
 from node.spool import Spool, SpoolFull
-from node.store.arrivals import Arrivals
+from node.store.arrivals import Arrivals, Known
 from node.store.records import Records, open_records
 from node.store.tables import associations, instances
+from node.transport import Server
 from tests.factories import ct_series
 from tests.peers import eventually, free_port, requires
 
@@ -92,7 +93,7 @@ Starter = Callable[..., Running]
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
     """Starts listeners; keywords are settings of [scp]. They stop within 20 ms, for the tests' sake."""
-    monkeypatch.setattr(node_scp._Server, "serve_forever", lambda self: BaseServer.serve_forever(self, 0.02))
+    monkeypatch.setattr(Server, "serve_forever", lambda self: BaseServer.serve_forever(self, 0.02))
     with ExitStack() as stack:
 
         def make(**scp: Any) -> Running:
@@ -102,7 +103,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
             (data_dir / "spool").mkdir(parents=True)
             records, spool = open_records(settings), Spool(data_dir / "spool")
             listening = open_socket(settings.scp)
-            listener = Listener(settings, records, Intake(spool, records, time.time))
+            listener = Listener(settings, records, Intake(spool, records, time.time, settings.scp))
             listener.start(listening)
             stack.callback(records.close)
             stack.callback(listening.close)
@@ -316,7 +317,8 @@ class TestTaken:
         self, node: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ds = one_slice()
-        monkeypatch.setattr(Arrivals, "is_own_object", lambda self, uid: uid == ds.SOPInstanceUID)
+        own = Known(True, None, "", None)
+        monkeypatch.setattr(Arrivals, "known", lambda self, uid: own if uid == ds.SOPInstanceUID else None)
         assert send_file(node.port, write(tmp_path / "a.dcm", ds)) == SUCCESS
         assert node.nothing_kept()
 
@@ -386,7 +388,7 @@ class TestRefused:
         assert send_file(node.port, write(tmp_path / "a.dcm", one_slice())) == NO_ROOM
         assert node.nothing_kept()
 
-    @pytest.mark.parametrize("method", ["record", "open_association", "is_own_object"])
+    @pytest.mark.parametrize("method", ["record", "open_association", "known"])
     def test_a_database_that_is_away(
         self, method: str, node: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

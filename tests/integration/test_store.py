@@ -366,8 +366,8 @@ class TestArrivals:
 
     def test_an_own_object_is_known_by_its_uid(self, records: Records) -> None:
         composed_job(records, 1)
-        assert records.arrivals.is_own_object("2.25.1")
-        assert not records.arrivals.is_own_object("2.25.2")
+        assert records.arrivals.known("2.25.1").own
+        assert not records.arrivals.known("2.25.2").own
 
 
 class TestAssociations:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from node.liveness import is_gone, process_name
+from node import liveness
+from node.liveness import is_gone, namespace, process_name
 
 
 def dead_pid() -> int:
@@ -18,8 +22,15 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_name_is_host_and_pid() -> None:
-    assert process_name() == f"{socket.gethostname()}:{os.getpid()}"
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Names and judgements as in another pid namespace of the same host name."""
+    monkeypatch.setattr(liveness, "namespace", lambda: "0123abcd")
+    yield
+
+
+def test_a_name_is_host_namespace_and_pid() -> None:
+    assert process_name() == f"{socket.gethostname()}:{namespace()}:{os.getpid()}"
     assert process_name(17).endswith(":17")
 
 
@@ -46,7 +57,43 @@ def test_a_process_that_ended_is_gone_on_a_host_with_a_long_name(monkeypatch: py
 
 
 def test_a_process_of_another_host_is_never_judged() -> None:
-    assert not is_gone(f"another-host:{dead_pid()}")
+    assert not is_gone(f"another-host:{namespace()}:{dead_pid()}")
+
+
+def test_a_pid_of_another_namespace_says_nothing_whatever_it_is_here(elsewhere: None) -> None:
+    name = process_name(dead_pid())
+    assert is_gone(name)
+    liveness_here = f"{socket.gethostname()}:ffffffff:{dead_pid()}"
+    assert not is_gone(liveness_here)
+
+
+@pytest.mark.parametrize("changed", ["boot", "namespace"])
+def test_a_reboot_or_a_namespace_changes_the_name(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = namespace()
+    monkeypatch.setattr(liveness, "BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr(liveness, "PID_NAMESPACE", tmp_path / "ns")
+    (tmp_path / "boot").write_text(
+        "other" if changed == "boot" else Path("/proc/sys/kernel/random/boot_id").read_text()
+    )
+    there = Path("/proc/self/ns/pid").readlink().name if changed == "boot" else "pid:[1]"
+    (tmp_path / "ns").symlink_to(there)
+    assert namespace.__wrapped__() != here
+
+
+def test_a_process_in_a_real_namespace_of_its_own_is_not_judged_by_its_pid() -> None:
+    """The same host name, another pid namespace: its pid 1 is not our pid 1."""
+    if shutil.which("unshare") is None:
+        pytest.skip("not on the PATH: unshare")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c",
+               "from node.liveness import process_name; print(process_name())"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this system makes no pid namespace: {done.stderr.strip()}")
+    name = done.stdout.strip()
+    assert name.rpartition(":")[2] == "1" and name != process_name(1)
+    assert not is_gone(name)
 
 
 def test_a_process_of_somebody_else_that_lives_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +107,8 @@ def test_a_process_of_somebody_else_that_lives_is_not_gone(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "name",
     ["", ":", "12", f"{socket.gethostname()}", f"{socket.gethostname()}:", f"{socket.gethostname()}:-1",
-     f"{socket.gethostname()}:x", f"{socket.gethostname()}:1²", f"{socket.gethostname()}:0"],
+     f"{socket.gethostname()}:x", f"{socket.gethostname()}:1²", f"{socket.gethostname()}:0",
+     f"{socket.gethostname()}:4194304"],
 )  # fmt: skip
 def test_what_is_no_name_is_never_judged(name: str) -> None:
     assert not is_gone(name)

@@ -1,0 +1,91 @@
+"""Connections of peers that mean no good: bounds in bytes, in time and in number. Knows no DIMSE.
+
+pynetdicom reads a PDU of whatever length its first six bytes announce, for as long as it trickles in, and
+makes a thread for every connection before it counts associations. Here a PDU is bounded, and so is the
+time it may take, and connections beyond the limit are closed at once.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from socketserver import BaseServer
+from typing import Any, cast
+
+from pynetdicom import Association
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+MAXIMUM_PDU_BYTES = 128 * 1024
+LONGEST_PDU_BYTES = 1024 * 1024
+"""A-ASSOCIATE-RQ PDUs have no negotiated limit; 128 presentation contexts come to some 100 KiB."""
+SPARE_CONNECTIONS = 64
+"""Connections beyond max_associations, so that one too many is still told why (PS3.8 9.3.4)."""
+
+
+class BoundedSocket(AssociationSocket):
+    """Reads no PDU that is longer, or takes longer, than is decent."""
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """`nr_bytes` from the peer; fewer when it closed the connection. Raises OSError out of bounds."""
+        if nr_bytes > LONGEST_PDU_BYTES:
+            raise OSError(f"a PDU of {nr_bytes} bytes is announced, {MAXIMUM_PDU_BYTES} were agreed on")
+        peer = cast(socket.socket, self.socket)
+        patience_s = peer.gettimeout()
+        deadline = time.monotonic() + (patience_s or 3600.0)
+        received = bytearray(nr_bytes)
+        view, count = memoryview(received), 0
+        try:
+            while count < nr_bytes:
+                if (left_s := deadline - time.monotonic()) <= 0:
+                    raise TimeoutError("the peer takes too long for one PDU")
+                peer.settimeout(left_s)
+                if not (more := peer.recv_into(view[count:])):
+                    break
+                count += more
+        finally:
+            view.release()
+            peer.settimeout(patience_s)
+        del received[count:]
+        return received
+
+
+class _Handler(RequestHandler):
+    """pynetdicom's own, with a bounded socket."""
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        unbounded = cast(AssociationSocket, association.dul.socket)
+        unbounded.__class__ = BoundedSocket  # made by pynetdicom, which offers no other way
+        return association
+
+
+class Server(ThreadedAssociationServer):
+    """Accepts on a socket that several processes share; a slow peer holds up its own thread only."""
+
+    listening: socket.socket
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "request_handler": _Handler})
+
+    def server_bind(self) -> None:
+        self.socket = self.listening
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """The socket listens already."""
+
+    def shutdown(self) -> None:
+        """Accept no more. (pynetdicom's own would also strike the server off a list it is not on.)"""
+        BaseServer.shutdown(self)
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        client, address = self.listening.accept()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.settimeout(self.ae.network_timeout)
+        if self.ssl_context:  # the handshake waits for the association's own thread
+            client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return client, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """False closes the connection before a thread is made for it."""
+        return len(self.active_associations) < self.ae.maximum_associations + SPARE_CONNECTIONS
