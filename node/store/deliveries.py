@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Update, or_, select, update
 
@@ -41,7 +42,10 @@ class Deliveries:
         self._engine = engine
 
     def take_due(self, destination: str, now: float, lease_until: float, limit: int = 200) -> list[Due]:
-        """Due deliveries of a destination, urgent ones first, leased so that nobody else sends them."""
+        """Due deliveries of a destination, leased so that nobody else sends them.
+
+        Urgent ones first, then those that failed least often: what a peer chokes on holds up no other.
+        """
         due = (
             deliveries.c.destination == destination,
             deliveries.c.state == DeliveryState.PENDING,
@@ -53,32 +57,14 @@ class Deliveries:
                 return []
             if connection.execute(select(deliveries.c.id).where(*due).limit(1)).first() is None:
                 return []
+        order = (deliveries.c.urgent.desc(), deliveries.c.attempts, deliveries.c.job_id, deliveries.c.rank)
         with writing(self._engine) as connection:
-            rows = connection.execute(
-                select(deliveries, objects.c.sop_class_uid, objects.c.path)
-                .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
-                .where(*due)
-                .order_by(deliveries.c.urgent.desc(), deliveries.c.job_id, deliveries.c.rank)
-                .limit(limit)
-                .with_for_update(skip_locked=True, of=deliveries)
-            ).all()
+            rows = dues(connection, due, order, limit)
             ids = [row.id for row in rows]
             connection.execute(
                 update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
             )
-        return [
-            Due(
-                row.id,
-                row.job_id,
-                row.sop_instance_uid,
-                row.sop_class_uid,
-                row.path,
-                row.attempts,
-                row.created_at,
-                bool(row.urgent),
-            )
-            for row in rows
-        ]
+            return rows
 
     def extend(self, ids: Sequence[int], lease_until: float) -> None:
         """Keep the lease on deliveries that are still waiting their turn in a batch."""
@@ -88,9 +74,14 @@ class Deliveries:
             )
 
     def sent(self, delivery_id: int, status: str, now: float) -> bool:
+        """`now` is also when its commitment may first be asked for."""
         return self._change(
             _move(delivery_id, DeliveryEvent.ACCEPTED_BY_PEER).values(
-                sent_at=now, last_status=status, last_error=None, attempts=deliveries.c.attempts + 1
+                sent_at=now,
+                next_try_at=now,
+                last_status=status,
+                last_error=None,
+                attempts=deliveries.c.attempts + 1,
             )
         )
 
@@ -103,6 +94,13 @@ class Deliveries:
                 attempts=deliveries.c.attempts + 1,
             )
         )
+
+    def postpone(self, ids: Sequence[int], error: str, next_try_at: float) -> None:
+        """Give back what was taken but never tried."""
+        with writing(self._engine) as connection:
+            mine = (deliveries.c.id.in_(ids), deliveries.c.state == DeliveryState.PENDING)
+            values = {"next_try_at": next_try_at, "last_error": error, "lease_until": None}
+            connection.execute(update(deliveries).where(*mine).values(**values))
 
     def give_up(self, delivery_id: int, error: str, status: str) -> bool:
         return self._change(
@@ -159,10 +157,40 @@ def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDeliver
         insert_if_absent(connection, deliveries, row)
 
 
-def _move(delivery_id: int, event: DeliveryEvent) -> Update:
+def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], limit: int) -> list[Due]:
+    """Deliveries with the objects they carry; rows that another process holds are passed over."""
+    rows = connection.execute(
+        select(deliveries, objects.c.sop_class_uid, objects.c.path)
+        .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .where(*where)
+        .order_by(*order)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=deliveries)
+    )
+    return [
+        Due(
+            row.id,
+            row.job_id,
+            row.sop_instance_uid,
+            row.sop_class_uid,
+            row.path,
+            row.attempts,
+            row.created_at,
+            bool(row.urgent),
+        )
+        for row in rows
+    ]
+
+
+def move(event: DeliveryEvent) -> Update:
+    """An UPDATE of deliveries that may take this event, to the state that the table names."""
     came_from = sources(DELIVERIES, event)
     return (
         update(deliveries)
-        .where(deliveries.c.id == delivery_id, deliveries.c.state.in_(came_from))
+        .where(deliveries.c.state.in_(came_from))
         .values(state=DELIVERIES[came_from[0], event])
     )
+
+
+def _move(delivery_id: int, event: DeliveryEvent) -> Update:
+    return move(event).where(deliveries.c.id == delivery_id)
