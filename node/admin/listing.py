@@ -15,7 +15,7 @@ from node.settings import Settings
 
 Row = Mapping[str, Any]
 STYLES = {
-    **dict.fromkeys(("STAT", "FAILED", "NOT ANALYSED"), "bold red"),
+    **dict.fromkeys(("STAT", "FAILED", "NOT ANALYSED", "UNDELIVERED"), "bold red"),
     **dict.fromkeys(("HIGH", "PENDING", "RECEIVING", "DECIDING", "QUEUED", "DELIVERING"), "yellow"),
     **dict.fromkeys(("RUNNING", "ANALYSED"), "cyan"),
     **dict.fromkeys(("DONE", "COMPOSED", "SENT", "COMMITTED", "ACCEPTED"), "green"),

@@ -98,7 +98,9 @@ class People:
             if connection.execute(select(users.c.name).where(users.c.name == name)).first() is None:
                 raise _nobody(name)
             made = insert(api_tokens).values(**row, created_at=times[0], expires_at=times[1])
-            return int(connection.execute(made).inserted_primary_key[0])
+            connection.execute(made)
+            mine = select(api_tokens.c.id).where(api_tokens.c.token_sha256 == token_sha256)
+            return int(connection.execute(mine).scalar_one())
 
     def tokens(self) -> list[dict[str, Any]]:
         columns = [c for c in api_tokens.c if c.name != "token_sha256"]

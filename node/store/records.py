@@ -17,6 +17,7 @@ from node.store.pauses import Pauses
 from node.store.people import People
 from node.store.reviews import Reviews
 from node.store.views import Views
+from node.store.worklist import Worklist
 
 
 class Records:
@@ -35,6 +36,7 @@ class Records:
         self.audit = Audit(engine)
         self.reviews = Reviews(engine)
         self.pauses = Pauses(engine)
+        self.worklist = Worklist(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, Select, case, delete, func, select, update
@@ -50,21 +50,23 @@ class Views:
                 )
             )
             undelivered = connection.execute(
-                select(jobs.c.study_instance_uid, func.count(deliveries.c.id))
+                select(jobs.c.study_instance_uid, deliveries.c.state, func.count(deliveries.c.id))
                 .join(deliveries, deliveries.c.job_id == jobs.c.id)
                 .where(
                     jobs.c.study_instance_uid.in_(uids),
                     deliveries.c.state.in_((DeliveryState.PENDING, DeliveryState.FAILED)),
                 )
-                .group_by(jobs.c.study_instance_uid)
+                .group_by(jobs.c.study_instance_uid, deliveries.c.state)
             )
-            waiting: dict[str, int] = dict(undelivered.all())
+            waiting = {(uid, state): count for uid, state, count in undelivered}
         for study in found:
             uid = study["study_instance_uid"]
             study["series"] = by_study.get(uid, [])
-            study["job"] = _current_job(job_rows.get(uid, []))
-            study["undelivered"] = waiting.get(uid, 0)
-            study["status"] = study_status(study["series"], study["job"], study["undelivered"])
+            study["job"] = current_job(job_rows.get(uid, []))
+            pending = waiting.get((uid, DeliveryState.PENDING), 0)
+            given_up = waiting.get((uid, DeliveryState.FAILED), 0)
+            study["undelivered"], study["given_up"] = pending + given_up, given_up
+            study["status"] = study_status(study["series"], study["job"], pending, given_up)
         return found
 
     def jobs(self, limit: int = 100) -> list[dict[str, Any]]:
@@ -219,21 +221,23 @@ def _grouped(rows: Any) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _current_job(of_study: list[dict[str, Any]]) -> dict[str, Any] | None:
+def current_job(of_study: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The job that speaks for the study: the newest one that still counts."""
     counting = [j for j in of_study if j["state"] not in (JobState.SUPERSEDED, JobState.CANCELLED)]
     return (counting or of_study)[-1] if of_study else None
 
 
-def study_status(of_study: list[dict[str, Any]], job: dict[str, Any] | None, undelivered: int) -> str:
-    """One word for where the study stands; derived, never stored."""
+def study_status(
+    of_study: Sequence[dict[str, Any]], job: dict[str, Any] | None, pending: int, given_up: int
+) -> str:
+    """One word for where the study stands; derived, never stored. The numbers are of its deliveries."""
     if any(s["state"] == SeriesState.RECEIVING for s in of_study):
         return "RECEIVING"
     if job is None:
         undecided = any(s["state"] == SeriesState.COMPLETE for s in of_study)
         return "DECIDING" if undecided else "NOTHING TO ANALYSE"
     if job["state"] == JobState.COMPOSED:
-        return "DELIVERING" if undelivered else "DONE"
+        return "DELIVERING" if pending else "UNDELIVERED" if given_up else "DONE"
     if job["state"] == JobState.FAILED:
         return "NOT ANALYSED"
     return str(job["state"])

@@ -1,0 +1,324 @@
+"""Every query of the reading worklist and of a study's page. Only reads.
+
+The word that counts for a study is the newest one that raised its priority, until a later one speaks: an
+alarm is never lowered by an analysis that has no result yet. Where there was none, it is the current job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, or_, select
+
+from node.domain.findings import Priority
+from node.domain.lifecycle import DeliveryState, JobState
+from node.store.engine import reading
+from node.store.tables import deliveries, instances, jobs, objects, reviews, series, studies
+from node.store.views import current_job, study_status
+
+Row = dict[str, Any]
+RAISED = (Priority.STAT, Priority.HIGH)
+_OVER = (JobState.SUPERSEDED, JobState.CANCELLED)
+FIRST_SENT = 0
+"""The rank of a delivery that carries the report."""
+
+
+class Shown(StrEnum):
+    """Which results the list shows."""
+
+    ALL = "all"
+    SUSPECTED = "suspected"
+    INDETERMINATE = "indeterminate"
+    NOT_ANALYSED = "not-analysed"
+    NOT_DETECTED = "not-detected"
+
+
+class Reading(StrEnum):
+    """Which of them by what people said."""
+
+    UNREAD = "unread"
+    ACKNOWLEDGED = "acknowledged"
+    BOTH = "all"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for; `search` looks everywhere, whatever the other fields say."""
+
+    shown: Shown = Shown.ALL
+    reading: Reading = Reading.UNREAD
+    since: float = 0.0
+    search: str = ""
+
+
+class Worklist:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(self, wanted: Wanted, limit: int, offset: int = 0) -> tuple[list[Row], bool]:
+        """Studies, suspected first, each with its jobs' words; and whether there are more."""
+        with reading(self._engine) as connection:
+            uids = _uids(connection, wanted, limit + 1, offset)
+            return _rows(connection, uids[:limit]), len(uids) > limit
+
+    def unread_alarms(self, since: float) -> int:
+        """Studies with suspected haemorrhage that nobody acknowledged."""
+        query = _alarms(Priority.STAT, Wanted(since=since))
+        with reading(self._engine) as connection:
+            counted = select(func.count()).select_from(query.subquery())
+            return int(connection.execute(counted).scalar_one())
+
+    def study(self, uid: str) -> Row | None:
+        """A row of the list, with all its series and jobs; None for a stranger."""
+        with reading(self._engine) as connection:
+            found = _rows(connection, [uid])
+        return found[0] if found else None
+
+    def series(self, series_uid: str) -> Row | None:
+        """The study, the state and the newest analysed job of a series."""
+        with reading(self._engine) as connection:
+            row = connection.execute(select(series).where(series.c.series_instance_uid == series_uid)).first()
+            if row is None:
+                return None
+            analysed = (
+                select(jobs.c.id, jobs.c.findings, jobs.c.maps_path, jobs.c.analysed_at, jobs.c.revision)
+                .where(jobs.c.series_instance_uid == series_uid, jobs.c.findings.is_not(None))
+                .order_by(jobs.c.id.desc())
+                .limit(1)
+            )
+            job = connection.execute(analysed).first()
+            return {**row._mapping, "job": dict(job._mapping) if job else None}
+
+    def files(self, series_uid: str) -> list[Row]:
+        """The instances of a series as they were recorded: UID, path and header."""
+        columns = (instances.c.sop_instance_uid, instances.c.path, instances.c.header)
+        query = select(*columns).where(instances.c.series_instance_uid == series_uid)
+        with reading(self._engine) as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def objects(self, job_ids: Sequence[int]) -> list[Row]:
+        """What was made by these jobs, each with its deliveries."""
+        made = select(objects).where(objects.c.job_id.in_(job_ids)).order_by(objects.c.created_at)
+        going = select(deliveries).where(deliveries.c.job_id.in_(job_ids)).order_by(deliveries.c.destination)
+        with reading(self._engine) as connection:
+            found = [dict(row._mapping) | {"deliveries": []} for row in connection.execute(made)]
+            by_uid = {row["sop_instance_uid"]: row for row in found}
+            for row in connection.execute(going):
+                by_uid[row.sop_instance_uid]["deliveries"].append(dict(row._mapping))
+        return found
+
+    def object(self, sop_instance_uid: str) -> Row | None:
+        """One object, with the study it belongs to."""
+        query = (
+            select(objects, jobs.c.study_instance_uid)
+            .join(jobs, jobs.c.id == objects.c.job_id)
+            .where(objects.c.sop_instance_uid == sop_instance_uid)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+            return dict(row._mapping) if row else None
+
+
+def _uids(connection: Connection, wanted: Wanted, limit: int, offset: int) -> list[str]:
+    found: list[str] = []
+    for query in _queries(wanted):
+        part = connection.execute(query.limit(limit - len(found)).offset(offset)).scalars().all()
+        found.extend(part)
+        if len(found) >= limit:
+            break
+        if offset:
+            offset = 0 if part else offset - _count(connection, query)
+    return found
+
+
+def _count(connection: Connection, query: Select[Any]) -> int:
+    counted = select(func.count()).select_from(query.order_by(None).subquery())
+    return int(connection.execute(counted).scalar_one())
+
+
+def _queries(wanted: Wanted) -> tuple[Select[Any], ...]:
+    """Statements that give study UIDs; the rows of the first come before those of the second."""
+    if wanted.search:
+        return (_searched(wanted.search),)
+    if wanted.reading is Reading.ACKNOWLEDGED:
+        return (_acknowledged(wanted),)
+    raised = tuple(_alarms(priority, wanted) for priority in RAISED)
+    match wanted.shown:
+        case Shown.SUSPECTED:
+            return raised[:1]
+        case Shown.INDETERMINATE:
+            return raised[1:]
+        case Shown.NOT_ANALYSED:
+            return (_by_job(wanted, jobs.c.state == JobState.FAILED, jobs.c.id == _current_id(jobs)),)
+        case Shown.NOT_DETECTED:
+            finished = jobs.c.state.in_((JobState.ANALYSED, JobState.COMPOSED))
+            return (
+                _by_job(wanted, jobs.c.priority == Priority.ROUTINE, finished, jobs.c.id == _word_id(jobs)),
+            )
+    return (*raised, _others(wanted))
+
+
+def _searched(words: str) -> Select[Any]:
+    match = or_(
+        studies.c.patient_id.istartswith(words, autoescape=True),
+        studies.c.accession_number.istartswith(words, autoescape=True),
+        studies.c.study_instance_uid == words,
+    )
+    return select(studies.c.study_instance_uid).where(match).order_by(studies.c.last_received_at.desc())
+
+
+def _acknowledged(wanted: Wanted) -> Select[Any]:
+    query = (
+        select(studies.c.study_instance_uid)
+        .join(jobs, jobs.c.study_instance_uid == studies.c.study_instance_uid)
+        .join(reviews, reviews.c.job_id == jobs.c.id)
+        .where(_counts(), studies.c.last_received_at >= wanted.since)
+        .order_by(reviews.c.acknowledged_at.desc())
+    )
+    match wanted.shown:
+        case Shown.SUSPECTED:
+            return query.where(jobs.c.priority == Priority.STAT)
+        case Shown.INDETERMINATE:
+            return query.where(jobs.c.priority == Priority.HIGH)
+        case Shown.NOT_ANALYSED:
+            return query.where(jobs.c.state == JobState.FAILED)
+        case Shown.NOT_DETECTED:
+            return query.where(jobs.c.priority == Priority.ROUTINE)
+    return query
+
+
+def _alarms(priority: Priority, wanted: Wanted) -> Select[Any]:
+    return _by_job(wanted, jobs.c.priority == priority, jobs.c.id == _word_id(jobs))
+
+
+def _by_job(wanted: Wanted, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Studies by their job, the newest first: an index on jobs finds them."""
+    query = (
+        select(jobs.c.study_instance_uid)
+        .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
+        .where(*conditions, studies.c.last_received_at >= wanted.since)
+        .order_by(jobs.c.id.desc())
+    )
+    if wanted.reading is Reading.BOTH:
+        return query
+    return query.outerjoin(reviews, (reviews.c.job_id == jobs.c.id) & _counts()).where(
+        reviews.c.job_id.is_(None)
+    )
+
+
+def _others(wanted: Wanted) -> Select[Any]:
+    """Studies whose priority was not raised, by their last instance."""
+    word = jobs.alias("word")
+    raised = select(word.c.id).where(word.c.id == _word_id(studies), word.c.priority.in_(RAISED)).exists()
+    query = (
+        select(studies.c.study_instance_uid)
+        .where(~raised, studies.c.last_received_at >= wanted.since)
+        .order_by(studies.c.last_received_at.desc())
+    )
+    if wanted.reading is Reading.BOTH:
+        return query
+    current = jobs.alias("current")
+    read = (
+        select(reviews.c.job_id)
+        .join(current, current.c.id == reviews.c.job_id)
+        .where(
+            current.c.id == _current_id(studies),
+            reviews.c.acknowledged_at >= func.coalesce(current.c.analysed_at, 0),
+        )
+        .exists()
+    )
+    return query.where(~read)
+
+
+def _counts() -> ColumnElement[bool]:
+    """A review speaks of the word as it stands: nothing was analysed after it."""
+    return reviews.c.acknowledged_at >= func.coalesce(jobs.c.analysed_at, 0)
+
+
+def _word_id(of: Any) -> Any:
+    """The newest job of the same study that has a priority and was not cancelled."""
+    spoken = jobs.alias("spoken")
+    return (
+        select(func.max(spoken.c.id))
+        .where(
+            spoken.c.study_instance_uid == of.c.study_instance_uid,
+            spoken.c.priority.is_not(None),
+            spoken.c.state != JobState.CANCELLED,
+        )
+        .scalar_subquery()
+    )
+
+
+def _current_id(of: Any) -> Any:
+    standing = jobs.alias("standing")
+    return (
+        select(func.max(standing.c.id))
+        .where(standing.c.study_instance_uid == of.c.study_instance_uid, standing.c.state.not_in(_OVER))
+        .scalar_subquery()
+    )
+
+
+def _rows(connection: Connection, uids: Sequence[str]) -> list[Row]:
+    """Studies in this order, each with `series`, `jobs`, `current`, `word`, `review` and what waits."""
+    found = {
+        row.study_instance_uid: dict(row._mapping)
+        for row in connection.execute(select(studies).where(studies.c.study_instance_uid.in_(uids)))
+    }
+    for row in found.values():
+        row.update(series=[], jobs=[], pending=0, given_up=0, sent=0)
+    all_series = select(series).where(series.c.study_instance_uid.in_(uids))
+    for item in connection.execute(all_series.order_by(series.c.series_number, series.c.first_received_at)):
+        found[item.study_instance_uid]["series"].append(dict(item._mapping))
+    light = [c for c in jobs.c if c.name != "findings"]
+    for item in connection.execute(
+        select(*light).where(jobs.c.study_instance_uid.in_(uids)).order_by(jobs.c.id)
+    ):
+        found[item.study_instance_uid]["jobs"].append(dict(item._mapping) | {"findings": None})
+    for row in found.values():
+        row["current"], row["word"] = current_job(row["jobs"]), word_of(row["jobs"])
+    _add_findings(connection, found.values())
+    _add_reviews(connection, found.values())
+    _add_tallies(connection, found.values())
+    return [found[uid] for uid in uids if uid in found]
+
+
+def word_of(of_study: Sequence[Row]) -> Row | None:
+    """The job whose word counts, of a study's jobs in order of their ids."""
+    spoken = [j for j in of_study if j["priority"] and j["state"] != JobState.CANCELLED]
+    return spoken[-1] if spoken and spoken[-1]["priority"] in RAISED else current_job(of_study)
+
+
+def _add_findings(connection: Connection, rows: Any) -> None:
+    """Only to the jobs that speak: findings are long."""
+    wanted = {job["id"]: job for row in rows for job in (row["current"], row["word"]) if job}
+    query = select(jobs.c.id, jobs.c.findings).where(jobs.c.id.in_(list(wanted)))
+    for job_id, found in connection.execute(query):
+        wanted[job_id]["findings"] = found
+
+
+def _add_reviews(connection: Connection, rows: Any) -> None:
+    words = {row["word"]["id"]: row for row in rows if row["word"]}
+    for row in rows:
+        row["review"] = None
+    for said in connection.execute(select(reviews).where(reviews.c.job_id.in_(list(words)))):
+        row = words[said.job_id]
+        if said.acknowledged_at >= (row["word"]["analysed_at"] or 0):
+            row["review"] = dict(said._mapping)
+
+
+def _add_tallies(connection: Connection, rows: Any) -> None:
+    """How many objects of the current job wait, were given up, were sent; and the derived status."""
+    current = {row["current"]["id"]: row for row in rows if row["current"]}
+    query = (
+        select(deliveries.c.job_id, deliveries.c.state, func.count())
+        .where(deliveries.c.job_id.in_(list(current)))
+        .group_by(deliveries.c.job_id, deliveries.c.state)
+    )
+    names = {DeliveryState.PENDING: "pending", DeliveryState.FAILED: "given_up"}
+    for job_id, state, count in connection.execute(query):
+        current[job_id][names.get(DeliveryState(state), "sent")] += count
+    for row in rows:
+        row["status"] = study_status(row["series"], row["current"], row["pending"], row["given_up"])
