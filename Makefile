@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
-PEERS := redis-server orthanc dcmtk dicom3tools chromium postgresql openssl
+PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test peers lint types imports check clean
@@ -33,6 +33,7 @@ peers:  ## real DICOM and Redis peers for the tests, from Debian; without them t
 	@missing=""; for p in redis-server Orthanc storescu dciodvfy chromium openssl; do \
 	    PATH="$$PATH:/usr/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	ls /usr/*/orthanc/libOrthancDicomWeb* >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ]; then root=""; elif sudo -n true 2>/dev/null; then root="sudo"; \
 	else echo "cannot install$$missing without root: their tests will be skipped"; exit 0; fi; \

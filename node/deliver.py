@@ -6,52 +6,105 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from node import commitment
 from node.domain.errors import TransientError
-from node.scu import Outcome, Parcel, Peer
+from node.retry import back_off_s, is_hopeless
+from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
 from node.spool import Spool
+from node.store.commitments import Asked
 from node.store.deliveries import Due
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-LEASE_S = 90
+LEASE_S = 2.0 * (CONNECTION_TIMEOUT_S + 2 * RESPONSE_TIMEOUT_S)
+"""Twice the longest silence: connecting, associating, one object."""
 BATCH = 100
+MOST_BREAKS = 2
+"""A peer that breaks off at one object may take the next; one that does so again is left alone for now."""
+
+
+class Carrier(Protocol):
+    """Whatever can bring objects to a destination, by DIMSE or by DICOMweb."""
+
+    @property
+    def name(self) -> str: ...
+
+    def check(self) -> None: ...
+
+    def echo(self) -> None: ...
+
+    def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]: ...
+
+
+def carrier_to(destination: Destination, calling_ae: str) -> Carrier:
+    """The carrier that the settings of a destination ask for."""
+    if not destination.url:
+        return Peer(destination, calling_ae)
+    from node.stow import WebPeer  # a node without DICOMweb need not load it
+
+    return WebPeer(destination)
 
 
 class Courier:
     """Carries the deliveries of one destination. A dead destination delays no other."""
 
-    def __init__(self, destination: Destination, peer: Peer, records: Records, spool: Spool) -> None:
+    def __init__(self, destination: Destination, peer: Carrier, records: Records, spool: Spool) -> None:
         self._destination = destination
         self._peer = peer
         self._records = records
         self._spool = spool
 
     def round(self, now: Callable[[], float] = time.time) -> bool:
-        """Send one batch of what is due. Returns False when the destination could not be reached."""
+        """Send one batch of what is due, or else ask for commitment of what was sent.
+
+        Returns False when the destination could not be reached.
+        """
         name = self._destination.name
         batch = self._records.deliveries.take_due(name, now(), now() + LEASE_S, BATCH)
-        if not batch:
-            return True
+        if batch:
+            return self._send(batch, now)
+        return self._ask(now) if self._destination.commitment else True
+
+    def _send(self, batch: Sequence[Due], now: Callable[[], float]) -> bool:
         left = {due.id: due for due in batch}
-        parcels = [Parcel(d.id, self._spool.absolute(d.path), d.sop_class_uid) for d in batch]
+        for _ in range(MOST_BREAKS):
+            try:
+                self._send_once(left, now)
+                return True
+            except AssociationBroke as error:
+                log.warning("%s", error)
+                self._write_down(left.pop(error.key), Outcome(error.key, False, "", str(error)), now())
+                if not left:
+                    return False
+                self._records.deliveries.extend(list(left), now() + LEASE_S)
+                reason = str(error)
+            except TransientError as error:
+                log.warning("%d deliveries wait: %s", len(left), error)
+                for due in left.values():
+                    self._write_down(due, Outcome(due.id, False, "", str(error)), now())
+                return False
+        again = now() + back_off_s(0, self._destination, random.random())
+        self._records.deliveries.postpone(list(left), reason, again)
+        return False
+
+    def _send_once(self, left: dict[int, Due], now: Callable[[], float]) -> None:
+        """Over one association; takes out of `left` what got an answer."""
         leased_until = now() + LEASE_S
-        try:
-            for outcome in self._peer.send(parcels):
-                self._write_down(left.pop(outcome.key), outcome, now())
-                if left and leased_until - now() < LEASE_S / 2:
-                    leased_until = now() + LEASE_S
-                    self._records.deliveries.extend(list(left), leased_until)
-        except TransientError as error:
-            log.warning("%d deliveries wait: %s", len(left), error)
-            for due in left.values():
-                self._write_down(due, Outcome(due.id, False, "", str(error)), now())
-            return False
-        return True
+        parcels = [Parcel(d.id, self._spool.absolute(d.path), d.sop_class_uid) for d in left.values()]
+        for outcome in self._peer.send(parcels):
+            self._write_down(left.pop(outcome.key), outcome, now())
+            if left and leased_until - now() < LEASE_S / 2:
+                leased_until = now() + LEASE_S
+                self._records.deliveries.extend(list(left), leased_until)
 
     def _write_down(self, due: Due, outcome: Outcome, now: float) -> None:
         deliveries = self._records.deliveries
@@ -66,16 +119,28 @@ class Courier:
             delay = back_off_s(due.attempts, self._destination, random.random())
             deliveries.failed(due.id, outcome.text, outcome.status, now + delay)
 
+    def _ask(self, now: Callable[[], float]) -> bool:
+        """Ask the destination to commit to what it took lately."""
+        d, peer, commitments = self._destination, self._peer, self._records.commitments
+        sent_since = now() - d.give_up_h * 3600
+        batch = commitments.to_ask(d.name, now(), sent_since, now() + LEASE_S, BATCH)
+        if not batch or not isinstance(peer, Peer):
+            return True
+        ids = [due.id for due in batch]
+        uid = generate_uid(prefix=None)
+        commitments.asked(Asked(uid, d.name, now()))
 
-def back_off_s(attempts: int, destination: Destination, chance: float) -> float:
-    """Doubling from retry_base_s to retry_max_s; `chance` in 0…1 spreads tries over the upper half."""
-    longest = min(destination.retry_base_s * 2 ** min(attempts, 30), destination.retry_max_s)
-    return longest * (0.5 + 0.5 * chance)
+        def answer(ds: Dataset) -> int:
+            return commitment.take_in(ds, self._records, (d,), now())
 
-
-def is_hopeless(due: Due, destination: Destination, now: float) -> bool:
-    """A positive result is never given up."""
-    return not due.urgent and now - due.created_at > destination.give_up_h * 3600
+        try:
+            commitment.ask(peer, uid, batch, answer)
+        except TransientError as error:
+            log.warning("%d deliveries stay without commitment: %s", len(batch), error)
+            commitments.wait(ids, now() + d.retry_max_s, str(error))
+            return False
+        commitments.wait(ids, now() + d.commitment_wait_s, "storage commitment is asked for, no answer yet")
+        return True
 
 
 def run(courier: Courier, pause_s: float, stopping: Callable[[float], bool]) -> None:
@@ -98,10 +163,13 @@ def run(courier: Courier, pause_s: float, stopping: Callable[[float], bool]) -> 
 def start_couriers(
     settings: Settings, records: Records, spool: Spool, stopping: Callable[[float], bool]
 ) -> list[threading.Thread]:
-    """One thread for each destination."""
+    """One thread for each destination. Raises SettingsError when one of them cannot be spoken to at all."""
+    carriers = [(d, carrier_to(d, settings.scp.ae_title)) for d in settings.destination]
+    for _, carrier in carriers:
+        carrier.check()
     threads = []
-    for destination in settings.destination:
-        courier = Courier(destination, Peer(destination, settings.scp.ae_title), records, spool)
+    for destination, carrier in carriers:
+        courier = Courier(destination, carrier, records, spool)
         thread = threading.Thread(
             target=run,
             args=(courier, destination.retry_base_s, stopping),

@@ -50,6 +50,14 @@ class Outcome:
     text: str = ""
 
 
+class AssociationBroke(TransientError):
+    """The association ended while the parcel `key` was on its way; whether it arrived is unknown."""
+
+    def __init__(self, key: int, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class Peer:
     """A destination that speaks DIMSE, as seen from the node's own AE title."""
 
@@ -79,8 +87,8 @@ class Peer:
     def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
         """Send over one association; an Outcome for each parcel that was tried, in order.
 
-        Raises TransientError when no association can be had, or when it breaks: what got no
-        Outcome by then was not accepted.
+        Raises TransientError when no association can be had, AssociationBroke when it breaks: what got
+        no Outcome by then was not accepted.
         """
         assoc = self.associate(
             [
@@ -115,10 +123,11 @@ class Peer:
             status = assoc.send_c_store(what)
         except (OSError, ValueError, RuntimeError) as error:
             if not assoc.is_established:
-                raise TransientError(f"{self.name}: the association broke: {error}") from error
+                raise AssociationBroke(parcel.key, f"{self.name}: the association broke: {error}") from error
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be sent: {error}")
         if "Status" not in status:
-            raise TransientError(f"{self.name}: no answer to the C-STORE of {parcel.file.name}")
+            text = f"{self.name}: no answer to the C-STORE of {parcel.file.name}"
+            raise AssociationBroke(parcel.key, text)
         code = int(status.Status)
         good = code == 0x0000 or code in WARNINGS
         return Outcome(parcel.key, good, f"0x{code:04X}", "" if code == 0 else words(status))

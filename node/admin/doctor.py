@@ -9,11 +9,12 @@ from importlib.metadata import entry_points
 
 from node import broker
 from node.admin.roles import prepare, spool_of
+from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError
-from node.scu import Peer
 from node.settings import Settings
 from node.store.records import open_records
 
+INCIDENT_DAYS = 7
 CHECKS = "ichnode.checks"
 """Entry-point group of further checks: functions of the settings that return words or raise IchnodeError."""
 
@@ -34,10 +35,12 @@ def examine(settings: Settings) -> Iterator[Check]:
     for entry in sorted(entry_points(group=CHECKS), key=lambda e: e.name):
         yield _check(entry.name, lambda entry=entry: entry.load()(settings))  # type: ignore[misc]
     yield _check("disk", lambda: _disk(settings))
+    yield _check("spool", lambda: _spool(settings))
+    yield _check("incidents", lambda: _incidents(settings))
     if not settings.destination:
         yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
     for destination in settings.destination:
-        peer = Peer(destination, settings.scp.ae_title)
+        peer = carrier_to(destination, settings.scp.ae_title)
         yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
 
 
@@ -77,7 +80,8 @@ def _disk(settings: Settings) -> str:
     return f"{spool.free_bytes() / 2**30:.1f} GiB free, {settings.spool.reserve_mb} MiB kept in reserve"
 
 
-def _echo(peer: Peer) -> str:
+def _echo(peer: Carrier) -> str:
+    peer.check()
     began = time.perf_counter()
     peer.echo()
     return f"{peer.name} answered in {(time.perf_counter() - began) * 1000:.0f} ms"

@@ -277,18 +277,31 @@ class TestUnkindPeers:
         assert "must know AE title ICHNODE" in place.rows()[0].last_error
 
     @pytest.mark.parametrize("how", ["abort", "cut"])
-    def test_an_association_that_breaks_in_the_middle(self, how: str, place: Place) -> None:
+    def test_an_object_at_which_it_breaks_off_holds_up_no_other(self, how: str, place: Place) -> None:
         uids = place.compose("pacs")
         with Pacs(answers=lambda number: how if number == 2 else 0x0000) as pacs:
             courier = place.courier(pacs_at(pacs.port))
-            assert not courier.round(lambda: T0)
-            assert place.states() == [SENT, PENDING, PENDING]
+            assert courier.round(lambda: T0)
+            assert place.states() == [SENT, PENDING, SENT]
             assert [row.attempts for row in place.rows()] == [1, 1, 1]
             assert courier.round(lambda: T0 + 4.9)
-            assert place.states() == [SENT, PENDING, PENDING]
+            assert place.states() == [SENT, PENDING, SENT]
             assert courier.round(lambda: T0 + 5)
             assert place.states() == [SENT] * 3
-            assert pacs.uids() == uids
+            assert pacs.uids() == [uids[0], uids[2], uids[1]]
+
+    @pytest.mark.parametrize("how", ["abort", "cut"])
+    def test_a_peer_that_breaks_off_twice_is_left_alone_for_now(self, how: str, place: Place) -> None:
+        uids = place.compose("pacs", count=4)
+        with Pacs(answers=lambda number: how if number in (2, 3) else 0x0000) as pacs:
+            courier = place.courier(pacs_at(pacs.port))
+            assert not courier.round(lambda: T0)
+            assert place.states() == [SENT, PENDING, PENDING, PENDING]
+            assert [row.attempts for row in place.rows()] == [1, 1, 1, 0]
+            assert all(row.lease_until is None for row in place.rows())
+            assert courier.round(lambda: T0 + 5)
+            assert place.states() == [SENT] * 4
+            assert pacs.uids() == [uids[0], uids[3], uids[1], uids[2]]
 
     def test_a_peer_that_never_answers_a_store(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scu, "RESPONSE_TIMEOUT_S", 1)
@@ -304,7 +317,9 @@ class TestUnkindPeers:
             assert not place.courier(pacs_at(pacs.port)).round(lambda: T0)
             assert time.monotonic() - began < 8
             released.set()
-        self.waits(place, T0 + 5)
+        assert set(place.states()) == {PENDING}
+        assert [row.attempts for row in place.rows()] == [1, 1, 0]
+        assert {row.next_try_at for row in place.rows()} == {T0 + 5}
 
     def test_one_object_that_is_refused_does_not_hold_up_the_rest(self, place: Place) -> None:
         uids = place.compose("pacs")

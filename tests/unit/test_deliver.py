@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from node import deliver
-from node.deliver import LEASE_S, Courier, back_off_s, is_hopeless
+from node.deliver import LEASE_S, Courier
 from node.domain.errors import TransientError
-from node.scu import Outcome, Parcel
+from node.retry import back_off_s, is_hopeless
+from node.scu import AssociationBroke, Outcome, Parcel
 from node.settings import Destination
 from node.spool import Spool
 from node.store.deliveries import Due
@@ -63,6 +64,9 @@ class Rows:
 
     def failed(self, delivery_id: int, error: str, status: str, next_try_at: float) -> None:
         self.log.append(("failed", delivery_id, status, next_try_at))
+
+    def postpone(self, ids: Sequence[int], error: str, next_try_at: float) -> None:
+        self.log.append(("postponed", tuple(ids), next_try_at))
 
     def give_up(self, delivery_id: int, error: str, status: str) -> None:
         self.log.append(("given up", delivery_id, status))
@@ -124,6 +128,19 @@ def test_what_got_no_answer_is_tried_again_and_the_destination_counts_as_away() 
     rows = Rows(due(1), due(2), due(3))
     assert not courier(rows, Script(GOOD, TransientError("broke"))).round(Clock(1000.0))
     assert rows.log == [("sent", 1, "0x0000"), ("failed", 2, "", 1005.0), ("failed", 3, "", 1005.0)]
+
+
+def test_the_object_at_which_the_peer_breaks_off_is_set_aside_once() -> None:
+    rows = Rows(*(due(n) for n in range(1, 6)))
+    script = Script(GOOD, AssociationBroke(2, "broke"), GOOD, AssociationBroke(4, "broke again"))
+    assert not courier(rows, script).round(Clock(1000.0))
+    assert [entry for entry in rows.log if entry[0] != "extend"] == [
+        ("sent", 1, "0x0000"),
+        ("failed", 2, "", 1005.0),
+        ("sent", 3, "0x0000"),
+        ("failed", 4, "", 1005.0),
+        ("postponed", (5,), 1005.0),
+    ]
 
 
 def test_an_old_result_is_given_up_unless_it_is_positive() -> None:
