@@ -36,10 +36,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
+    StorageCommitmentPushModel,
     Verification,
 )
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
+from node import commitment
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.intake import (
@@ -118,6 +120,7 @@ class Listener:
             (evt.EVT_CONN_CLOSE, self._on_over),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
+            (evt.EVT_N_EVENT_REPORT, self._on_report),
         ]
 
     def _on_store(self, event: evt.Event) -> int:
@@ -138,6 +141,16 @@ class Listener:
         except Exception:
             log.exception("C-STORE of %s failed", request.AffectedSOPInstanceUID)
             return PROCESSING_FAILURE
+
+    def _on_report(self, event: evt.Event) -> tuple[int, None]:
+        """A destination answers a request for storage commitment."""
+        try:
+            answer = event.event_information
+            destinations = self._settings.destination
+            return commitment.take_in(answer, self._records, destinations, time.time()), None
+        except Exception:
+            log.exception("N-EVENT-REPORT of %s failed", event.assoc.requestor.ae_title)
+            return PROCESSING_FAILURE, None
 
     def _association_id(self, assoc: Association) -> str:
         """Recorded with the first instance: an association that only echoes leaves no row."""
@@ -200,6 +213,7 @@ def _application_entity(scp: Scp) -> AE:
     ae.network_timeout = ae.acse_timeout = ae.dimse_timeout = scp.timeout_s
     ae.require_calling_aet = list(scp.calling_ae_titles)
     ae.add_supported_context(Verification)
+    ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)  # it reports to us
     for sop_class in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     analysed = {context.abstract_syntax for context in ae.supported_contexts}
