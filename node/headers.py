@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydicom import dcmread
 from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 from node.domain.errors import PermanentError
-from node.domain.instance import Instance, Vector
+from node.domain.instance import Frame, Instance, Vector
+from node.frames import UNREADABLE, frame_headers, is_multiframe
 
 _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime",
@@ -34,6 +34,8 @@ _KEYWORDS = (
     "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID",
     "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept", "RescaleSlope",
+    "IssuerOfPatientID", "PatientBirthDate", "StackID", "TemporalPositionIndex",
+    "VolumeBasedCalculationTechnique", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 _TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in _KEYWORDS}
 HEADER_TAGS = list(_TAGS.values())
@@ -41,18 +43,14 @@ HEADER_TAGS = list(_TAGS.values())
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _DELIMITERS = TEXT_VR_DELIMS | PN_DELIMS
-_UNREADABLE = (
-    ArithmeticError, BytesLengthException, EOFError, InvalidDicomError, LookupError, NotImplementedError,
-    ValueError, struct.error, zlib.error,
-)  # fmt: skip
-"""What pydicom raises on bytes that are no DICOM, besides an OSError that no disk is to blame for."""
+_PER_FRAME = [field.name for field in fields(Frame)]
 
 
 def read_instance(source: str | Path | BinaryIO) -> Instance:
     """The instance in a Part 10 file. Raises PermanentError HEADER_UNREADABLE or HEADER_INCOMPLETE."""
     try:
         ds = dcmread(source, specific_tags=HEADER_TAGS, stop_before_pixels=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         name = getattr(source, "name", source)
         raise PermanentError("HEADER_UNREADABLE", f"{name} cannot be read as DICOM: {error}") from error
     meta = getattr(ds, "file_meta", None)
@@ -61,6 +59,26 @@ def read_instance(source: str | Path | BinaryIO) -> Instance:
 
 def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
     """The facts the node decides by. Raises PermanentError HEADER_INCOMPLETE without the four UIDs."""
+    own = _instance_of(ds, transfer_syntax_uid)
+    if not is_multiframe(ds):
+        return own
+    return _with_frames(own, [_instance_of(header, transfer_syntax_uid) for header in frame_headers(ds)])
+
+
+def _with_frames(own: Instance, frames: list[Instance]) -> Instance:
+    """The object with what all its frames have in common, and each frame with the rest."""
+    if not frames:
+        return own
+    values = {name: [getattr(frame, name) for frame in frames] for name in _PER_FRAME}
+    common: dict[str, Any] = {
+        name: found[0] for name, found in values.items() if all(v == found[0] for v in found)
+    }
+    blank: dict[str, Any] = {f.name: f.default for f in fields(Instance) if f.name in values.keys() - common}
+    rest = [{n: found[index] for n, found in values.items() if n in blank} for index in range(len(frames))]
+    return replace(own, **blank, **common, per_frame=tuple(Frame(**own_rest) for own_rest in rest))
+
+
+def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
     header = _Header(ds)
     slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
     return Instance(
@@ -70,7 +88,7 @@ def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         study_instance_uid=header.required("StudyInstanceUID"),
         transfer_syntax_uid=transfer_syntax_uid,
         modality=header.text("Modality").upper(),
-        image_type=tuple(value.upper() for value in header.texts("ImageType")),
+        image_type=tuple(value.upper() for value in header.texts("ImageType") + header.technique()),
         manufacturer=header.text("Manufacturer"),
         body_part=header.text("BodyPartExamined") or header.meaning("AnatomicRegionSequence"),
         study_description=header.text("StudyDescription"),
@@ -91,10 +109,13 @@ def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         rescaled=intercept is not None and slope is not None and slope != 0,
         frame_of_reference_uid=header.text("FrameOfReferenceUID"),
         patient_id=header.text("PatientID"),
+        issuer_of_patient_id=header.text("IssuerOfPatientID"),
         patient_name=header.text("PatientName"),
+        patient_birth_date=header.text("PatientBirthDate"),
         accession_number=header.text("AccessionNumber"),
         study_date=header.text("StudyDate"),
         study_time=header.text("StudyTime"),
+        stack=header.stack(),
     )
 
 
@@ -152,11 +173,20 @@ class _Header:
         values = self.numbers(keyword)
         return values if len(values) == length else None
 
+    def technique(self) -> tuple[str, ...]:
+        """How an enhanced image was calculated from a volume, where it was (PS3.3 C.8.16.2.1.4)."""
+        return tuple(t for t in self.texts("VolumeBasedCalculationTechnique") if t.upper() != "NONE")
+
+    def stack(self) -> str:
+        """Which volume of its object a frame belongs to; in order of time where there are several."""
+        name, time = self.text("StackID"), self.integer("TemporalPositionIndex")
+        return name if time is None else f"{time:06d} {name}".strip()
+
     def meaning(self, keyword: str) -> str:
         """CodeMeaning of the first item of a code sequence (PS3.3 8.8)."""
         try:
             return str(self._ds[_TAGS[keyword]].value[0].CodeMeaning or "").strip()
-        except (AttributeError, OSError, TypeError, *_UNREADABLE):
+        except (AttributeError, OSError, TypeError, *UNREADABLE):
             return ""
 
     def _decode(self, value: bytes) -> str:

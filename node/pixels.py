@@ -89,7 +89,7 @@ def _text(ds: Dataset, keyword: str) -> str:
 
 def _rescale(ds: Dataset, frame: int) -> tuple[float, float]:
     """RescaleSlope and RescaleIntercept, from the functional groups where the image has them."""
-    for source in (ds, *_transformations(ds, frame)):
+    for source in (*_transformations(ds, frame), ds):
         try:
             slope, intercept = float(source.RescaleSlope), float(source.RescaleIntercept)
         except _UNDECODABLE:

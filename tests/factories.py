@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from node.domain.findings import (
     CLASSES,
@@ -23,6 +23,7 @@ from node.domain.findings import (
     SliceFinding,
     Status,
 )
+from node.domain.instance import SliceRef
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 INTERCEPT = -1024
@@ -73,13 +74,98 @@ def ct_series(
         ds.ImagePositionPatient = [round(float(v), 6) for v in origin_mm + index * step_mm * normal]
         ds.PixelSpacing, ds.SliceThickness = [spacing_mm, spacing_mm], step_mm
         ds.add_new("PixelData", "OW", (hu - INTERCEPT).astype("<i2").tobytes())
-        for keyword, value in attributes.items():
-            if value is None:
-                del ds[keyword]
-            else:
-                setattr(ds, keyword, value)
-        made.append(ds)
+        made.append(_changed(ds, attributes))
     return made
+
+
+def enhanced(
+    series: Sequence[Dataset], name: str = "enhanced", stacks: Sequence[str] = (), **attributes: Any
+) -> Dataset:
+    """The slices of a plain series as one Enhanced CT object, in their order (PS3.3 A.38).
+
+    `stacks` names the stack of each frame; `attributes` replace elements at the top, None removes them.
+    """
+    first = series[0]
+    ds = Dataset()
+    ds.update(
+        {e.tag: e for e in first if e.tag.group not in (0x0018, 0x0020, 0x7FE0) and e.keyword not in _OWN}
+    )
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "StudyID",
+                    "PositionReferenceIndicator", "BodyPartExamined", "PatientPosition"):  # fmt: skip
+        if keyword in first:
+            setattr(ds, keyword, first[keyword].value)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = EnhancedCTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(make_uid(name, "enhanced"))
+    ds.ImageType, ds.InstanceNumber = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], 1
+    ds.DeviceSerialNumber, ds.SoftwareVersions, ds.ContentQualification = "1", "1", "PRODUCT"
+    ds.PixelPresentation, ds.VolumetricProperties = "MONOCHROME", "VOLUME"
+    ds.VolumeBasedCalculationTechnique, ds.MultienergyCTAcquisition = "NONE", "NO"
+    ds.AcquisitionDateTime, ds.AcquisitionDuration = "20261120101500", 1.0
+    ds.BurnedInAnnotation, ds.LossyImageCompression, ds.PresentationLUTShape = "NO", "00", "IDENTITY"
+    ds.AcquisitionContextSequence, ds.NumberOfFrames = [], len(series)
+    index, organisation = Dataset(), Dataset()
+    organisation.DimensionOrganizationUID = index.DimensionOrganizationUID = make_uid(name, "dimension")
+    index.DimensionIndexPointer, index.FunctionalGroupPointer = 0x00200032, 0x00209113
+    ds.DimensionOrganizationSequence, ds.DimensionIndexSequence = [organisation], [index]
+    ds.SharedFunctionalGroupsSequence = [_shared_groups(first)]
+    names = stacks or ["1"] * len(series)
+    ds.PerFrameFunctionalGroupsSequence = [
+        _frame_groups(slice_, number, stack)
+        for number, (slice_, stack) in enumerate(zip(series, names, strict=True), start=1)
+    ]
+    ds.add_new("PixelData", "OW", b"".join(slice_.PixelData for slice_ in series))
+    return _changed(ds, attributes)
+
+
+_OWN = (
+    "ImageType",
+    "PixelSpacing",
+    "WindowCenter",
+    "WindowWidth",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+)
+
+
+def _shared_groups(first: Dataset) -> Dataset:
+    groups, kind, measures, plane, anatomy = Dataset(), Dataset(), Dataset(), Dataset(), Dataset()
+    kind.FrameType, kind.PixelPresentation = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "MONOCHROME"
+    kind.VolumetricProperties, kind.VolumeBasedCalculationTechnique = "VOLUME", "NONE"
+    measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
+    plane.ImageOrientationPatient = first.ImageOrientationPatient
+    region, reconstruction = Dataset(), Dataset()
+    region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "69536005", "SCT", "Head"
+    anatomy.FrameLaterality, anatomy.AnatomicRegionSequence = "U", [region]
+    reconstruction.ConvolutionKernel = first.get("ConvolutionKernel") or "H31s"
+    groups.CTImageFrameTypeSequence, groups.PixelMeasuresSequence = [kind], [measures]
+    groups.PlaneOrientationSequence, groups.FrameAnatomySequence = [plane], [anatomy]
+    groups.CTReconstructionSequence = [reconstruction]
+    return groups
+
+
+def _frame_groups(slice_: Dataset, number: int, stack: str) -> Dataset:
+    groups, content, place, values = Dataset(), Dataset(), Dataset(), Dataset()
+    content.FrameReferenceDateTime = content.FrameAcquisitionDateTime = "20261120101500"
+    content.FrameAcquisitionDuration, content.FrameAcquisitionNumber = 0.1, 1
+    content.DimensionIndexValues, content.StackID, content.InStackPositionNumber = [number], stack, number
+    place.ImagePositionPatient = slice_.ImagePositionPatient
+    values.RescaleIntercept, values.RescaleSlope = slice_.RescaleIntercept, slice_.RescaleSlope
+    values.RescaleType = "HU"
+    groups.FrameContentSequence, groups.PlanePositionSequence = [content], [place]
+    groups.PixelValueTransformationSequence = [values]
+    return groups
+
+
+def _changed(ds: Dataset, attributes: Mapping[str, Any]) -> Dataset:
+    for keyword, value in attributes.items():
+        if value is None:
+            del ds[keyword]
+        else:
+            setattr(ds, keyword, value)
+    return ds
 
 
 def head_hu(slices: int, rows: int, columns: int, blood: np.ndarray | None = None) -> np.ndarray:
@@ -93,8 +179,11 @@ def head_hu(slices: int, rows: int, columns: int, blood: np.ndarray | None = Non
     return volume.astype(np.int16)
 
 
-def hu_of(ds: Dataset) -> np.ndarray:
-    """HU of one factory slice."""
+def hu_of(ds: Dataset, frame: int = 0) -> np.ndarray:
+    """HU of one factory slice, or of one frame of an `enhanced` object."""
+    if "NumberOfFrames" in ds:
+        frames = np.frombuffer(ds.PixelData, "<i2").reshape(-1, ds.Rows, ds.Columns)
+        return frames[frame].astype(np.int16) + INTERCEPT
     stored = np.frombuffer(ds.PixelData, "<i2").reshape(ds.Rows, ds.Columns)
     return stored.astype(np.int16) + int(ds.RescaleIntercept)
 
@@ -104,19 +193,30 @@ def analysed(
     probabilities: dict[str, float] | None = None,
     *,
     masks: np.ndarray | None = None,
+    refs: Sequence[SliceRef] = (),
     **changes: Any,
 ) -> Findings:
-    """Findings over the series in its order; a class from 0.5 on is present. `changes` replace fields."""
+    """Findings over the series in its order; a class from 0.5 on is present. `changes` replace fields.
+
+    `refs` name the slices where they are frames.
+    """
     scores = {**dict.fromkeys(CLASSES, 0.03), **(probabilities or {})}
-    uids = [str(ds.SOPInstanceUID) for ds in series]
-    key = uids[int(0.6 * len(uids))]
-    blood = masks if masks is not None else np.zeros((len(uids), 1, 1), bool)
-    held = tuple(uid for uid, mask in zip(uids, blood, strict=True) if mask.any())
+    refs = refs or [SliceRef(str(ds.SOPInstanceUID)) for ds in series]
+    key = refs[int(0.6 * len(refs))]
+    blood = masks if masks is not None else np.zeros((len(refs), 1, 1), bool)
+    held = [ref for ref, mask in zip(refs, blood, strict=True) if mask.any()]
     suspected = scores["any"] >= 0.5
     fields: dict[str, Any] = {
-        "classes": {c: ClassFinding(scores[c], scores[c] >= 0.5, key) for c in CLASSES},
-        "slices": tuple(SliceFinding(uid, 5.0 * i, scores) for i, uid in enumerate(uids)),
-        "segmentation": SegmentationFinding(round(0.045 * int(blood.sum()), 2), held),
+        "classes": {c: ClassFinding(scores[c], scores[c] >= 0.5, *key) for c in CLASSES},
+        "slices": tuple(
+            SliceFinding(ref.sop_instance_uid, 5.0 * i, scores, ref.frame_number)
+            for i, ref in enumerate(refs)
+        ),
+        "segmentation": SegmentationFinding(
+            round(0.045 * int(blood.sum()), 2),
+            tuple(ref.sop_instance_uid for ref in held),
+            tuple(ref.frame_number for ref in held if ref.frame_number is not None),
+        ),
         "consistency": Consistency.AGREE,
         "priority": Priority.STAT if suspected else Priority.ROUTINE,
         "model": MODEL,

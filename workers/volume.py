@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, JPEG2000TransferSyntaxes
 
 from node.domain.completeness import SAME_POSITION_MM, find_gaps, slice_normal, slice_position_mm
 from node.domain.errors import PermanentError
-from node.domain.instance import Instance, Vector
+from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
+from node.domain.stacks import main_stack
 from node.headers import instance_of
 from node.pixels import hounsfield
 
@@ -29,12 +29,11 @@ MAX_TILT_DEG = 45.0
 MAX_FILLED_STEPS = 3.0
 """A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
 
-_ORIENTATION_TOLERANCE = 0.01
-_SPACING_TOLERANCE = 0.001
 _THREADS = 4
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _Slice = tuple[Instance, Dataset]
+"""One slice, and the dataset that holds its pixels (among those of other frames, where it is a frame)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +46,7 @@ class Volume:
     pixel_spacing_mm   between rows, between columns (PS3.3 10.7.1.3)
     orientation        ImageOrientationPatient: direction of a row, then of a column
     origins_mm         (z, 3) ImagePositionPatient
+    slices             (z,) which instance, or which frame of it, each slice is
     """
 
     hu: NDArray[np.float32]
@@ -55,8 +55,13 @@ class Volume:
     pixel_spacing_mm: tuple[float, float]
     orientation: Vector
     origins_mm: NDArray[np.float64]
-    sop_instance_uids: tuple[str, ...]
+    slices: tuple[SliceRef, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def sop_instance_uids(self) -> tuple[str, ...]:
+        """One a slice: frames of a multi-frame instance share theirs."""
+        return tuple(ref.sop_instance_uid for ref in self.slices)
 
     @property
     def is_transposed(self) -> bool:
@@ -72,8 +77,12 @@ class Volume:
 
     def canonical(self) -> NDArray[np.float32]:
         """A view of `hu`: columns to patient left, rows to posterior, slices from feet to head."""
-        hu = self.hu.transpose(0, 2, 1) if self.is_transposed else self.hu
-        return hu[self._flips()]
+        return self.to_canonical(self.hu)
+
+    def to_canonical(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """A view of an array in source orientation, (z, y, x), as `canonical` shows the HU."""
+        turned = array.transpose(0, 2, 1) if self.is_transposed else array
+        return turned[self._flips()]
 
     def from_canonical(self, array: NDArray[_Scalar]) -> NDArray[_Scalar]:
         """Back to source orientation: a mask, or any grid (z, h, w) that covers the slices exactly."""
@@ -107,7 +116,7 @@ def build_volume(datasets: Sequence[Dataset]) -> Volume:
     """
     warnings: list[str] = []
     images = _axial_images(datasets, warnings)
-    stack = _distinct(_largest_group(images, warnings), warnings)
+    stack = _distinct(_main_stack(images, warnings), warnings)
     if len(stack) < MIN_SLICES:
         text = f"{len(stack)} axial slices at different places, at least {MIN_SLICES} needed"
         raise PermanentError("TOO_FEW_SLICES", text)
@@ -118,78 +127,64 @@ def build_volume(datasets: Sequence[Dataset]) -> Volume:
     positions = origins @ np.array(slice_normal(orientation))
     warnings += _irregularities(instances, origins, positions)
     return Volume(
-        hu=_decode([ds for _, ds in stack]),
+        hu=_decode(stack),
         positions_mm=positions,
         thickness_mm=_thickness_mm(positions, (first.slice_thickness, instances[-1].slice_thickness)),
         pixel_spacing_mm=(spacing[0], spacing[1]),
         orientation=orientation,
         origins_mm=origins,
-        sop_instance_uids=tuple(instance.sop_instance_uid for instance in instances),
+        slices=tuple(instance.ref for instance in instances),
         warnings=tuple(warnings),
     )
 
 
 def _axial_images(datasets: Sequence[Dataset], warnings: list[str]) -> list[_Slice]:
-    """CT images with geometry that stand more or less axially, each SOP instance once."""
-    images: dict[str, _Slice] = {}
+    """CT slices with geometry that stand more or less axially, those of each SOP instance once."""
+    seen: set[str] = set()
+    images: list[_Slice] = []
     foreign = placeless = others = repeated = 0
     for ds in datasets:
         meta = getattr(ds, "file_meta", None)
         instance = instance_of(ds, str(meta.get("TransferSyntaxUID", "")) if meta else "")
-        if instance.sop_instance_uid in images:
+        if instance.sop_instance_uid in seen:
             repeated += 1
-        elif instance.sop_class_uid != CTImageStorage:
+            continue
+        seen.add(instance.sop_instance_uid)
+        if instance.sop_class_uid not in (CT_IMAGE, *ENHANCED_CT_IMAGES):
             foreign += 1
-        elif instance.position is None or instance.orientation is None or instance.pixel_spacing is None:
-            placeless += 1
-        elif "LOCALIZER" in instance.image_type or not _is_axial(instance.orientation):
-            others += 1
-        else:
-            images[instance.sop_instance_uid] = (instance, ds)
+            continue
+        for slice_ in instance.slices():
+            if slice_.position is None or slice_.orientation is None or slice_.pixel_spacing is None:
+                placeless += 1
+            elif "LOCALIZER" in slice_.image_type or not _is_axial(slice_.orientation):
+                others += 1
+            else:
+                images.append((slice_, ds))
     if placeless and not images:
-        text = f"none of {len(datasets)} instances tells its position, orientation and pixel spacing"
+        text = f"none of {placeless} images tells its position, orientation and pixel spacing"
         raise PermanentError("NO_GEOMETRY", text)
     for count, what in (
         (repeated, "repeated instances"),
         (foreign, "objects that are no CT images"),
-        (placeless, "instances without geometry"),
+        (placeless, "images without geometry"),
         (others, "localizers or slices that are not axial"),
     ):
         if count:
             warnings.append(f"{count} {what} left out")
-    return list(images.values())
+    return images
 
 
 def _is_axial(orientation: Vector) -> bool:
     return abs(slice_normal(orientation)[2]) >= np.cos(np.radians(MAX_TILT_DEG))
 
 
-def _largest_group(images: list[_Slice], warnings: list[str]) -> list[_Slice]:
-    """The largest set of images alike in orientation, matrix and pixel spacing; of equals the first."""
-    groups: list[list[_Slice]] = []
-    for image in images:
-        group = next((group for group in groups if _alike(group[0][0], image[0])), None)
-        if group is None:
-            groups.append(group := [])
-        group.append(image)
-    if not groups:
-        return []
-    best = max(groups, key=len)
-    if len(groups) > 1:
-        left = len(images) - len(best)
-        warnings.append(f"{left} slices of another orientation, matrix or pixel spacing left out")
-    return best
-
-
-def _alike(one: Instance, other: Instance) -> bool:
-    def close(a: Vector | None, b: Vector | None, tolerance: float) -> bool:
-        return all(abs(x - y) <= tolerance for x, y in zip(a or (), b or (), strict=True))
-
-    return (
-        (one.rows, one.columns) == (other.rows, other.columns)
-        and close(one.orientation, other.orientation, _ORIENTATION_TOLERANCE)
-        and close(one.pixel_spacing, other.pixel_spacing, _SPACING_TOLERANCE)
-    )
+def _main_stack(images: list[_Slice], warnings: list[str]) -> list[_Slice]:
+    """The slices of one volume, where the series holds several."""
+    kept = [images[index] for index in main_stack([slice_ for slice_, _ in images])]
+    if len(kept) < len(images):
+        left = len(images) - len(kept)
+        warnings.append(f"{left} slices of another volume, orientation, matrix or pixel spacing left out")
+    return kept
 
 
 def _distinct(group: list[_Slice], warnings: list[str]) -> list[_Slice]:
@@ -198,11 +193,11 @@ def _distinct(group: list[_Slice], warnings: list[str]) -> list[_Slice]:
         return []
     orientation = group[0][0].orientation or ()
 
-    def order(image: _Slice) -> tuple[float, int, int, str]:
+    def order(image: _Slice) -> tuple[float, int, int, str, int]:
         instance = image[0]
         place = round(slice_position_mm(instance.position or (), orientation) / SAME_POSITION_MM)
         turn = (instance.acquisition_number or 0, instance.instance_number or 0)
-        return place, *turn, instance.sop_instance_uid
+        return place, *turn, instance.sop_instance_uid, instance.frame_number or 0
 
     stack = sorted(group, key=order)
     kept = stack[:1] + [image for before, image in pairwise(stack) if order(image)[0] - order(before)[0] > 1]
@@ -240,15 +235,15 @@ def _thickness_mm(
     return np.concatenate([[outer[0]], half]) + np.concatenate([half, [outer[1]]])
 
 
-def _decode(datasets: Sequence[Dataset]) -> NDArray[np.float32]:
-    """HU of every slice; in threads, but for JPEG 2000, whose decoder gains nothing there and is not safe."""
-    hu = np.empty((len(datasets), int(datasets[0].Rows), int(datasets[0].Columns)), np.float32)
+def _decode(stack: Sequence[_Slice]) -> NDArray[np.float32]:
+    """HU of every slice, decoded in threads."""
+    first = stack[0][0]
+    hu = np.empty((len(stack), first.rows or 0, first.columns or 0), np.float32)
 
     def decode(index: int) -> None:
-        hu[index] = hounsfield(datasets[index])
+        slice_, ds = stack[index]
+        hu[index] = hounsfield(ds, (slice_.frame_number or 1) - 1)
 
-    syntaxes = {str(ds.file_meta.get("TransferSyntaxUID", "")) for ds in datasets if hasattr(ds, "file_meta")}
-    threads = 1 if syntaxes.intersection(JPEG2000TransferSyntaxes) else _THREADS
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(decode, range(len(datasets))))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(decode, range(len(stack))))
     return hu

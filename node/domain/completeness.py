@@ -15,6 +15,7 @@ from statistics import median_low
 
 from node.domain.findings import Reason
 from node.domain.instance import Instance, Vector
+from node.domain.stacks import parallel
 
 SAME_POSITION_MM = 0.01
 GAP_RATIO = 1.6
@@ -94,23 +95,26 @@ def _doubts(evidence: Evidence) -> tuple[Reason, ...]:
 
 
 def find_gaps(instances: Sequence[Instance]) -> tuple[Gap, ...]:
-    """Gaps in every stack of parallel slices among the instances; those without geometry are ignored."""
-    stacks: list[tuple[Vector, list[tuple[float, float | None]]]] = []
-    for instance in instances:
-        position, orientation = instance.position, instance.orientation
-        if position is None or orientation is None or instance.frames > 1:
+    """Gaps in every stack of parallel slices among the instances; those without geometry are ignored.
+
+    Frames of a multi-frame instance count as slices.
+    """
+    stacks: list[tuple[Instance, list[tuple[float, float | None]]]] = []
+    for slice_ in (slice_ for instance in instances for slice_ in instance.slices()):
+        position, orientation = slice_.position, slice_.orientation
+        if position is None or orientation is None or slice_.frames > 1:
             continue
-        stack = next((stack for stack in stacks if _parallel(stack[0], orientation)), None)
+        stack = next((stack for stack in stacks if _same_stack(stack[0], slice_)), None)
         if stack is None:
-            stacks.append(stack := (orientation, []))
-        stack[1].append((slice_position_mm(position, stack[0]), instance.slice_thickness or None))
+            stacks.append(stack := (slice_, []))
+        place = slice_position_mm(position, stack[0].orientation or ())
+        stack[1].append((place, slice_.slice_thickness or None))
     gaps = [gap for _, slices in stacks for gap in _stack_gaps(slices)]
     return tuple(sorted(gaps, key=lambda gap: (gap.from_mm, gap.to_mm)))
 
 
-def _parallel(one: Vector, other: Vector) -> bool:
-    """The same orientation, but for the jitter of the last digits that scanners write."""
-    return all(abs(a - b) <= 0.01 for a, b in zip(one, other, strict=True))
+def _same_stack(one: Instance, other: Instance) -> bool:
+    return one.stack == other.stack and parallel(one.orientation or (), other.orientation or ())
 
 
 def slice_position_mm(position: Vector, orientation: Vector) -> float:

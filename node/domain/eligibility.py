@@ -18,10 +18,8 @@ from statistics import median_low
 from node.domain import vocabulary as words
 from node.domain.completeness import slice_normal, slice_position_mm
 from node.domain.findings import Reason
-from node.domain.instance import Instance
-
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
+from node.domain.stacks import main_stack
 
 
 class SkipCode(StrEnum):
@@ -44,18 +42,18 @@ class SkipCode(StrEnum):
     NO_RESCALE = "NO_RESCALE"
     CONTRAST_ENHANCED = "CONTRAST_ENHANCED"
     BONE_KERNEL = "BONE_KERNEL"
-    MULTIFRAME_UNSUPPORTED = "MULTIFRAME_UNSUPPORTED"
     OTHER_SERIES_CHOSEN = "OTHER_SERIES_CHOSEN"
 
 
 _IMAGE_TYPES = (
     (SkipCode.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
     (SkipCode.DOSE_REPORT, {"DOSE_INFO", "DOSE", "SCREEN SAVE", "PATIENT_PROTOCOL"}),
-    (SkipCode.RENDERED, {"MIP", "MINIP", "MAX_IP", "MIN_IP", "VRT", "VOLREN", "VOLUME_RENDER", "CSA MIP"}),
+    (SkipCode.RENDERED, {"MIP", "MINIP", "MAX_IP", "MIN_IP", "VRT", "VOLREN", "CSA MIP"}),
+    (SkipCode.RENDERED, {"MAXIMUM", "MINIMUM", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"}),
     (SkipCode.PERFUSION, {"PERFUSION", "CT_PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX"}),
     (SkipCode.DERIVED_IMAGE, {"MPR", "CSA MPR", "REFORMATTED", "MULTI_PLANAR"}),
 )
-"""Values of ImageType that tell what an image is (PS3.3 C.8.2.1.1.1 and what vendors add)."""
+"""Values of ImageType that tell what an image is (PS3.3 C.8.2.1.1.1, C.8.16.1, and what vendors add)."""
 
 _NAMES = (
     (SkipCode.LOCALIZER, words.LOCALIZER),
@@ -131,9 +129,14 @@ def best_refused(choice: Choice, series: Mapping[str, Sequence[Instance]]) -> st
     refused = [uid for uid, reason in choice.skipped.items() if reason.code != SkipCode.NOT_CT]
     return min(
         refused,
-        key=lambda uid: (-closeness.get(choice.skipped[uid].code, 0), -len(series.get(uid, ())), uid),
+        key=lambda uid: (-closeness.get(choice.skipped[uid].code, 0), -_count(series.get(uid, ())), uid),
         default=None,
     )
+
+
+def _count(instances: Sequence[Instance]) -> int:
+    """Images, frames of multi-frame instances among them."""
+    return sum(instance.frames for instance in instances)
 
 
 def _preference(candidate: _Candidate) -> tuple[object, ...]:
@@ -160,13 +163,14 @@ def _reason(code: SkipCode, text: str) -> Reason:
 
 def _assess(uid: str, instances: Sequence[Instance], rules: Rules) -> _Candidate | Reason:
     """A candidate, or the first reason that speaks against the series."""
-    refusals = [_refuse_instance(instance, rules) for instance in instances]
-    kept = [instance for instance, reason in zip(instances, refusals, strict=True) if reason is None]
+    slices = [slice_ for instance in instances for slice_ in instance.slices()]
+    refusals = [_refuse_slice(slice_, rules) for slice_ in slices]
+    kept = [slice_ for slice_, reason in zip(slices, refusals, strict=True) if reason is None]
     refused = [reason for reason in refusals if reason is not None]
     if len(kept) < rules.min_slices and len(refused) >= len(kept):
         if not refused:
             return _reason(SkipCode.NOT_CT, "the series holds no instance")
-        body = _body(instances[0], rules)
+        body = _body(slices[0], rules)
         main = Counter(refused).most_common(1)[0][0]
         is_image = main.code not in (SkipCode.NOT_CT, SkipCode.LOCALIZER, SkipCode.DOSE_REPORT)
         return body if is_image and body and body.code == SkipCode.NOT_HEAD else main
@@ -176,32 +180,37 @@ def _assess(uid: str, instances: Sequence[Instance], rules: Rules) -> _Candidate
 def _assess_kept(
     uid: str, kept: Sequence[Instance], refused: Sequence[Reason], rules: Rules
 ) -> _Candidate | Reason:
-    """The same, from the instances with nothing in their own headers against them."""
-    first = kept[0]
+    """The same, from the slices with nothing in their own headers against them."""
+    stack = [kept[index] for index in main_stack(kept)]
+    first = stack[0]
     notes = []
     if refused:
         codes = ", ".join(sorted({reason.code for reason in refused}))
-        text = f"{len(refused)} of {len(refused) + len(kept)} instances are left out ({codes})"
+        text = f"{len(refused)} of {len(refused) + len(kept)} images are left out ({codes})"
         notes.append(Reason("INSTANCES_IGNORED", text))
+    if len(stack) < len(kept):
+        text = f"{len(kept)} images in several volumes; the one of {len(stack)} is read"
+        notes.append(Reason("SEVERAL_VOLUMES", text))
     enhanced, contrast_note = _contrast(first)
     body = _body(first, rules)
     result = (
         _refuse_words(first, rules)
         or (body if body is not None and body.code == SkipCode.NOT_HEAD else None)
-        or _refuse_stack(kept, rules)
+        or _refuse_dynamic(kept)
+        or _refuse_stack(stack, rules)
         or (contrast_note if enhanced and not rules.allow_contrast else None)
         or _bone(first)
     )
     if result is not None:
         return result
     notes += [note for note in (body, contrast_note) if note is not None]
-    thickness = _thickness_mm(kept)
+    thickness = _thickness_mm(stack)
     number = first.series_number if first.series_number is not None else 1 << 31
-    slices = len(set(_positions_mm(kept)))
+    slices = len(set(_positions_mm(stack)))
     return _Candidate(uid, _name(first), slices, thickness, _is_soft(first), enhanced, number, tuple(notes))
 
 
-def _refuse_instance(instance: Instance, rules: Rules) -> Reason | None:
+def _refuse_slice(instance: Instance, rules: Rules) -> Reason | None:
     """What one instance's own header says against it."""
     kind = "\\".join(instance.image_type)
     enhanced = instance.sop_class_uid in ENHANCED_CT_IMAGES
@@ -215,9 +224,9 @@ def _refuse_instance(instance: Instance, rules: Rules) -> Reason | None:
             return _reason(code, f"ImageType {kind}")
     if instance.image_type[:2] == ("DERIVED", "SECONDARY") and not rules.allow_derived:
         return _reason(SkipCode.DERIVED_IMAGE, f"ImageType {kind}: only source images are analysed")
-    if enhanced or instance.frames > 1:
-        text = f"enhanced multi-frame object of {instance.frames} frames: not read by this version"
-        return _reason(SkipCode.MULTIFRAME_UNSUPPORTED, text)
+    if instance.frames > 1 or (enhanced and instance.frame_number is None):
+        text = f"{instance.frames} frames, but not one functional group for each: no frame has a place"
+        return _reason(SkipCode.NO_GEOMETRY, text)
     if instance.position is None or instance.orientation is None or instance.pixel_spacing is None:
         text = "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or unusable"
         return _reason(SkipCode.NO_GEOMETRY, text)
@@ -266,6 +275,13 @@ def _body(instance: Instance, rules: Rules) -> Reason | None:
     return Reason("BODY_PART_UNSTATED", "no header field names the body part; taken for a head by its size")
 
 
+def _refuse_dynamic(slices: Sequence[Instance]) -> Reason | None:
+    count = len(set(_positions_mm(slices)))
+    if len(slices) < 3 * count:
+        return None
+    return _reason(SkipCode.PERFUSION, f"{len(slices)} images at {count} positions: a dynamic scan")
+
+
 def _refuse_stack(instances: Sequence[Instance], rules: Rules) -> Reason | None:
     """What the number, places and thickness of the slices say against the series."""
     positions = sorted(set(_positions_mm(instances)))
@@ -273,9 +289,6 @@ def _refuse_stack(instances: Sequence[Instance], rules: Rules) -> Reason | None:
     if count < rules.min_slices:
         text = f"{count} slice{'s' if count != 1 else ''}, at least {rules.min_slices} needed"
         return _reason(SkipCode.TOO_FEW_SLICES, text)
-    if len(instances) >= 3 * count:
-        text = f"{len(instances)} images at {count} positions: a dynamic scan"
-        return _reason(SkipCode.PERFUSION, text)
     steps = [high - low for low, high in pairwise(positions)]
     coverage = positions[-1] - positions[0] + median_low(steps)
     if coverage < rules.min_coverage_mm:

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
 
 Vector = tuple[float, ...]
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""Enhanced CT and Legacy Converted Enhanced CT Image Storage: multi-frame."""
+
+
+class SliceRef(NamedTuple):
+    """One slice of the source: an instance, or one frame (from 1) of a multi-frame instance."""
+
+    sop_instance_uid: str
+    frame_number: int | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one frame of a multi-frame instance says of its own (PS3.3 C.7.6.16); None: as the instance."""
+
+    image_type: tuple[str, ...] | None = None
+    kernel: str | None = None
+    contrast_agent: str | None = None
+    acquisition_number: int | None = None
+    position: Vector | None = None
+    orientation: Vector | None = None
+    pixel_spacing: Vector | None = None
+    slice_thickness: float | None = None
+    rescaled: bool | None = None
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
 class Instance:
     """One SOP instance as its header tells it; absent or unreadable values are None or empty.
 
-    Lengths in mm, `position` and `orientation` in patient LPS (PS3.3 C.7.6.2). For an enhanced
-    multi-frame object `frames` > 1 and the geometry of single frames is not held here.
+    Lengths in mm, `position` and `orientation` in patient LPS (PS3.3 C.7.6.2). A multi-frame CT holds
+    what its frames differ in as `per_frame`; `slices` gives each of them as an instance of its own.
     """
 
     sop_instance_uid: str
@@ -45,18 +71,46 @@ class Instance:
     """RescaleSlope and RescaleIntercept are both there, so stored values can become HU."""
     frame_of_reference_uid: str = ""
     patient_id: str = ""
+    issuer_of_patient_id: str = ""
     patient_name: str = ""
+    patient_birth_date: str = ""
     accession_number: str = ""
     study_date: str = ""
     study_time: str = ""
+    stack: str = ""
+    """Which volume of a multi-frame object: StackID and TemporalPositionIndex (PS3.3 C.7.6.16.2.2)."""
+    frame_number: int | None = None
+    """Set in what `slices` gives of a multi-frame instance; counted from 1."""
+    per_frame: tuple[Frame, ...] = ()
+
+    @property
+    def ref(self) -> SliceRef:
+        return SliceRef(self.sop_instance_uid, self.frame_number)
+
+    def slices(self) -> tuple[Instance, ...]:
+        """Every frame as an instance with `frame_number`; of a single-frame one just itself."""
+        if not self.per_frame:
+            return (self,)
+        return tuple(
+            replace(self, frames=1, per_frame=(), frame_number=number, **_stated(frame))
+            for number, frame in enumerate(self.per_frame, start=1)
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        own = {k: v for k, v in asdict(replace(self, per_frame=())).items() if k != "frame_number"}
+        return own | {"per_frame": [_stated(frame) for frame in self.per_frame]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Instance:
         known = {f.name for f in fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
-        }
-        return cls(**values)
+        values = {k: v for k, v in _tuples(data).items() if k in known and k != "per_frame"}
+        return cls(**values, per_frame=tuple(Frame(**_tuples(f)) for f in data.get("per_frame") or ()))
+
+
+def _stated(frame: Frame) -> dict[str, Any]:
+    """The fields in which a frame differs from its instance."""
+    return {f.name: value for f in fields(frame) if (value := getattr(frame, f.name)) is not None}
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

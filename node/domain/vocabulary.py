@@ -60,7 +60,8 @@ NATIVE = re.compile(
 )
 ENHANCED = re.compile(
     r"\bPOST ?(?:CONTRAST|CON\b|GAD|IV\b|KM\b)|\bCECT\b"
-    r"|\b(?:W|WITH|AVEC|CON|COM|MIT|NACH) ?(?:CONTRAST|CTE\b|IV\b|KM\b)|\bENHANCED\b"
+    r"|\b(?:W|WITH|AVEC|CON|COM|MIT|NACH) ?(?:CONTRAST|CTE\b|IV\b|KM\b)"
+    r"|\bENHANCED\b(?! (?:CONVERSION|MULTI|MF\b|CT\b|OBJECT))"
 )
 NO_AGENT = re.compile(r"N|NO|NONE|NIL|NULL|OFF|FALSE|0|UNKNOWN|NO CONTRAST|WITHOUT.*|NON CONTRAST|W O.*")
 """What is written into ContrastBolusAgent to say that there was none."""

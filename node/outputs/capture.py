@@ -47,7 +47,7 @@ def slices_shown(context: Context) -> list[int]:
         return []
     if count <= WHOLE_SERIES:
         return list(range(count))
-    wanted = {source.index(uid) for uid in key_slices(findings) if source.holds(uid)}
+    wanted = {source.index(ref) for ref in key_slices(findings) if source.holds(ref)}
     if context.masks is not None:
         wanted.update(np.flatnonzero(context.masks.any(axis=(1, 2))).tolist())
     near = {i + step for i in wanted for step in range(-NEIGHBOURS, NEIGHBOURS + 1)}
@@ -82,7 +82,7 @@ def _slice(context: Context, number: int, index: int) -> Dataset:
     ds.PatientOrientation = drawing.patient_orientation(orientation) if orientation else None
     if orientation and context.source.has_planes and context.source.frame_of_reference_uid:
         copy_elements(ds, source, _GEOMETRY)
-    _refer(ds, source)
+    _refer(ds, source, context.source.refs[index].frame_number)
     return _finished(ds, context)
 
 
@@ -124,13 +124,15 @@ def _capture(context: Context, rgb: np.ndarray, number: int, sop_instance_uid: s
     return ds
 
 
-def _refer(ds: Dataset, source: Dataset) -> None:
+def _refer(ds: Dataset, source: Dataset, frame_number: int | None) -> None:
     """Which slice this was made of: PS3.3 C.7.6.1 and C.12.2."""
     image = Dataset()
     image.ReferencedSOPClassUID = value(source, "SOPClassUID") or CTImageStorage
     image.ReferencedSOPInstanceUID = source.SOPInstanceUID
     instance = Dataset()
     instance.update(image)
+    if frame_number is not None:
+        image.ReferencedFrameNumber = frame_number
     image.SpatialLocationsPreserved = "YES"
     image.PurposeOfReferenceCodeSequence = [code_item(codes.SOURCE_IMAGE)]
     series = Dataset()

@@ -10,10 +10,12 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from node.domain.findings import CLASSES, SUBTYPES, ClassFinding
+from node.domain.instance import SliceRef
 from node.outputs import codes
 from node.outputs.context import Context
 from node.outputs.identity import MANUFACTURER
 from node.outputs.segmentation import SEGMENT_NUMBER, TRACKING_ID
+from node.outputs.source import source_refs
 from node.outputs.wording import (
     CONSISTENCY_WORDS,
     EXPLANATIONS,
@@ -72,10 +74,10 @@ def comments(context: Context) -> list[str]:
 def _overall(context: Context) -> Group:
     """TID 1501 for "any", with everything that is about the whole series."""
     findings, source = context.findings, context.source
-    known = [uid for uid in key_slices(findings) if source.holds(uid)]
+    known = [ref for ref in key_slices(findings) if source.holds(ref)]
     images = [
-        hd.sr.SourceImageForMeasurementGroup.from_source_image(source.headers[source.index(uid)])
-        for uid in known
+        hd.sr.SourceImageForMeasurementGroup.from_source_image(source.headers[source.index(ref)])
+        for ref in known
     ]
     measurements = [_probability(context, findings.classes.get("any"))]
     if findings.segmentation and not context.built.get("seg"):
@@ -183,9 +185,9 @@ def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:
     )
 
 
-def _visual_explanations(context: Context, key_uids: list[str]) -> list[Dataset]:
+def _visual_explanations(context: Context, keys: list[SliceRef]) -> list[Dataset]:
     """A parametric map where one was built, else the overlays of the key slices."""
-    overlays = [ds for ds in context.built.get("sc", ()) if _shows(ds, key_uids)]
+    overlays = [ds for ds in context.built.get("sc", ()) if _shows(ds, keys)]
     return [
         hd.sr.ImageContentItem(
             codes.VISUAL_EXPLANATION, ds.SOPClassUID, ds.SOPInstanceUID, relationship_type="CONTAINS"
@@ -194,9 +196,8 @@ def _visual_explanations(context: Context, key_uids: list[str]) -> list[Dataset]
     ]
 
 
-def _shows(overlay: Dataset, uids: list[str]) -> bool:
-    images = overlay.get("SourceImageSequence") or []
-    return "ImagePositionPatient" in overlay and any(i.ReferencedSOPInstanceUID in uids for i in images)
+def _shows(overlay: Dataset, keys: list[SliceRef]) -> bool:
+    return "ImagePositionPatient" in overlay and not source_refs(overlay).isdisjoint(keys)
 
 
 def _text(words: str) -> Dataset:

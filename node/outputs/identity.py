@@ -69,6 +69,7 @@ _TEXT_VRS = (
 
 def stamp(ds: Dataset, context: Context, description: str) -> Dataset:
     """Make `ds` a finished object of this study; `description` names the series. Returns `ds`."""
+    context.source.name_sources(ds)
     _copy_patient_and_study(ds, context.source.first)
     _set_times(ds, context)
     _set_equipment(ds, context)

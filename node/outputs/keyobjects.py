@@ -9,10 +9,12 @@ from __future__ import annotations
 import highdicom as hd
 from pydicom.dataset import Dataset
 
+from node.domain.instance import SliceRef
 from node.outputs import codes
 from node.outputs.context import Context
 from node.outputs.identity import MANUFACTURER, stamp
 from node.outputs.report import observer
+from node.outputs.source import source_refs
 from node.outputs.wording import EXPLANATIONS, RESEARCH_USE, Verdict, key_slices, plain, verdict
 
 SERIES_NUMBER = 905
@@ -22,10 +24,10 @@ def build(context: Context) -> list[Dataset]:
     """One selection; none without a suspicion or without a key slice among the source."""
     outcome = verdict(context.findings)
     source = context.source
-    known = [uid for uid in key_slices(context.findings) if source.holds(uid)]
+    known = [ref for ref in key_slices(context.findings) if source.holds(ref)]
     if outcome not in (Verdict.SUSPECTED, Verdict.INDETERMINATE) or not known:
         return []
-    chosen = [*(source.headers[source.index(uid)] for uid in known), *_results(context, known)]
+    chosen = [*(source.headers[source.index(ref)] for ref in known), *_results(context, known)]
     document = hd.ko.KeyObjectSelectionDocument(
         evidence=chosen,
         content=hd.ko.KeyObjectSelection(
@@ -44,14 +46,10 @@ def build(context: Context) -> list[Dataset]:
     return [stamp(document, context, f"AI ICH key images: {outcome}")]
 
 
-def _results(context: Context, key_uids: list[str]) -> list[Dataset]:
+def _results(context: Context, keys: list[SliceRef]) -> list[Dataset]:
     """Report, segmentation, and those overlays that show a key slice."""
     built = context.built
-    overlays = [
-        ds
-        for ds in built.get("sc", ())
-        if any(i.ReferencedSOPInstanceUID in key_uids for i in ds.get("SourceImageSequence") or ())
-    ]
+    overlays = [ds for ds in built.get("sc", ()) if not source_refs(ds).isdisjoint(keys)]
     return [*built.get("sr", ()), *built.get("seg", ()), *overlays]
 
 

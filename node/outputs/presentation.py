@@ -87,7 +87,7 @@ def _annotation(context: Context, index: int, layer: hd.pr.GraphicLayer) -> hd.p
         for outline in outlines(context.masks[index])
         for points in pieces(outline)
     ]
-    is_key = str(header.SOPInstanceUID) in key_slices(context.findings)
+    is_key = context.source.refs[index] in key_slices(context.findings)
     labels = [_label(context, header)] if is_key else []
     if not contours and not labels:
         return None

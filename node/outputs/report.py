@@ -39,8 +39,8 @@ def build(context: Context) -> list[Dataset]:
 
 def _content(context: Context) -> hd.sr.MeasurementReport:
     source = context.source
-    known = [uid for uid in key_slices(context.findings) if source.holds(uid)]
-    library = [source.headers[source.index(uid)] for uid in known] if source.has_planes else []
+    known = [ref for ref in key_slices(context.findings) if source.holds(ref)]
+    library = [source.headers[source.index(ref)] for ref in known] if source.has_planes else []
     return hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer(context)),
         procedure_reported=codes.PROCEDURE_REPORTED,

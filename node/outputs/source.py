@@ -7,10 +7,11 @@ patient's; `identity.stamp` then copies the patient and study as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -18,6 +19,10 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings
+from node.domain.instance import SliceRef
+from node.frames import frame_headers, is_multiframe
+from node.outputs.references import Names, name_sources
+from node.outputs.uids import derived
 
 JITTER = 1e-2
 """Direction cosines of one series may differ by this much (0.6°) and still be the same orientation."""
@@ -36,31 +41,46 @@ TYPE_2 = (  # highdicom wants these to be there; PS3.3 C.7.1.1, C.7.2.1
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
+class Decoder(Protocol):
+    """HU (rows, columns) of one frame of a CT; the first where none is named."""
+
+    def __call__(self, ds: Dataset, frame: int = 0, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Source:
-    """Header datasets of single-frame CT slices, and their HU.
+    """Header datasets of CT slices, one each, and their HU.
 
-    `datasets` lie along the slice normal in the order of `findings.slices`; `hu(i)` gives the HU of
-    slice i as (rows, columns) in the source's own pixel orientation and may decode it on demand.
+    `datasets` lie along the slice normal in the order of `findings.slices`; a frame of a multi-frame
+    instance has the header that a plain image would have. `hu(i)` gives the HU of slice i as (rows,
+    columns) in the source's own pixel orientation and may decode it on demand. `frame_numbers` are those
+    of the slices (from 1, None in a single-frame instance), `frames` how many each instance holds.
     """
 
     datasets: tuple[Dataset, ...]
     hu: Callable[[int], np.ndarray]
+    frame_numbers: tuple[int | None, ...] = ()
+    frames: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def ordered(
-        cls, datasets: Iterable[Dataset], findings: Findings, hu: Callable[[Dataset], np.ndarray]
-    ) -> Source:
+    def ordered(cls, datasets: Iterable[Dataset], findings: Findings, hu: Decoder) -> Source:
         """The slices that `findings` speaks of, in its order; all as given when it speaks of none."""
-        given = tuple(datasets)
-        by_uid = {str(ds.SOPInstanceUID): ds for ds in given}
-        missing = [s.sop_instance_uid for s in findings.slices if s.sop_instance_uid not in by_uid]
+        given = [slice_ for ds in datasets for slice_ in _slices_of(ds)]
+        by_ref = {ref: (header, ds) for ref, header, ds in given}
+        refs = [finding.ref for finding in findings.slices] or [ref for ref, _, _ in given]
+        missing = [ref for ref in refs if ref not in by_ref]
         if missing:
-            raise PermanentError(
-                "SOURCE_INCOMPLETE", f"slice {missing[0]} of the findings is not among the source instances"
-            )
-        kept = tuple(by_uid[s.sop_instance_uid] for s in findings.slices) or given
-        return cls(kept, lambda index: hu(kept[index]))
+            text = f"slice {missing[0].sop_instance_uid} of the findings is not among the source instances"
+            raise PermanentError("SOURCE_INCOMPLETE", text)
+
+        def decoded(index: int) -> np.ndarray:
+            number = refs[index].frame_number
+            ds = by_ref[refs[index]][1]
+            return hu(ds) if number is None else hu(ds, number - 1)
+
+        frames = Counter(ref.sop_instance_uid for ref, _, _ in given if ref.frame_number is not None)
+        headers = tuple(by_ref[ref][0] for ref in refs)
+        return cls(headers, decoded, tuple(ref.frame_number for ref in refs), frames)
 
     @property
     def first(self) -> Dataset:
@@ -69,16 +89,22 @@ class Source:
             raise PermanentError("SOURCE_EMPTY", "a report needs at least one source instance to refer to")
         return self.datasets[0]
 
-    def index(self, sop_instance_uid: str) -> int:
-        """Where this slice lies in `datasets`; raises KeyError for a stranger."""
-        return self._indices[sop_instance_uid]
+    @cached_property
+    def refs(self) -> tuple[SliceRef, ...]:
+        """What each slice is, in the order of `datasets`."""
+        frames = self.frame_numbers or (None,) * len(self.datasets)
+        return tuple(SliceRef(str(ds.SOPInstanceUID), n) for ds, n in zip(self.datasets, frames, strict=True))
 
-    def holds(self, sop_instance_uid: str) -> bool:
-        return sop_instance_uid in self._indices
+    def index(self, ref: SliceRef) -> int:
+        """Where this slice lies in `datasets`; raises KeyError for a stranger."""
+        return self._indices[ref]
+
+    def holds(self, ref: SliceRef) -> bool:
+        return ref in self._indices
 
     @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {str(ds.SOPInstanceUID): i for i, ds in enumerate(self.datasets)}
+    def _indices(self) -> dict[SliceRef, int]:
+        return {ref: index for index, ref in enumerate(self.refs)}
 
     @cached_property
     def has_planes(self) -> bool:
@@ -104,10 +130,30 @@ class Source:
 
     @cached_property
     def headers(self) -> tuple[Dataset, ...]:
-        """Sanitised clones, one a slice: what highdicom is given instead of the source."""
+        """Sanitised clones, one a slice: what highdicom is given instead of the source.
+
+        It takes one instance for one slice, so a frame goes by a name of its own here, as a CT image;
+        `name_sources` puts what it really is into the finished object.
+        """
         thickness = self._thickness_mm()
         orientation = numbers(self.first, "ImageOrientationPatient", 6)
-        return tuple(_clone(ds, orientation, thickness) for ds in self.datasets)
+        clones = tuple(_clone(ds, orientation, thickness) for ds in self.datasets)
+        for clone, ref in zip(clones, self.refs, strict=True):
+            if ref.frame_number is not None:
+                clone.SOPClassUID, clone.SOPInstanceUID = CTImageStorage, UID(_stand_in(ref))
+        return clones
+
+    def name_sources(self, ds: Dataset) -> None:
+        """Make every reference in a finished object name the instances of the source, and their frames."""
+        if any(ref.frame_number is not None for ref in self.refs):
+            name_sources(ds, self._names)
+
+    @cached_property
+    def _names(self) -> Names:
+        return {
+            _stand_in(ref): (str(value(ds, "SOPClassUID")), ref, self.frames.get(ref.sop_instance_uid, 0))
+            for ds, ref in zip(self.datasets, self.refs, strict=True)
+        }
 
     def _thickness_mm(self) -> float:
         """SliceThickness of the first slice that has one, else the median step along the normal."""
@@ -117,6 +163,29 @@ class Source:
         positions = [p for ds in self.datasets if (p := numbers(ds, "ImagePositionPatient", 3))]
         steps = np.linalg.norm(np.diff(np.array(positions), axis=0), axis=1) if len(positions) > 1 else []
         return float(np.median(steps)) if len(steps) and np.median(steps) > 0 else 1.0
+
+
+def source_refs(ds: Dataset) -> set[SliceRef]:
+    """The slices that a built image says it was made from (PS3.3 C.7.6.1)."""
+    return {
+        SliceRef(str(item.ReferencedSOPInstanceUID), int(frame) if frame else None)
+        for item in ds.get("SourceImageSequence") or ()
+        for frame in [item.get("ReferencedFrameNumber")]
+    }
+
+
+def _slices_of(ds: Dataset) -> list[tuple[SliceRef, Dataset, Dataset]]:
+    """What each slice of an instance is called, its header, and the instance that holds its pixels."""
+    uid = str(ds.SOPInstanceUID)
+    headers = frame_headers(ds) if is_multiframe(ds) else []
+    if not headers:
+        return [(SliceRef(uid), ds, ds)]
+    return [(SliceRef(uid, number), header, ds) for number, header in enumerate(headers, start=1)]
+
+
+def _stand_in(ref: SliceRef) -> str:
+    """A UID for a frame where only instances have one; it never leaves the node."""
+    return derived(ref.sop_instance_uid, f"frame-{ref.frame_number}")
 
 
 def value(ds: Dataset, keyword: str) -> Any:

@@ -6,6 +6,7 @@ import unicodedata
 from enum import StrEnum
 
 from node.domain.findings import CLASSES, Consistency, Findings, Priority, Status
+from node.domain.instance import SliceRef
 
 RESEARCH_USE = "Research use only - not for diagnosis"
 NOT_NEGATIVE = "This is NOT a negative result."
@@ -75,14 +76,14 @@ def segmentation_words(findings: Findings) -> str:
     return f"Segmented volume: {findings.segmentation.volume_ml:.1f} mL on {slices} slice{plural}."
 
 
-def key_slices(findings: Findings) -> tuple[str, ...]:
-    """SOP Instance UIDs of the slices worth opening: of "any" and of each class present, once each."""
-    uids = [
-        finding.key_slice_uid
+def key_slices(findings: Findings) -> tuple[SliceRef, ...]:
+    """The slices worth opening: of "any" and of each class present, once each."""
+    slices = [
+        finding.key_slice
         for name in CLASSES
         if (finding := findings.classes.get(name)) and (name == "any" or finding.present)
     ]
-    return tuple(dict.fromkeys(uid for uid in uids if uid))
+    return tuple(dict.fromkeys(found for found in slices if found))
 
 
 def plain(text: str, limit: int | None = None) -> str:

@@ -107,9 +107,9 @@ REFUSED = [
     ("no pixel spacing", {"pixel_spacing": None}, "NO_GEOMETRY"),
     ("no rescale", {"rescaled": False}, "NO_RESCALE"),
     (
-        "enhanced object",
+        "enhanced object without its functional groups",
         {"sop_class_uid": ENHANCED_CT, "frames": 32, "position": None},
-        "MULTIFRAME_UNSUPPORTED",
+        "NO_GEOMETRY",
     ),
     ("contrast", {"contrast_agent": "IOHEXOL 350"}, "CONTRAST_ENHANCED"),
     ("contrast by name", {"series_description": "Head post contrast"}, "CONTRAST_ENHANCED"),

@@ -126,7 +126,7 @@ def test_the_largest_group_is_kept() -> None:
     others = ct_series(3, rows=32, name="matrix") + ct_series(4, iop=(1, 0, 0, 0, 0, -1), name="coronal")
     volume = build_volume(others + series)
     assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in series)
-    assert warned(volume, "3 slices of another orientation, matrix or pixel spacing")
+    assert warned(volume, "3 slices of another volume, orientation, matrix or pixel spacing")
     assert warned(volume, "4 localizers or slices that are not axial")
 
 
