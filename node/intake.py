@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset
@@ -44,6 +45,8 @@ ITEM, SEQUENCE_DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 TRAILING_PADDING = 0xFFFCFFFC
 MARK = b"written by ichnode to find the end"
 MEGABYTE = 2**20
+META_LENGTH_AT = 128 + 4 + 8
+"""Where the length of the file meta information stands: behind preamble, prefix and its tag (PS3.10 7.1)."""
 STATUS = {
     "SOP_MISMATCH": DOES_NOT_MATCH_SOP_CLASS,
     "DUPLICATE_SOP": DUPLICATE_SOP_INSTANCE,
@@ -245,6 +248,13 @@ def _ends_well(stream: io.BytesIO, syntax: UID) -> bool:
     more = start + struct.pack(order + "I", len(MARK)) + MARK
     ds = dcmread(io.BytesIO(stream.getvalue() + more), specific_tags=[TRAILING_PADDING])
     return TRAILING_PADDING in ds and ds[TRAILING_PADDING].value == MARK
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of the data set in a file that `Intake` wrote, as it is recorded."""
+    data = file.read_bytes()
+    (length,) = struct.unpack("<I", data[META_LENGTH_AT : META_LENGTH_AT + 4])
+    return hashlib.sha256(memoryview(data)[META_LENGTH_AT + 4 + length :]).hexdigest()
 
 
 def _file_head(received: Received) -> bytes:

@@ -33,13 +33,18 @@ def namespace() -> str:
     return hashlib.sha256(where.encode()).hexdigest()[:8]
 
 
+def is_visible(name: str) -> bool:
+    """Whether the name is of a process of this pid namespace, alive or not."""
+    host, _, pid = name.rpartition(":")
+    return pid.isdecimal() and bool(host) and name == process_name(int(pid))
+
+
 def is_gone(name: str) -> bool:
     """True only for a process of this pid namespace whose pid is no longer there."""
-    host, _, pid = name.rpartition(":")
-    if not pid.isdecimal() or not host or name != process_name(int(pid)):
+    if not is_visible(name):
         return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(int(name.rpartition(":")[2]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -173,6 +173,26 @@ def deliveries(ctx: click.Context, settings: Settings, as_json: bool, limit: int
         _show(_records(settings).views.deliveries(limit), as_json, deliveries_table)
 
 
+@main.command()
+@with_settings
+@listing(limit=50)
+def incidents(settings: Settings, as_json: bool, limit: int) -> None:
+    """List conflicts and losses a person should look into, latest first."""
+    from node.admin.listing import incidents_table
+
+    _show(_records(settings).incidents.latest(limit), as_json, incidents_table)
+
+
+@main.command()
+@with_settings
+@listing(limit=50)
+def removals(settings: Settings, as_json: bool, limit: int) -> None:
+    """List the studies whose files retention removed, latest first."""
+    from node.admin.listing import removals_table
+
+    _show(_records(settings).keeping.removed(limit), as_json, removals_table)
+
+
 def _action(group: click.Group, name: str, act: Callable[[Records, int], None], text: str, done: str) -> None:
     """`group name ID`; --config and --data-dir may stand before or after it."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from node import broker
+from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.deliver import Carrier, carrier_to
-from node.domain.errors import IchnodeError
+from node.domain.errors import IchnodeError, PermanentError
+from node.scan import MISSING, Fate, summary
 from node.settings import Settings
 from node.store.records import open_records
 
@@ -78,6 +81,31 @@ def _disk(settings: Settings) -> str:
     spool = spool_of(settings)
     spool.check_room()
     return f"{spool.free_bytes() / 2**30:.1f} GiB free, {settings.spool.reserve_mb} MiB kept in reserve"
+
+
+def _spool(settings: Settings) -> str:
+    """What the last scan found. Raises PermanentError while something is missing or unexplained."""
+    records = open_records(settings)
+    found = records.keeping.last_scan()
+    records.close()
+    if found is None:
+        return "was not scanned yet; `ichnode up` (or `settle`) does that at its start"
+    counts = found["counts"]
+    text = f"{summary(counts)} (scanned {when(found['finished_at'])})"
+    if counts.get(MISSING) or counts.get(Fate.UNKNOWN):
+        raise PermanentError("SPOOL", f"{text}; `ichnode incidents` names them")
+    return text
+
+
+def _incidents(settings: Settings) -> str:
+    records = open_records(settings)
+    found = records.incidents.since(time.time() - INCIDENT_DAYS * 24 * 3600)
+    records.close()
+    if not found:
+        return f"none within {INCIDENT_DAYS} days"
+    codes = Counter(str(incident["code"]) for incident in found)
+    words = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    return f"within {INCIDENT_DAYS} days, by series: {words}; `ichnode incidents` lists them"
 
 
 def _echo(peer: Carrier) -> str:

@@ -70,12 +70,18 @@ def studies_table(rows: Sequence[Row]) -> Table:
             study["description"] or study["study_instance_uid"],
             word(study["status"]),
             word(job.get("priority")),
-            _result(job),
+            _result(job) + _removed(study),
         )
         for series in study["series"]:
             name = f"  {series['series_number'] or '–'} {series['description']} ({series['instance_count']})"
             table.add_row("", "", "", name, word(series["state"]), "", series["reason_text"] or "")
     return table
+
+
+def _removed(study: Row) -> str:
+    """When retention took the files away."""
+    removed_at = study.get("files_removed_at")
+    return f" (files removed {when(removed_at)})" if removed_at else ""
 
 
 def _result(job: Row) -> str:
@@ -121,6 +127,23 @@ def deliveries_table(rows: Sequence[Row]) -> Table:
             when(d["next_try_at"]) if d["state"] == "PENDING" else "",
             d["last_error"] or "",
         )
+    return table
+
+
+def incidents_table(rows: Sequence[Row]) -> Table:
+    table = _table("last", "times", "code", "from", "series", "what")
+    for i in rows:
+        series = i["series_instance_uid"]
+        table.add_row(when(i["last_at"]), str(i["times"]), i["code"], i["calling_ae"], series, i["text"])
+    return table
+
+
+def removals_table(rows: Sequence[Row]) -> Table:
+    table = _table("removed", "study", "files", "MB", "because of", "")
+    for r in rows:
+        state = "" if r["finished_at"] else "under way"
+        size, count = f"{r['size_bytes'] / 1e6:.1f}", str(r["files"])
+        table.add_row(when(r["begun_at"]), r["study_instance_uid"], count, size, r["cause"], state)
     return table
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from node.domain.errors import SettingsError, TransientError
+from node.liveness import process_name
 from node.settings import Settings
 from node.spool import Spool
 from node.store.records import Records, open_records
@@ -34,7 +35,6 @@ def listen(settings: Settings) -> None:
     listening = scp.open_socket(settings.scp)
     open_records(settings).close()  # the schema is there before the first fork
     scp.tls_context(settings.scp)
-    spool_of(settings).remove_unfinished()
     log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
     if settings.scp.processes == 1:
         _serve(settings, listening)
@@ -92,13 +92,20 @@ def _fork(settings: Settings, listening: socket.socket) -> int:
 
 
 def settle(settings: Settings) -> None:
-    """The clock."""
+    """The clock, and the housekeeping beside it."""
+    from node import housekeeping
     from node.broker import Doorbell
     from node.settle import Clock, run
 
     records = open_records(settings)
+    housekeeper = housekeeping.Housekeeper(settings, records, spool_of(settings))
     with stopping() as stop, beating(records, "settle"):
+        keeping = threading.Thread(
+            target=housekeeping.run, args=(housekeeper, stop), name="housekeeping", daemon=True
+        )
+        keeping.start()
         run(Clock(settings, records, Doorbell(settings)), stop)
+        keeping.join(timeout=3)
     records.close()
 
 
@@ -207,7 +214,7 @@ def stopping() -> Iterator[Callable[[float], bool]]:
 @contextlib.contextmanager
 def beating(records: Records, role: str) -> Iterator[None]:
     """A heartbeat row while the block runs."""
-    name = f"{role}@{socket.gethostname()}:{os.getpid()}"
+    name = f"{role}@{process_name()}"
     over = threading.Event()
 
     def beat() -> None:

@@ -8,13 +8,16 @@ from node.settings import Settings
 from node.store.arrivals import Arrivals
 from node.store.audit import Audit
 from node.store.commitments import Commitments
+from node.store.console import Console
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
+from node.store.keeping import Keeping
 from node.store.pauses import Pauses
 from node.store.people import People
+from node.store.priors import Priors
 from node.store.reviews import Reviews
 from node.store.views import Views
 from node.store.worklist import Worklist
@@ -31,12 +34,15 @@ class Records:
         self.deliveries = Deliveries(engine)
         self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)
+        self.keeping = Keeping(engine)
+        self.priors = Priors(engine)
         self.views = Views(engine)
         self.people = People(engine)
         self.audit = Audit(engine)
         self.reviews = Reviews(engine)
         self.pauses = Pauses(engine)
         self.worklist = Worklist(engine)
+        self.console = Console(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -1,0 +1,94 @@
+"""Keeps house beside the clock: the scan at start, room on the disk, listeners that fell silent, wrong times.
+
+Nothing here is on the way of a study; all of it can be done again, and by several processes, without harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from node.domain.errors import TransientError
+from node.liveness import is_gone, is_visible
+from node.retention import DAY_S, Retention
+from node.scan import Scan
+from node.settings import Settings
+from node.spool import Spool
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+PAUSE_S = 15.0
+SCAN_EVERY_S = DAY_S
+SILENT_S = 60.0
+"""A listener whose heartbeat stood still for so long is over, wherever it ran."""
+SWEEP_AFTER_S = 7 * DAY_S
+LONGEST_LEASE_S = 600.0
+
+
+class Housekeeper:
+    """One round after another. Time that passes is measured by a clock that nobody sets."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        spool: Spool,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._records = records
+        self._spool = spool
+        self._retention = Retention(settings, records, spool)
+        self._longest_wait_s = max((d.retry_max_s for d in settings.destination), default=0.0)
+        self._elapsed = elapsed
+        self._next_scan = elapsed()
+        self._next_sweep = elapsed()
+        self._heard: dict[str, tuple[float | None, float]] = {}
+
+    def round(self, now: float, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Raises TransientError when the database is away."""
+        self._close_silent_listeners(now)
+        if count := self._records.keeping.undo_the_future(now, self._longest_wait_s, LONGEST_LEASE_S):
+            log.warning("the system's clock was set back: %d rows that lay in the future are due now", count)
+        if self._elapsed() >= self._next_scan:
+            Scan(self._records, self._spool).run(stopping)
+            self._next_scan = self._elapsed() + SCAN_EVERY_S
+        self._retention.round(now)
+        if self._elapsed() >= self._next_sweep:
+            self._records.keeping.sweep(now - SWEEP_AFTER_S)
+            self._next_sweep = self._elapsed() + SCAN_EVERY_S
+
+    def _close_silent_listeners(self, now: float) -> None:
+        """What a listener that is gone left open in the records is over."""
+        open_ones = self._records.arrivals.open_listeners()
+        if not open_ones:
+            self._heard.clear()
+            return
+        seen_at = {p["process"]: p["seen_at"] for p in self._records.views.processes(now)}
+        before, at = self._heard, self._elapsed()
+        self._heard = {}
+        for listener in open_ones:
+            beat = seen_at.get(f"listen@{listener}")
+            last, since = before.get(listener, (beat, at))
+            self._heard[listener] = (beat, since if beat == last else at)
+            silent = at - self._heard[listener][1] > SILENT_S and not is_visible(listener)
+            if silent or is_gone(listener):
+                log.warning("listener %s is gone; what it had open is closed as aborted", listener)
+                self._records.arrivals.close_associations_of(listener, now)
+
+
+def run(housekeeper: Housekeeper, stopping: Callable[[float], bool]) -> None:
+    """Keep house until `stopping(seconds)` says so. Whatever goes wrong is logged, and tried again."""
+    wait_s = 0.0
+    while not stopping(wait_s):
+        try:
+            housekeeper.round(time.time(), lambda: stopping(0))
+            wait_s = TICK_S
+        except TransientError as error:
+            log.error("housekeeping waits: %s", error)
+            wait_s = PAUSE_S
+        except Exception:
+            log.exception("housekeeping broke; it goes on")
+            wait_s = PAUSE_S

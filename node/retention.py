@@ -1,0 +1,117 @@
+"""Makes room: removes the files of the oldest studies whose results were delivered. Touches no other study.
+
+What is undecided, unanalysed or undelivered stays, whatever the disk says; a C-STORE is refused with
+0xA700 (spool.reserve_mb) before the disk is full. The records stay, so that a later study finds its prior.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from node.settings import Settings
+from node.spool import INCOMING, Spool, safe_name
+from node.store.keeping import Removable, Removal
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+DAY_S = 24 * 3600.0
+IN_FLIGHT_S = 600.0
+"""A file without a record that is younger may be about to get one."""
+
+
+class Retention:
+    """One round after another; several processes may run it at once."""
+
+    def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
+        self._settings = settings
+        self._keeping = records.keeping
+        self._spool = spool
+        self._committing = {d.name for d in settings.destination if d.commitment}
+        self._told_full = False
+
+    def round(self, now: float, used: Callable[[], float] | None = None) -> list[Removal]:
+        """Remove what is too old, then what stands in the way; returns what was removed.
+
+        `used` tells which part of the volume is used. Raises TransientError when the database is away.
+        """
+        used = used or self._spool.used_part
+        for removal in self._keeping.unfinished():
+            self._delete(removal)
+        removed = self._too_old(now) + self._in_the_way(now, used)
+        if self._settings.spool.keep_records_days and (
+            count := self._keeping.forget(now - self._settings.spool.keep_records_days * DAY_S)
+        ):
+            log.info("the records of %d studies are forgotten (spool.keep_records_days)", count)
+        return removed
+
+    def _too_old(self, now: float) -> list[Removal]:
+        if not (days := self._settings.spool.keep_days):
+            return []
+        removed: list[Removal] = []
+        while studies := self._keeping.removable(now - days * DAY_S, self._committing):
+            batch = [self._remove(study, "age", now) for study in studies]
+            removed += [removal for removal in batch if removal]
+            if not any(batch):
+                break
+        return removed
+
+    def _in_the_way(self, now: float, used: Callable[[], float]) -> list[Removal]:
+        """From the high watermark down to the low one."""
+        spool = self._settings.spool
+        if used() < spool.high_watermark:
+            self._told_full = False
+            return []
+        removed: list[Removal] = []
+        quiet_since = now - self._settings.completeness.max_wait_s
+        while used() > spool.low_watermark:
+            studies = self._keeping.removable(quiet_since, self._committing, limit=10)
+            batch = [
+                r for study in studies if used() > spool.low_watermark for r in self._removed(study, now)
+            ]
+            if not batch:
+                self._say_full(used())
+                break
+            removed += batch
+        return removed
+
+    def _removed(self, study: Removable, now: float) -> list[Removal]:
+        removal = self._remove(study, "watermark", now)
+        return [removal] if removal else []
+
+    def _say_full(self, part: float) -> None:
+        """Once, until it is better: only what may not go is left."""
+        if not self._told_full:
+            text = "%.0f %% of the spool's volume is used, and no delivered study is left to remove"
+            log.error(text + "; make room, or see `ichnode deliveries`", part * 100)
+        self._told_full = True
+
+    def _remove(self, study: Removable, cause: str, now: float) -> Removal | None:
+        beside = self._beside(study.study_instance_uid, now)
+        removal = self._keeping.begin(study, self._committing, cause, beside, now)
+        if removal is not None:
+            self._delete(removal)
+        return removal
+
+    def _beside(self, study_uid: str, now: float) -> list[str]:
+        """Files in the study's own folder, older ones of instances that came again among them."""
+        folder = self._spool.absolute(f"{INCOMING}/{safe_name(study_uid)}")
+        return [str(p.relative_to(self._spool.root)) for p in folder.glob("*/*.dcm") if _at_rest(p, now)]
+
+    def _delete(self, removal: Removal) -> None:
+        for path in removal.paths:
+            self._spool.remove(path)
+        self._keeping.finish(removal, time.time())
+        text = "removed %d files (%.1f MB) of study %s, whose results were delivered: %s"
+        why = {"age": "spool.keep_days", "watermark": "spool.high_watermark"}[removal.cause]
+        log.info(text, len(removal.paths), removal.size_bytes / 1e6, removal.study_instance_uid, why)
+
+
+def _at_rest(file: Path, now: float) -> bool:
+    try:
+        return file.stat().st_mtime < now - IN_FLIGHT_S
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,303 @@
+"""Every query about what is kept: which studies may go, what is recorded of which file, and wrong times.
+
+Removing goes in two transactions, with the files between them: the first takes the rows of the instances
+away and writes down which files follow, the second says that they are gone. Decides nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from node.domain.lifecycle import DeliveryState, JobState, SeriesState
+from node.store.engine import reading, writing
+from node.store.tables import (
+    associations,
+    deliveries,
+    heartbeats,
+    incidents,
+    instances,
+    jobs,
+    objects,
+    removals,
+    scans,
+    series,
+    studies,
+)
+
+UNDECIDED = (SeriesState.RECEIVING, SeriesState.COMPLETE)
+AT_WORK = (JobState.QUEUED, JobState.RUNNING, JobState.ANALYSED)
+REPORTED = (JobState.COMPOSED, JobState.FAILED)
+UNDELIVERED = (DeliveryState.PENDING, DeliveryState.FAILED)
+SCANS_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A study whose every result was delivered, as it stood when it was looked at."""
+
+    study_instance_uid: str
+    last_received_at: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Files that are to go; no record names them any more."""
+
+    id: int
+    study_instance_uid: str
+    cause: str
+    paths: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A file that a record names, and the objects it belongs to."""
+
+    path: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+
+
+class Keeping:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def removable(self, before: float, committing: Collection[str], limit: int = 50) -> list[Removable]:
+        """Studies silent since `before` with nothing undecided, unanalysed or undelivered; oldest first.
+
+        `committing` names the destinations whose SENT is not enough: they must have COMMITTED.
+        """
+        with reading(self._engine) as connection:
+            query = (
+                select(studies.c.study_instance_uid, studies.c.last_received_at)
+                .where(*_may_go(before, committing))
+                .order_by(studies.c.last_received_at)
+                .limit(limit)
+            )
+            return [Removable(*row) for row in connection.execute(query)]
+
+    def begin(
+        self, study: Removable, committing: Collection[str], cause: str, beside: Sequence[str], now: float
+    ) -> Removal | None:
+        """Take the records of the study's files away. None when it changed since it was looked at.
+
+        `beside` are files of the study that no record names.
+        """
+        uid = study.study_instance_uid
+        mine = (studies.c.study_instance_uid == uid, studies.c.last_received_at == study.last_received_at)
+        with writing(self._engine) as connection:
+            seen = update(studies).where(*mine, *_may_go(study.last_received_at, committing))
+            if connection.execute(seen.values(files_removed_at=now)).rowcount != 1:
+                return None
+            held = _files_of(connection, uid)
+            paths = list(dict.fromkeys([*(path for path, _ in held), *beside]))
+            size = sum(size for _, size in held)
+            of_study = select(series.c.series_instance_uid).where(series.c.study_instance_uid == uid)
+            connection.execute(delete(instances).where(instances.c.series_instance_uid.in_(of_study)))
+            connection.execute(
+                update(series).where(series.c.study_instance_uid == uid).values(instance_count=0)
+            )
+            connection.execute(update(jobs).where(jobs.c.study_instance_uid == uid).values(maps_path=None))
+            row = {"study_instance_uid": uid, "cause": cause, "files": len(paths), "size_bytes": size}
+            made = connection.execute(insert(removals).values(**row, begun_at=now, paths=paths))
+            (removal_id,) = made.inserted_primary_key or (0,)
+            return Removal(removal_id, uid, cause, tuple(paths), size)
+
+    def unfinished(self) -> list[Removal]:
+        """Removals that were begun and may have files left."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(removals).where(removals.c.finished_at.is_(None)))
+            return [
+                Removal(r.id, r.study_instance_uid, r.cause, tuple(r.paths or ()), r.size_bytes) for r in rows
+            ]
+
+    def finish(self, removal: Removal, now: float) -> None:
+        """Every file of it is gone."""
+        with writing(self._engine) as connection:
+            mine = update(removals).where(removals.c.id == removal.id)
+            connection.execute(mine.values(finished_at=now, paths=None))
+
+    def removed(self, limit: int = 100) -> list[dict[str, Any]]:
+        """What retention took away, newest first."""
+        columns = [c for c in removals.c if c.name != "paths"]
+        with reading(self._engine) as connection:
+            query = select(*columns).order_by(removals.c.begun_at.desc()).limit(limit)
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def forget(self, before: float) -> int:
+        """Delete the records of studies whose files are gone and that came before then. Returns how many."""
+        gone = and_(studies.c.files_removed_at.is_not(None), studies.c.last_received_at < before)
+        with writing(self._engine) as connection:
+            uids = (
+                connection.execute(select(studies.c.study_instance_uid).where(gone).limit(500))
+                .scalars()
+                .all()
+            )
+            of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
+            for table, key in (
+                (deliveries, deliveries.c.job_id.in_(of_studies)),
+                (objects, objects.c.job_id.in_(of_studies)),
+                (jobs, jobs.c.study_instance_uid.in_(uids)),
+                (series, series.c.study_instance_uid.in_(uids)),
+                (incidents, incidents.c.study_instance_uid.in_(uids)),
+                (studies, studies.c.study_instance_uid.in_(uids)),
+            ):
+                connection.execute(delete(table).where(key))
+            return len(uids)
+
+    def sweep(self, before: float) -> None:
+        """Forget associations and processes that ended before then and that nothing refers to."""
+        with writing(self._engine) as connection:
+            used = exists().where(instances.c.association_id == associations.c.id)
+            connection.execute(delete(associations).where(associations.c.closed_at < before, ~used))
+            connection.execute(delete(heartbeats).where(heartbeats.c.seen_at < before))
+            newest = select(func.max(scans.c.id)).scalar_subquery()
+            connection.execute(delete(scans).where(scans.c.id <= newest - SCANS_KEPT))
+
+    def paths_of(self, sop_uids: Collection[str]) -> dict[str, str]:
+        """The recorded path of each of these instances that is recorded."""
+        with reading(self._engine) as connection:
+            query = select(instances.c.sop_instance_uid, instances.c.path)
+            rows = connection.execute(query.where(instances.c.sop_instance_uid.in_(sop_uids)))
+            return {row.sop_instance_uid: row.path for row in rows}
+
+    def repoint(self, sop_uid: str, lost: str, found: str) -> None:
+        """The file of an instance is gone, and the same bytes lie elsewhere."""
+        mine = (instances.c.sop_instance_uid == sop_uid, instances.c.path == lost)
+        with writing(self._engine) as connection:
+            connection.execute(update(instances).where(*mine).values(path=found))
+
+    def received_files(self, after: str = "", limit: int = 1000) -> list[Held]:
+        """Files of instances in the order of their UIDs, from the one after `after`."""
+        with reading(self._engine) as connection:
+            query = (
+                select(
+                    instances.c.path,
+                    instances.c.sop_instance_uid,
+                    series.c.series_instance_uid,
+                    series.c.study_instance_uid,
+                )
+                .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+                .where(instances.c.sop_instance_uid > after)
+                .order_by(instances.c.sop_instance_uid)
+                .limit(limit)
+            )
+            return [Held(*row) for row in connection.execute(query)]
+
+    def unsent_files(self) -> list[Held]:
+        """Files of objects that are still to be sent."""
+        with reading(self._engine) as connection:
+            query = (
+                select(
+                    objects.c.path,
+                    objects.c.sop_instance_uid,
+                    objects.c.series_instance_uid,
+                    jobs.c.study_instance_uid,
+                )
+                .join(jobs, jobs.c.id == objects.c.job_id)
+                .join(deliveries, deliveries.c.sop_instance_uid == objects.c.sop_instance_uid)
+                .where(deliveries.c.state == DeliveryState.PENDING)
+                .distinct()
+            )
+            return [Held(*row) for row in connection.execute(query)]
+
+    def job_files(self, job_id: int) -> tuple[JobState | None, set[str]]:
+        """The state of a job, and the files its records name; None for a job that is not there."""
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                select(jobs.c.state, jobs.c.maps_path).where(jobs.c.id == job_id)
+            ).first()
+            made = connection.execute(select(objects.c.path).where(objects.c.job_id == job_id)).scalars()
+            paths = {*made, *([row.maps_path] if row and row.maps_path else [])}
+            return (JobState(row.state) if row else None), paths
+
+    def scanned(self, process: str, begun_at: float, finished_at: float, counts: dict[str, Any]) -> None:
+        with writing(self._engine) as connection:
+            row = {"process": process, "begun_at": begun_at, "finished_at": finished_at, "counts": counts}
+            connection.execute(insert(scans).values(**row))
+
+    def last_scan(self) -> dict[str, Any] | None:
+        with reading(self._engine) as connection:
+            row = connection.execute(select(scans).order_by(scans.c.id.desc()).limit(1)).first()
+            return dict(row._mapping) if row else None
+
+    def undo_the_future(self, now: float, longest_wait_s: float, longest_lease_s: float) -> int:
+        """A clock that was set back must not make anything wait until it has caught up. Returns the rows."""
+        soon = now + 5
+        pending = deliveries.c.state == DeliveryState.PENDING
+        receiving = series.c.state == SeriesState.RECEIVING
+        wrong: tuple[tuple[Any, tuple[ColumnElement[bool], ...], dict[str, Any]], ...] = (
+            (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
+            (studies, (studies.c.last_received_at > soon,), {"last_received_at": now}),
+            (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.rung_at > soon), {"rung_at": None}),
+            (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
+            (deliveries, (pending, deliveries.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
+        )
+        with reading(self._engine) as connection:
+            found = [
+                part for part in wrong if connection.execute(select(part[0]).where(*part[1]).limit(1)).first()
+            ]
+        if not found:
+            return 0
+        with writing(self._engine) as connection:
+            return sum(connection.execute(update(t).where(*w).values(**v)).rowcount for t, w, v in found)
+
+
+def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+    """What must hold of a row of `studies` for its files to be removed."""
+    mine = series.c.study_instance_uid == studies.c.study_instance_uid
+    job = jobs.c.study_instance_uid == studies.c.study_instance_uid
+    sent = and_(job, deliveries.c.job_id == jobs.c.id)
+    unreported = and_(jobs.c.state == JobState.FAILED, jobs.c.reported_at.is_(None))
+    uncommitted = and_(deliveries.c.state == DeliveryState.SENT, deliveries.c.destination.in_(committing))
+    nowhere = and_(
+        jobs.c.state.in_(REPORTED), ~exists().where(deliveries.c.job_id == jobs.c.id).correlate(jobs)
+    )
+    return (
+        studies.c.files_removed_at.is_(None),
+        studies.c.last_received_at <= before,
+        exists().where(mine),
+        ~exists().where(mine, series.c.state.in_(UNDECIDED)),
+        ~exists().where(job, or_(jobs.c.state.in_(AT_WORK), unreported, nowhere)),
+        ~exists().where(sent, or_(deliveries.c.state.in_(UNDELIVERED), uncommitted)),
+        or_(exists().where(job), ~exists().where(mine, series.c.modality == "CT")),
+    )
+
+
+def _files_of(connection: Connection, study_uid: str) -> list[tuple[str, int]]:
+    """(path, bytes) of every file that a record of the study names."""
+    received = (
+        select(instances.c.path, instances.c.size_bytes)
+        .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+        .where(series.c.study_instance_uid == study_uid)
+    )
+    made = (
+        select(objects.c.path, objects.c.size_bytes)
+        .join(jobs, jobs.c.id == objects.c.job_id)
+        .where(jobs.c.study_instance_uid == study_uid)
+    )
+    maps = select(jobs.c.maps_path).where(
+        jobs.c.study_instance_uid == study_uid, jobs.c.maps_path.is_not(None)
+    )
+    files = [
+        (row.path, int(row.size_bytes)) for query in (received, made) for row in connection.execute(query)
+    ]
+    return [*files, *((path, 0) for path in connection.execute(maps).scalars())]

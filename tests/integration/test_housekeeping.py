@@ -1,0 +1,504 @@
+"""The start-up scan and retention, on real files and both databases: what is adopted, removed, kept."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset
+
+from node import spool as node_spool
+from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
+from node.domain.lifecycle import JobState, SeriesState
+from node.housekeeping import SILENT_S, Housekeeper
+from node.intake import Intake, Received
+from node.liveness import process_name
+from node.retention import IN_FLIGHT_S, Retention
+from node.scan import AT_REST_S, MISSING, Fate, Scan, summary
+from node.settings import Destination, Scp, Settings
+from node.settings import Spool as SpoolSettings
+from node.spool import Spool
+from node.store.deliveries import NewDelivery
+from node.store.incidents import Code
+from node.store.jobs import NewObject
+from node.store.records import Records
+from tests.factories import ct_series
+
+SUCCESS, DUPLICATE, NO_ROOM = 0x0000, 0x0111, 0xA700
+DAY_S = 24 * 3600.0
+SR = "1.2.840.10008.5.1.4.1.1.88.34"
+
+
+@dataclass
+class Place:
+    """A spool and its records, with studies in any state of their way."""
+
+    records: Records
+    spool: Spool
+    now: float = field(default_factory=time.time)
+    destination: Destination = field(default_factory=lambda: Destination(name="pacs", ae_title="PACS"))
+
+    def __post_init__(self) -> None:
+        self.limits = Scp()
+        self.records.arrivals.open_association("a1", process_name(), ("CT1", "10.0.0.1"), self.now)
+
+    def receive(self, ds: Dataset, association: str = "a1") -> int:
+        stream = io.BytesIO()
+        dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
+        received = Received(
+            sop_class_uid=str(ds.SOPClassUID),
+            sop_instance_uid=str(ds.SOPInstanceUID),
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            calling_ae="CT1",
+            association_id=association,
+            data=stream.getvalue(),
+        )
+        return Intake(self.spool, self.records, lambda: self.now, self.limits).receive(received)
+
+    def study(self, name: str, slices: int = 3, **attributes: Any) -> str:
+        """A study received; returns its UID."""
+        series = ct_series(slices, rows=16, name=name, **attributes)
+        assert [self.receive(ds) for ds in series] == [SUCCESS] * slices
+        return str(series[0].StudyInstanceUID)
+
+    def decided(self, study: str, reason: Reason | None = None) -> int | None:
+        """Settled and decided: a job, or a refusal."""
+        (row,) = self.records.decisions.of_study(study)
+        assert self.records.decisions.settle(row, self.now)
+        (row,) = self.records.decisions.of_study(study)
+        if reason:
+            return self.records.decisions.decide(None, [(row, reason)], self.now)
+        return self.records.decisions.decide(row, [], self.now)
+
+    def composed(self, study: str, urgent: bool = False) -> int:
+        """Analysed, with one object that waits to be delivered."""
+        job_id = self.decided(study)
+        assert job_id is not None and self.records.jobs.claim(job_id, "w", self.now + 30, self.now)
+        maps = self.spool.job_path(job_id, 1, "maps.npz")
+        self.spool.write(maps, (b"maps",))
+        priority = Priority.STAT if urgent else Priority.ROUTINE
+        found = Findings(ModelIdentity("m", "1", "ab"), "1", 1, Status.ANALYSED, priority=priority)
+        assert self.records.jobs.store_analysis(job_id, "w", found, maps, self.now)
+        job = self.records.jobs.get(job_id)
+        assert job
+        uid = f"2.25.{job_id}"
+        path = self.spool.object_path(job_id, uid)
+        self.spool.write(path, (b"report" * 100,))
+        made = NewObject(uid, SR, "2.25.900", "sr", path, 600)
+        delivery = NewDelivery(uid, "pacs", 0, urgent)
+        assert self.records.jobs.store_objects(job, [made], [delivery], self.now)
+        return job_id
+
+    def delivered(self, study: str) -> int:
+        job_id = self.composed(study)
+        self.send(job_id)
+        return job_id
+
+    def send(self, job_id: int) -> None:
+        (due,) = self.records.deliveries.take_due("pacs", self.now, self.now + 60)
+        assert due.job_id == job_id and self.records.deliveries.sent(due.id, "0x0000", self.now)
+
+    def scan(self) -> dict[str, int]:
+        return Scan(self.records, self.spool).run()
+
+    def retention(self, **spool: Any) -> Retention:
+        settings = Settings(spool=SpoolSettings(**spool), destination=(self.destination,))
+        return Retention(settings, self.records, self.spool)
+
+    def removed(
+        self, later_s: float = DAY_S * 2, used: Callable[[], float] | None = None, **spool: Any
+    ) -> set[str]:
+        """The studies that one round of retention removes; by age when no use is given."""
+        options = spool or {"keep_days": 1}
+        found = self.retention(**options).round(self.now + later_s, used or (lambda: 0.0))
+        return {removal.study_instance_uid for removal in found}
+
+    def files(self) -> list[str]:
+        found = [p for p in self.spool.root.rglob("*") if p.is_file()]
+        return sorted(str(p.relative_to(self.spool.root)) for p in found)
+
+    def recorded(self) -> list[str]:
+        return [held.path for held in self.records.keeping.received_files()]
+
+    def state_of(self, study: str) -> SeriesState:
+        (row,) = self.records.decisions.of_study(study)
+        return row.state
+
+
+@pytest.fixture
+def place(records: Records, tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / "spool").mkdir()
+    yield Place(records, Spool(tmp_path / "spool"))
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+class TestScan:
+    def test_an_empty_spool_is_accounted_for(self, place: Place) -> None:
+        assert place.scan() == {}
+        assert summary({}) == "spool: 0 files are there: none; 0 records without a file"
+
+    def test_what_is_recorded_is_left_as_it_is(self, place: Place) -> None:
+        job_id = place.composed(place.study("a"))
+        before = place.files()
+        assert place.scan() == {Fate.RECORDED: 5}  # three slices, masks, a report
+        assert place.files() == before and job_id
+        assert place.records.incidents.latest() == []
+
+    def test_a_file_without_a_record_is_adopted_and_its_series_decided_like_any_other(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As after a kill between the rename of the file and the commit of its record."""
+        first, second, third = ct_series(3, rows=16, name="crash")
+        assert place.receive(first) == SUCCESS
+        with monkeypatch.context() as patched:
+            patched.setattr(place.records.arrivals, "record", _killed)
+            with pytest.raises(Killed):
+                place.receive(second)
+        assert len(place.files()) == 2 and len(place.recorded()) == 1
+        assert place.scan() == {Fate.RECORDED: 1, Fate.ADOPTED: 1}
+        assert sorted(place.recorded()) == place.files()
+        assert place.scan() == {Fate.RECORDED: 2}
+        gathered = place.records.decisions.gather(str(first.SeriesInstanceUID))
+        assert len(gathered.instances) == 2 and gathered.aborted
+        assert place.receive(second) == SUCCESS and place.receive(third) == SUCCESS
+        assert len(place.files()) == len(place.recorded()) == 3
+        assert not place.records.decisions.gather(str(first.SeriesInstanceUID)).aborted
+
+    def test_a_second_file_of_a_recorded_instance_is_removed(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="twice")
+        assert place.receive(ds) == SUCCESS
+        (path,) = place.files()
+        twin = place.spool.absolute(path).with_name(f"{ds.SOPInstanceUID}~ffffffff.dcm")
+        twin.write_bytes(place.spool.absolute(path).read_bytes())
+        assert place.scan() == {Fate.RECORDED: 1, Fate.DUPLICATE: 1}
+        assert place.files() == [path]
+
+    def test_the_same_bytes_take_the_place_of_a_file_that_was_lost(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="moved")
+        assert place.receive(ds) == SUCCESS
+        (path,) = place.files()
+        file = place.spool.absolute(path)
+        twin = file.with_name(f"{ds.SOPInstanceUID}~ffffffff.dcm")
+        file.rename(twin)
+        assert place.scan() == {Fate.ADOPTED: 1}
+        assert place.recorded() == place.files() == [str(twin.relative_to(place.spool.root))]
+
+    def test_an_unfinished_file_of_a_dead_process_is_removed(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.study("a", slices=1)
+        folder = place.spool.absolute(place.files()[0]).parent
+        (folder / f".{process_name(2**22 - 1)}!ab{node_spool.PART}").write_bytes(b"half")
+        assert place.scan() == {Fate.RECORDED: 1, Fate.UNFINISHED: 1}
+
+    def test_a_record_without_its_file_is_an_incident_and_the_scan_says_so(self, place: Place) -> None:
+        study = place.study("lost")
+        place.spool.absolute(place.files()[1]).unlink()
+        assert place.scan() == {Fate.RECORDED: 2, MISSING: 1}
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["study_instance_uid"]) == (Code.FILE_MISSING, study)
+        found = place.records.keeping.last_scan()
+        assert found and found["counts"] == {Fate.RECORDED: 2, MISSING: 1}
+
+    def test_a_lost_file_is_healed_by_sending_it_again(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="healed")
+        place.receive(ds)
+        place.spool.absolute(place.files()[0]).unlink()
+        assert place.receive(ds) == SUCCESS
+        assert place.scan() == {Fate.RECORDED: 1}
+
+    def test_an_object_that_is_to_be_sent_and_is_gone_is_an_incident(self, place: Place) -> None:
+        place.composed(place.study("a"))
+        (report,) = [p for p in place.files() if p.startswith("outgoing")]
+        place.spool.absolute(report).unlink()
+        assert place.scan()[MISSING] == 1
+
+    def test_what_cannot_be_read_is_reported_and_left(self, place: Place) -> None:
+        place.spool.write("incoming/1.2/1.3/1.4~ab.dcm", (b"no DICOM at all",))
+        assert place.scan() == {Fate.UNKNOWN: 1}
+        assert place.files() == ["incoming/1.2/1.3/1.4~ab.dcm"]
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.FILE_UNKNOWN and "incoming/1.2/1.3/1.4~ab.dcm" in incident["text"]
+
+    def test_files_of_abandoned_attempts_go_once_they_are_old(self, place: Place) -> None:
+        job_id = place.composed(place.study("a"))
+        place.spool.write(place.spool.job_path(job_id, 7, "maps.npz"), (b"late",))
+        place.spool.write(place.spool.object_path(job_id, "2.25.404"), (b"never stored",))
+        place.spool.write(place.spool.job_path(999, 1, "maps.npz"), (b"of no job",))
+        assert place.scan()[Fate.AT_WORK] == 3
+        for path in place.files():
+            age(place.spool.absolute(path), AT_REST_S + 60)
+        assert place.scan() == {Fate.RECORDED: 5, Fate.LEFTOVER: 3}
+        assert place.scan() == {Fate.RECORDED: 5}
+
+    def test_files_of_a_job_that_is_not_over_are_left_however_old(self, place: Place) -> None:
+        job_id = place.decided(place.study("a"))
+        assert job_id
+        place.spool.write(place.spool.job_path(job_id, 1, "maps.npz"), (b"being made",))
+        for path in place.files():
+            age(place.spool.absolute(path), AT_REST_S + 60)
+        assert place.scan() == {Fate.RECORDED: 3, Fate.AT_WORK: 1}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours may catch it."""
+
+
+def _killed(*_: Any) -> None:
+    raise Killed
+
+
+class TestConflicts:
+    def test_the_same_bytes_again_make_no_second_file(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="a")
+        assert [place.receive(ds) for _ in range(3)] == [SUCCESS] * 3
+        assert len(place.files()) == 1 and place.records.incidents.latest() == []
+
+    def test_other_content_counts_from_then_on_and_takes_the_analysis_back(self, place: Place) -> None:
+        study = place.study("a")
+        job_id = place.decided(study)
+        assert job_id and place.records.jobs.claim(job_id, "w", place.now + 30, place.now)
+        first = ct_series(3, rows=16, name="a")[0]
+        first.PatientID = "CORRECTED"
+        assert place.receive(first) == SUCCESS
+        job = place.records.jobs.get(job_id)
+        assert job and job.state is JobState.SUPERSEDED
+        found = Findings(ModelIdentity("m", "1", "ab"), "1", 1, Status.ANALYSED)
+        assert not place.records.jobs.store_analysis(job_id, "w", found, "results/x", place.now)
+        (row,) = place.records.decisions.of_study(study)
+        assert (row.state, row.revision) == (SeriesState.RECEIVING, 2)
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["times"], incident["calling_ae"]) == (
+            Code.CONTENT_REPLACED,
+            1,
+            "CT1",
+        )
+        (listed,) = place.records.views.studies()
+        assert listed["patient_id"] == "CORRECTED"
+
+    def test_the_older_content_stays_on_disk_until_the_study_is_removed(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="a")
+        place.receive(ds)
+        ds.SeriesDescription = "Other"
+        assert place.receive(ds) == SUCCESS
+        assert len(place.files()) == 2 and len(place.recorded()) == 1
+        assert place.scan() == {Fate.RECORDED: 1, Fate.KEPT: 1}
+        place.delivered(str(ds.StudyInstanceUID))
+        for path in place.files():
+            age(place.spool.absolute(path), IN_FLIGHT_S + 60)
+        assert place.removed() == {str(ds.StudyInstanceUID)}
+        assert place.files() == []
+
+    def test_a_whole_series_again_is_one_incident_that_counts(self, place: Place) -> None:
+        place.study("a", slices=5)
+        place.study("a", slices=5, SeriesDescription="Other")
+        (incident,) = place.records.incidents.latest()
+        assert incident["times"] == 5
+
+    def test_an_instance_under_another_series_is_refused_and_stays_where_it_is(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="a")
+        place.receive(ds)
+        before = (place.files(), place.recorded())
+        ds.SeriesInstanceUID = "1.2.3"
+        assert place.receive(ds) == DUPLICATE
+        assert (place.files(), place.recorded()) == before
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["series_instance_uid"]) == (Code.SOP_IN_OTHER_SERIES, "1.2.3")
+
+    def test_a_series_beyond_its_limit_is_refused_for_want_of_resources(self, place: Place) -> None:
+        place.limits = Scp(max_series_instances=2)
+        series = ct_series(3, rows=16, name="a")
+        assert [place.receive(ds) for ds in series] == [SUCCESS, SUCCESS, NO_ROOM]
+        assert place.receive(series[0]) == SUCCESS, "what is there already may come again"
+        assert len(place.files()) == 2
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.SERIES_TOO_LARGE
+
+
+class TestRetention:
+    def test_a_delivered_study_goes_when_it_is_old_and_not_before(self, place: Place) -> None:
+        study = place.study("a")
+        place.delivered(study)
+        assert place.removed(later_s=0.9 * DAY_S) == set()
+        assert place.removed(later_s=1.1 * DAY_S) == {study}
+        assert place.files() == [] and place.recorded() == []
+        assert list(place.spool.absolute("incoming").iterdir()) == []
+        (listed,) = place.records.views.studies()
+        assert listed["files_removed_at"] and listed["job"]["findings"]
+        (removal,) = place.records.keeping.removed()
+        assert (removal["files"], removal["cause"]) == (5, "age") and removal["finished_at"]
+        assert place.scan() == {}
+
+    @pytest.mark.parametrize(
+        "stage", ["receiving", "queued", "undelivered", "urgent", "given up", "unanswered"]
+    )
+    def test_what_is_not_delivered_stays_however_old_and_however_full(self, stage: str, place: Place) -> None:
+        study = place.study("a")
+        if stage == "queued":
+            place.decided(study)
+        elif stage == "unanswered":
+            place.decided(study, Reason("NOT_HEAD", "a foot"))
+        elif stage in ("undelivered", "urgent", "given up"):
+            place.composed(study, urgent=stage == "urgent")
+        if stage == "given up":
+            (due,) = place.records.deliveries.take_due("pacs", place.now, place.now + 60)
+            assert place.records.deliveries.give_up(due.id, "gone", "")
+        before = place.files()
+        assert place.removed(later_s=1000 * DAY_S) == set()
+        full = {"high_watermark": 0.5, "low_watermark": 0.1}
+        assert place.removed(later_s=1000 * DAY_S, used=lambda: 1.0, **full) == set()
+        assert place.files() == before
+
+    def test_results_that_were_sent_nowhere_keep_their_study(self, place: Place) -> None:
+        study = place.study("a")
+        job_id = place.decided(study)
+        assert job_id and place.records.jobs.claim(job_id, "w", place.now + 30, place.now)
+        found = Findings(ModelIdentity("m", "1", "ab"), "1", 1, Status.ANALYSED)
+        place.records.jobs.store_analysis(job_id, "w", found, "results/1/1/maps.npz", place.now)
+        job = place.records.jobs.get(job_id)
+        assert job and place.records.jobs.store_objects(job, [], [], place.now)
+        assert place.removed(later_s=1000 * DAY_S) == set()
+
+    def test_a_study_that_is_no_ct_goes_once_it_is_decided(self, place: Place) -> None:
+        study = place.study("a", Modality="MR")
+        assert place.removed() == set()
+        place.decided(study, Reason("NOT_CT", "Modality MR"))
+        assert place.removed() == {study}
+
+    def test_where_commitment_is_asked_for_sent_is_not_enough(self, place: Place) -> None:
+        place.delivered(place.study("a"))
+        place.destination = place.destination.model_copy(update={"commitment": True})
+        assert place.removed() == set()
+
+    def test_the_watermark_takes_the_oldest_and_no_more_than_it_must(self, place: Place) -> None:
+        studies = []
+        for name in "abcd":
+            studies.append(place.study(name))
+            place.delivered(studies[-1])
+            place.now += 60
+        kept = len(place.files())
+
+        def used() -> float:
+            return len(place.files()) / kept
+
+        full = {"high_watermark": 0.9, "low_watermark": 0.6}
+        assert place.removed(used=used, **full) == set(studies[:2])
+        assert place.removed(used=used, **full) == set(), "below the high mark nothing more goes"
+
+    def test_a_study_that_gets_a_slice_meanwhile_stays_whole(self, place: Place) -> None:
+        study = place.study("a")
+        place.delivered(study)
+        (looked_at,) = place.records.keeping.removable(place.now, ())
+        place.now += 1
+        assert place.receive(ct_series(4, rows=16, name="a")[3]) == SUCCESS
+        assert place.records.keeping.begin(looked_at, (), "age", (), place.now) is None
+        assert place.scan() == {Fate.RECORDED: 6}
+
+    def test_a_kill_half_way_is_finished_at_the_next_round(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = place.study("a")
+        place.delivered(study)
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "remove", _killed)
+            with pytest.raises(Killed):
+                place.removed()
+        assert place.recorded() == [] and len(place.files()) == 5
+        assert place.removed() == set()
+        assert place.files() == []
+        assert [r["study_instance_uid"] for r in place.records.keeping.removed()] == [study]
+
+    def test_what_comes_again_while_its_old_files_go_is_kept(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The new file has a name of its own, so that the old removal cannot take it."""
+        study = place.study("a")
+        place.delivered(study)
+        really = Spool.remove
+        sent = []
+
+        def remove(self: Spool, path: str) -> int:
+            if not sent:
+                sent.append(place.receive(ct_series(3, rows=16, name="a")[0]))
+            return really(self, path)
+
+        monkeypatch.setattr(Spool, "remove", remove)
+        assert place.removed() == {study}
+        assert sent == [SUCCESS]
+        assert place.recorded() == place.files() and len(place.files()) == 1
+        assert place.state_of(study) is SeriesState.RECEIVING
+        (listed,) = place.records.views.studies()
+        assert listed["files_removed_at"] is None
+
+    def test_records_go_later_than_files_and_only_when_asked(self, place: Place) -> None:
+        study = place.study("a")
+        place.delivered(study)
+        place.removed()
+        keep = {"keep_days": 1, "keep_records_days": 30}
+        place.removed(later_s=29 * DAY_S, **keep)
+        assert [s["study_instance_uid"] for s in place.records.views.studies()] == [study]
+        place.removed(later_s=31 * DAY_S, **keep)
+        assert place.records.views.studies() == [] and place.records.views.jobs() == []
+
+    def test_what_is_unsent_is_never_forgotten(self, place: Place) -> None:
+        place.composed(place.study("a"), urgent=True)
+        place.removed(later_s=1000 * DAY_S, keep_days=1, keep_records_days=1)
+        assert len(place.records.views.studies()) == 1
+
+
+class TestHousekeeper:
+    def test_times_in_the_future_are_taken_back(self, place: Place) -> None:
+        """The clock was an hour ahead and has been set right."""
+        settings = Settings(destination=(place.destination,))
+        keeper = Housekeeper(settings, place.records, place.spool)
+        place.now += 3600
+        receiving, queued = place.study("a"), place.study("b")
+        job_id = place.decided(queued)
+        assert job_id
+        place.records.jobs.rung(job_id, place.now)
+        place.composed(place.study("c"))
+        (due,) = place.records.deliveries.take_due("pacs", place.now, place.now + 60)
+        place.records.deliveries.failed(due.id, "down", "", place.now + 300)
+        place.now -= 3600
+        keeper.round(place.now)
+        decisions = place.records.decisions
+        assert [r.study_instance_uid for r in decisions.receiving(place.now)] == [receiving]
+        assert place.records.jobs.to_ring(place.now - 30) == [job_id]
+        ahead = place.now + place.destination.retry_max_s
+        assert place.records.deliveries.take_due("pacs", ahead, ahead + 60)
+
+    def test_a_listener_that_fell_silent_elsewhere_is_closed_after_a_while(self, place: Place) -> None:
+        elapsed = [0.0]
+        keeper = Housekeeper(Settings(), place.records, place.spool, lambda: elapsed[0])
+        other = "container:0123abcd:7"
+        place.records.arrivals.open_association("b", other, ("CT2", "10.0.0.2"), place.now)
+        place.records.views.beat(f"listen@{other}", "listen", {}, place.now)
+        for elapsed[0] in (0.0, SILENT_S - 1):
+            keeper.round(place.now)
+            assert other in place.records.arrivals.open_listeners()
+        elapsed[0] = SILENT_S + 1
+        keeper.round(place.now + 1e6)  # the wall clock alone means nothing
+        assert other not in place.records.arrivals.open_listeners()
+        assert process_name() in place.records.arrivals.open_listeners()
+
+    def test_a_listener_that_beats_stays_open(self, place: Place) -> None:
+        elapsed = [0.0]
+        keeper = Housekeeper(Settings(), place.records, place.spool, lambda: elapsed[0])
+        other = "container:0123abcd:7"
+        place.records.arrivals.open_association("b", other, ("CT2", "10.0.0.2"), place.now)
+        for step in range(5):
+            elapsed[0] = step * 0.9 * SILENT_S
+            place.records.views.beat(f"listen@{other}", "listen", {}, place.now + step)
+            keeper.round(place.now)
+        assert other in place.records.arrivals.open_listeners()
