@@ -96,7 +96,8 @@ class FolderPacs(Pacs):
 class Orthanc(Pacs):
     """A real PACS in a folder of its own, with no plug-ins and no access from outside."""
 
-    def __init__(self, executable: str, folder: Path, dicom_port: int = 0) -> None:
+    def __init__(self, executable: str, folder: Path, dicom_port: int = 0, **options: Any) -> None:
+        """`options` stand in Orthanc's configuration beside ours, and before it."""
         folder.mkdir(parents=True)
         self.port, self.http_port = dicom_port or free_port(), free_port()
         self.name = f"Orthanc at http://127.0.0.1:{self.http_port}/"
@@ -112,6 +113,7 @@ class Orthanc(Pacs):
             "DicomServerEnabled": True,
             "Plugins": [],
             "StableAge": 1,
+            **options,
         }
         file = folder / "orthanc.json"
         file.write_text(json.dumps(configuration), encoding="utf-8")
