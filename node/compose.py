@@ -19,7 +19,8 @@ from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Stat
 from node.domain.lifecycle import JobState
 from node.maps import unpack
 from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
-from node.outputs.context import Context, Predecessor
+from node.outputs.context import Context, Predecessor, PriorReport
+from node.outputs.report import REPORTS, expected
 from node.outputs.source import Source
 from node.pixels import hounsfield
 from node.settings import Destination, Settings
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 PAUSE_S = 5.0
 """After a disk that is full or a database that is away."""
-SENDING_ORDER = ("sr", "seg", "sc", "pm", "gsps", "kos")
+SENDING_ORDER = ("sr", "csr", "seg", "sc", "pm", "gsps", "kos", "seg-subtypes", "labelmap")
 """The report first: it carries the alarm."""
 DEFER_BYTES = 64 * 1024
 """Values longer than this (the pixels) stay on disk until somebody asks for them."""
@@ -86,7 +87,8 @@ class Composer:
         maps = None
         if job.state is JobState.ANALYSED and job.maps_path:
             maps = unpack(self._spool.absolute(job.maps_path).read_bytes())
-        predecessor = self._records.jobs.predecessor(job, "sr")
+        reports = [name for name in REPORTS if name in wanted_outputs(self._destinations)]
+        earlier = {name: self._records.jobs.predecessor(job, name) for name in reports}
         return Context(
             findings=findings,
             source=Source.ordered(read_source(paths), findings, hounsfield),
@@ -94,12 +96,32 @@ class Composer:
             software_version=__version__,
             masks=maps.masks if maps else None,
             heat=maps.heat if maps else None,
-            predecessor=Predecessor(
-                predecessor.sop_class_uid, predecessor.sop_instance_uid, predecessor.series_instance_uid
-            )
-            if predecessor
-            else None,
+            subtypes=maps.subtypes if maps else {},
+            predecessors={
+                name: Predecessor(old.sop_class_uid, old.sop_instance_uid, old.series_instance_uid)
+                for name, old in earlier.items()
+                if old
+            },
+            prior_reports=self._prior_reports(findings, reports),
         )
+
+    def _prior_reports(self, findings: Findings, names: Sequence[str]) -> dict[str, PriorReport]:
+        """The reports on the earlier CT: as they are kept, else as they will be called once composed."""
+        comparison = findings.comparison
+        then = self._records.priors.findings(comparison) if comparison else None
+        if comparison is None or then is None:
+            return {}
+        found = {}
+        for name in names:
+            kept = self._records.priors.report(comparison, name)
+            found[name] = (
+                PriorReport(
+                    comparison.study_uid, kept.series_instance_uid, kept.sop_class_uid, kept.sop_instance_uid
+                )
+                if kept
+                else expected(comparison.study_uid, then, name)
+            )
+        return found
 
     def _store(self, job: Job, name: str, ds: Dataset) -> NewObject:
         data = encode(ds)
@@ -127,7 +149,7 @@ def is_urgent(priority: Priority | None) -> bool:
 
 def wanted_outputs(destinations: Iterable[Destination]) -> tuple[str, ...]:
     """What any destination wants; the usual objects when there is none, so that they can be looked at."""
-    wanted = {name for destination in destinations for name in destination.outputs}
+    wanted = {name for destination in destinations for name in destination.objects}
     return tuple(name for name in ALL_NAMES if name in wanted) or NAMES
 
 
@@ -139,7 +161,7 @@ def schedule(
         NewDelivery(item.sop_instance_uid, destination.name, rank, urgent)
         for destination in destinations
         for rank, item in enumerate(sorted(made, key=lambda o: SENDING_ORDER.index(o.output)))
-        if item.output in destination.outputs
+        if item.output in destination.objects
     ]
 
 

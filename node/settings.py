@@ -25,7 +25,7 @@ AeTitle = Annotated[str, Field(pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", min_length=
 SecretPlace = Annotated[str, Field(pattern=r"^$|^(env|file):.+")]
 """Never the secret itself: the settings are printed, copied and kept in repositories."""
 Encoding = Literal["explicit", "implicit", "deflated", "rle", "jpegls", "jpeg2000"]
-OUTPUT_NAMES = ("sr", "seg", "sc", "pm", "gsps", "kos")
+OUTPUT_NAMES = ("sr", "seg", "sc", "pm", "gsps", "kos", "seg-subtypes", "labelmap")
 DEFAULT_OUTPUTS = ("sr", "seg", "sc")
 
 
@@ -189,6 +189,8 @@ class Destination(_Section):
     password: SecretPlace = ""
     tls: PeerTls = PeerTls()
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
+    sr_class: Literal["comprehensive-3d", "comprehensive"] = "comprehensive-3d"
+    """The SOP class of the report; the same content goes as Comprehensive SR to a PACS that declines 3D."""
     transfer_syntax: tuple[Encoding, ...] = ("explicit",)
     """Most wanted first; what the destination declines goes in Explicit, else Implicit VR Little Endian."""
     max_pdu_bytes: int = Field(131072, ge=4096, le=2**24)
@@ -200,6 +202,12 @@ class Destination(_Section):
     retry_max_s: float = Field(600, gt=0)
     give_up_h: float = Field(72, gt=0)
     """A result that alarms nobody is given up after this long; a positive one never is."""
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the objects to send, as `node.outputs.catalogue` lists them."""
+        report = "csr" if self.sr_class == "comprehensive" else "sr"
+        return tuple(report if name == "sr" else name for name in self.outputs)
 
     @field_validator("outputs")
     @classmethod

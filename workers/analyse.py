@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from node.domain.findings import (
     SliceFinding,
     Status,
 )
+from node.domain.instance import SliceRef
+from node.domain.prior import Prior, compare
 from node.domain.priority import MIN_MASK_ML, consistency, priority
-from workers.measure import slices_with, volume_ml
+from workers.measure import measured, reaches_edge
 from workers.models.contract import (
     MAP_SIZE,
     Classification,
@@ -36,6 +38,7 @@ from workers.models.contract import (
 from workers.volume import Volume
 
 Clock = Callable[[], float]
+EDGE_REACHED = "the segmentation reaches the first or last slice: some of it may lie outside the scan"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +46,14 @@ class Analysis:
     """What an analysis leaves: `masks` bool (z, y, x) and `heat` uint8 (z, h, w), in source orientation.
 
     The heat map covers the field of view of each slice exactly, on a grid of its own; it shows the class
-    `explained`.
+    `explained`. `subtypes` are the parts of the mask by subtype, empty where the pipeline cannot tell.
     """
 
     findings: Findings
     masks: NDArray[np.bool_]
     heat: NDArray[np.uint8]
     explained: str
+    subtypes: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def with_loading(analysis: Analysis, load_s: float, notes: Sequence[str]) -> Analysis:
@@ -58,6 +62,14 @@ def with_loading(analysis: Analysis, load_s: float, notes: Sequence[str]) -> Ana
     timings = {"load": load_s, **findings.timings_s, "total": findings.timings_s["total"] + load_s}
     warnings = (*notes, *findings.warnings)
     return replace(analysis, findings=replace(findings, timings_s=timings, warnings=warnings))
+
+
+def with_prior(analysis: Analysis, prior: Prior) -> Analysis:
+    """The analysis with what changed since an earlier head CT. Priority and classes stay as they are."""
+    findings = analysis.findings
+    warnings = (*findings.warnings, *((prior.remark,) if prior.remark else ()))
+    comparison = compare(findings, prior.found) if prior.found else None
+    return replace(analysis, findings=replace(findings, comparison=comparison, warnings=warnings))
 
 
 class _Stopwatch:
@@ -97,7 +109,7 @@ def analyse(
     classification = require_classification(pipeline.classify(hu, spacing_mm), len(hu))
     thresholds = _thresholds(pipeline)
     slices = volume.slices_from_canonical(classification.slices)
-    classes = _classes(classification.series, slices, thresholds, volume.sop_instance_uids)
+    classes = _classes(classification.series, slices, thresholds, volume.slices)
     watch.lap("classify")
     if on_classified is not None:
         on_classified(priority(classes, thresholds))
@@ -107,8 +119,8 @@ def analyse(
     explained = _deciding(classes)
     heat = _heat(pipeline.explain(hu, spacing_mm, classification, explained), len(hu))
     watch.lap("explain")
-    measured = _measured(masks, volume) if pipeline.draws else None
-    agreement = consistency(classes, measured.volume_ml, subtypes) if measured else None
+    found = measured(masks, volume, subtypes) if pipeline.draws else None
+    agreement = consistency(classes, found.volume_ml, _beyond_noise(found)) if found else None
     watch.lap("measure")
     findings = Findings(
         model=pipeline.identity,
@@ -116,49 +128,55 @@ def analyse(
         revision=revision,
         status=Status.ANALYSED,
         classes=classes,
-        slices=_slices(slices, volume),
-        segmentation=measured,
+        slices=_slices(slices, volume, thresholds),
+        segmentation=found,
         consistency=agreement,
         priority=priority(classes, thresholds, agreement),
         timings_s=watch.timings_s(),
-        warnings=volume.warnings,
+        warnings=(*volume.warnings, *((EDGE_REACHED,) if reaches_edge(masks) else ())),
+        not_evaluated=tuple(name for name in CLASSES if name not in classes),
     )
-    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained)
+    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained, subtypes)
 
 
-def _measured(masks: NDArray[np.bool_], volume: Volume) -> SegmentationFinding:
-    return SegmentationFinding(volume_ml(masks, volume), slices_with(masks, volume))
+def _beyond_noise(found: SegmentationFinding) -> set[str]:
+    """The subtypes of which the mask holds more than noise."""
+    return {name for name, part_ml in found.subtypes_ml.items() if part_ml >= MIN_MASK_ML}
 
 
 def _segment(
     volume: Volume, pipeline: Pipeline, hu: NDArray[np.float32], classification: Classification
-) -> tuple[NDArray[np.bool_], set[str]]:
-    """The mask in source orientation, and the subtypes of which it holds more than noise."""
+) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
+    """The mask and its parts by subtype, in source orientation."""
     mask = _mask(pipeline.segment(hu, volume.spacing_mm, classification), hu.shape, "mask")
-    subtypes = set()
-    for name, part in pipeline.segment_subtypes(hu, volume.spacing_mm, classification).items():
-        source = volume.from_canonical(_mask(part, hu.shape, f"{name} mask"))
-        if volume_ml(source, volume) >= MIN_MASK_ML:
-            subtypes.add(name)
-    return np.ascontiguousarray(volume.from_canonical(mask)), subtypes
+    parts = pipeline.segment_subtypes(hu, volume.spacing_mm, classification)
+    return _to_source(mask, volume), {
+        name: _to_source(_mask(parts[name], hu.shape, f"{name} mask"), volume)
+        for name in SUBTYPES
+        if name in parts and parts[name].any()
+    }
+
+
+def _to_source(mask: NDArray[np.bool_], volume: Volume) -> NDArray[np.bool_]:
+    return np.ascontiguousarray(volume.from_canonical(mask))
 
 
 def _thresholds(pipeline: Pipeline) -> Mapping[str, float]:
-    thresholds = pipeline.thresholds
-    missing = [name for name in CLASSES if name not in thresholds]
-    if missing:
-        text = f"the model gives no threshold for {', '.join(missing)}; check its operating points"
+    """Of the classes it knows, in the order of CLASSES. "any" must be among them."""
+    missing = [name for name in CLASSES if name in pipeline.knows and name not in pipeline.thresholds]
+    if missing or "any" not in pipeline.knows:
+        text = f"the model gives no threshold for {', '.join(missing or ['any'])}; check its operating points"
         raise PermanentError("MODEL_OUTPUT_INVALID", text)
-    return thresholds
+    return {name: pipeline.thresholds[name] for name in CLASSES if name in pipeline.knows}
 
 
 def _classes(
     series: NDArray[np.float32],
     slices: NDArray[np.float32],
     thresholds: Mapping[str, float],
-    sop_instance_uids: tuple[str, ...],
+    refs: tuple[SliceRef, ...],
 ) -> dict[str, ClassFinding]:
-    """Every class of the series (6,), with the slice of (z, 6) that speaks loudest for it.
+    """The classes that have a threshold, of series (6,), with the slice of (z, 6) that speaks loudest for it.
 
     A subtype is a kind of haemorrhage: it can be present only where "any" is. Subtype thresholds rest
     on few patients, and must not raise alarms of their own.
@@ -167,22 +185,31 @@ def _classes(
     any_present = bool(series[CLASSES.index("any")] >= thresholds["any"])
     return {
         name: ClassFinding(
-            float(value), any_present and bool(value >= thresholds[name]), sop_instance_uids[loudest[index]]
+            float(value), any_present and bool(value >= thresholds[name]), *refs[loudest[index]]
         )
         for index, (name, value) in enumerate(zip(CLASSES, series, strict=True))
+        if name in thresholds
     }
 
 
-def _slices(slices: NDArray[np.float32], volume: Volume) -> tuple[SliceFinding, ...]:
+def _slices(
+    slices: NDArray[np.float32], volume: Volume, known: Mapping[str, float]
+) -> tuple[SliceFinding, ...]:
+    """The classes `known` of each slice (z, 6)."""
     return tuple(
-        SliceFinding(uid, float(place), {n: float(v) for n, v in zip(CLASSES, values, strict=True)})
-        for uid, place, values in zip(volume.sop_instance_uids, volume.positions_mm, slices, strict=True)
+        SliceFinding(
+            ref.sop_instance_uid,
+            float(place),
+            {name: float(value) for name, value in zip(CLASSES, values, strict=True) if name in known},
+            ref.frame_number,
+        )
+        for ref, place, values in zip(volume.slices, volume.positions_mm, slices, strict=True)
     )
 
 
 def _deciding(classes: Mapping[str, ClassFinding]) -> str:
     """The class to explain: the most probable subtype present, else "any"."""
-    present = [name for name in SUBTYPES if classes[name].present]
+    present = [name for name in SUBTYPES if name in classes and classes[name].present]
     return max(present, key=lambda name: classes[name].probability, default="any")
 
 

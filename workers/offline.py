@@ -123,6 +123,7 @@ def _write(
         software_version=__version__,
         masks=analysis.masks if analysis else None,
         heat=analysis.heat if analysis else None,
+        subtypes=analysis.subtypes if analysis else {},
     )
     out.mkdir(parents=True, exist_ok=True)
     report = out / "findings.json"

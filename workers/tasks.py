@@ -15,13 +15,14 @@ from celery.signals import celeryd_after_setup, worker_shutdown
 from node.broker import ANALYSE_TASK
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.domain.findings import Priority, Reason
+from node.domain.prior import Prior, latest
 from node.liveness import process_name
 from node.maps import Maps, pack
 from node.settings import Settings
 from node.spool import Spool
 from node.store.jobs import Job
 from node.store.records import Records, open_records
-from workers.analyse import Analysis, analyse, with_loading
+from workers.analyse import Analysis, analyse, with_loading, with_prior
 from workers.load import load_volume
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
@@ -81,12 +82,18 @@ class Worker:
             revision=job.revision,
             on_classified=on_classified,
         )
+        analysis = with_prior(analysis, self._prior(job))
         self._store(job, with_loading(analysis, load_s, notes))
         log.info("job %d: analysed in %.1f s", job.id, time.perf_counter() - began)
 
+    def _prior(self, job: Job) -> Prior:
+        """The latest earlier head CT of the patient that was analysed here."""
+        now, candidates = self.records.priors.candidates(job.series_instance_uid)
+        return latest(now, candidates) if now else Prior(None)
+
     def _store(self, job: Job, analysis: Analysis) -> None:
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
-        self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat)),))
+        self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
         stored = self.records.jobs.store_analysis(job.id, self.name, analysis.findings, path, time.time())
         if not stored:
             log.warning("job %d was taken away meanwhile; its analysis is thrown away", job.id)

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
-from node.outputs import activation, capture, keyobjects, presentation, report, segmentation
+from node.outputs import activation, capture, keyobjects, presentation, report, segmentation, segments
 from node.outputs.context import Context, Output
 
 OUTPUTS = (  # in build order: the report and the key objects refer to what comes before them
     Output("seg", segmentation.build),
+    Output("seg-subtypes", segments.build_binary),
+    Output("labelmap", segments.build_labelmap),
     Output("pm", activation.build),
     Output("sc", capture.build),
     Output("sr", report.build),
+    Output("csr", report.build_comprehensive),
     Output("gsps", presentation.build),
     Output("kos", keyobjects.build),
 )

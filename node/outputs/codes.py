@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.sr.coding import Code
 
 from node.domain.findings import Findings as Analysis
-from node.domain.findings import Priority, Status
+from node.domain.findings import Priority, Side, Status
 
 # Document: PS3.16 TID 1500
 IMAGING_MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")  # CID 7021
@@ -20,6 +20,7 @@ AI_FAMILY = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")  # PS3.16 Annex D
 
 GRAD_CAM = Code("130403", "DCM", "Gradient-weighted class activation")  # CID 217
+PRIOR_REPORT = Code("122075", "DCM", "Prior report for current patient")  # CID 3407
 OF_INTEREST = Code("113000", "DCM", "Of Interest")  # CID 7010
 
 # Finding, category and site
@@ -44,11 +45,38 @@ SITES = {
     "subdural": INTRACRANIAL,
 }
 
+RIGHT = Code("24028007", "SCT", "Right")  # CID 244 Laterality, and so the next two
+LEFT = Code("7771000", "SCT", "Left")
+BILATERAL = Code("51440002", "SCT", "Bilateral")
+MEDIAN = Code("130290", "DCM", "Median")  # CID 245 Laterality with Median
+SIDES = {Side.LEFT: LEFT, Side.RIGHT: RIGHT, Side.BILATERAL: BILATERAL, Side.MIDLINE: MEDIAN}
+
 # Measurements and evaluations
 PROBABILITY = Code("122157", "DCM", "Probability")  # PS3.16 Annex D
 NO_UNITS = Code("1", "UCUM", "no units")
 VOLUME = Code("118565006", "SCT", "Volume")  # CID 7469
+VOXELS_SUMMED = Code("126030", "DCM", "Sum of segmented voxel method for volume")  # CID 7474
 MILLILITER = Code("mL", "UCUM", "mL")
+LONG_AXIS = Code("103339001", "SCT", "Long axis")  # CID 7470 Linear Measurements
+MILLIMETER = Code("mm", "UCUM", "mm")
+ELLIPSOID_VOLUME = Code("121221", "DCM", "Volume of ellipsoid")  # CID 7472 Volume Measurements
+LESION_COUNT = Code("246206008", "SCT", "Number of lesions")  # SNOMED CT, observable entity
+PERCENT = Code("%", "UCUM", "%")
+SIZE_DIFFERENCE = Code("442714003", "SCT", "Difference in size")  # CID 6133
+INCREASED = Code("15454001", "SCT", "Increase in size")  # CID 6134
+DECREASED = Code("19776001", "SCT", "Decrease in size")  # CID 6134
+UNCHANGED = Code("129723006", "SCT", "No significant changes in the finding")  # CID 6134
+
+# Our own, for want of standard ones: PS3.3 8.2 allows private coding schemes whose name begins with 99
+OWN_SCHEME = "99ICHNODE"
+OWN_SCHEME_NAME = "Codes of the ichnode project"
+ABC2 = Code("ABC2", OWN_SCHEME, "ABC/2 of the largest part, Kothari 1996")
+SLICE_COUNT = Code("SLICES", OWN_SCHEME, "Number of slices involved")
+PRIOR_VOLUME = Code("PRIORVOLUME", OWN_SCHEME, "Volume on the prior CT")
+CHANGE = Code("CHANGE", OWN_SCHEME, "Change in volume since the prior CT")
+RELATIVE_CHANGE = Code("RELCHANGE", OWN_SCHEME, "Relative change in volume since the prior CT")
+EXPANSION = Code("EXPANSION", OWN_SCHEME, "Hematoma expansion: over 33 % or 6 mL")
+
 PRESENCE = Code("705057003", "SCT", "Presence")  # SNOMED CT
 PRESENT = Code("52101004", "SCT", "Present")  # CID 240
 ABSENT = Code("2667000", "SCT", "Absent")  # CID 240

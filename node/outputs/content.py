@@ -9,12 +9,14 @@ import highdicom as hd
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from node.domain.findings import CLASSES, SUBTYPES, ClassFinding
+from node.domain.findings import CLASSES, SUBTYPES
 from node.domain.instance import SliceRef
-from node.outputs import codes
-from node.outputs.context import Context
+from node.domain.priority import MIN_MASK_ML
+from node.outputs import codes, numbers
+from node.outputs.context import Context, PriorReport
 from node.outputs.identity import MANUFACTURER
-from node.outputs.segmentation import SEGMENT_NUMBER, TRACKING_ID
+from node.outputs.segmentation import SEGMENT_NUMBER
+from node.outputs.segments import WHOLE, drawn, tracking
 from node.outputs.source import source_refs
 from node.outputs.wording import (
     CONSISTENCY_WORDS,
@@ -22,9 +24,13 @@ from node.outputs.wording import (
     HEADLINES,
     RESEARCH_USE,
     Verdict,
+    comparison_words,
     key_slices,
     long_string,
+    measurement_words,
+    not_evaluated_words,
     plain,
+    priority_words,
     reason_words,
     segmentation_words,
     verdict,
@@ -33,13 +39,15 @@ from node.outputs.wording import (
 Group = hd.sr.MeasurementsAndQualitativeEvaluations | hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
-def groups(context: Context) -> list[Group]:
-    """In reading order: the overall finding, the subtypes, the segmented volume."""
+def groups(context: Context, prior: PriorReport | None = None) -> list[Group]:
+    """In reading order: the overall finding, the change since `prior`, the subtypes, the segmented volume."""
     overall = _overall(context)
     if verdict(context.findings) is Verdict.NOT_ANALYSED:
         return [overall]
-    subtypes = [_subtype(context, name) for name in SUBTYPES if name in context.findings.classes]
-    return [overall, *subtypes, *_segmented(context)]
+    findings = context.findings
+    subtypes = [_subtype(context, name) for name in SUBTYPES if name in findings.classes]
+    unknown = [_not_evaluated(context, name) for name in findings.not_evaluated if name in SUBTYPES]
+    return [overall, *_change(context, prior), *subtypes, *unknown, *_segmented(context)]
 
 
 def empty_unmeasured(item: Dataset) -> None:
@@ -62,11 +70,10 @@ def comments(context: Context) -> list[str]:
         code = findings.reason.code if findings.reason else "UNKNOWN"
         lines.append(f"NOT ANALYSED because: {reason_words(findings)} [{code}]")
     else:
-        lines.append(segmentation_words(findings))
+        lines += [segmentation_words(findings), *measurement_words(findings), *comparison_words(findings)]
         if findings.consistency:
             lines.append(f"{CONSISTENCY_WORDS[findings.consistency]} [{findings.consistency}]")
-        if findings.priority:
-            lines.append(f"Proposed reading priority: {findings.priority}")
+        lines += [words for words in (not_evaluated_words(findings), priority_words(findings)) if words]
     lines += [f"Note: {warning}" for warning in findings.warnings]
     return [*map(plain, lines), f"{RESEARCH_USE}."]
 
@@ -79,9 +86,9 @@ def _overall(context: Context) -> Group:
         hd.sr.SourceImageForMeasurementGroup.from_source_image(source.headers[source.index(ref)])
         for ref in known
     ]
-    measurements = [_probability(context, findings.classes.get("any"))]
+    measurements = [numbers.probability(findings, findings.classes.get("any"))]
     if findings.segmentation and not context.built.get("seg"):
-        measurements.append(_volume(findings.segmentation.volume_ml))
+        measurements += numbers.of_mask(findings.segmentation)
     group = _class_group(context, "any", measurements, _evaluations(context), images)
     items = group[0].ContentSequence
     items.extend(_visual_explanations(context, known))
@@ -90,9 +97,53 @@ def _overall(context: Context) -> Group:
 
 
 def _subtype(context: Context, name: str) -> Group:
-    finding = context.findings.classes[name]
-    presence = codes.PRESENT if finding.present else codes.ABSENT
-    return _class_group(context, name, [_probability(context, finding)], [_evaluation(presence)], [])
+    """TID 1501; with the volume of its part of the mask where no segment of its own bears that."""
+    findings = context.findings
+    presence = codes.PRESENT if findings.classes[name].present else codes.ABSENT
+    measurements = [numbers.probability(findings, findings.classes[name])]
+    parts_ml = findings.segmentation.subtypes_ml if findings.segmentation else {}
+    if name in parts_ml and not context.built.get("seg-subtypes"):
+        measurements.append(numbers.volume(parts_ml[name]))
+    return _class_group(context, name, measurements, [_evaluation(presence)], [])
+
+
+def _not_evaluated(context: Context, name: str) -> Group:
+    """TID 1501 for a subtype that this model cannot tell: no number, and no "absent"."""
+    nothing = [numbers.probability(context.findings, None)]
+    return _class_group(context, name, nothing, [_evaluation(codes.NOT_EVALUATED)], [])
+
+
+def _change(context: Context, prior: PriorReport | None) -> list[Group]:
+    """TID 1501 for the change since an earlier CT, with a reference to the report on that."""
+    comparison = context.findings.comparison
+    if comparison is None:
+        return []
+    grown = codes.INCREASED if comparison.change_ml >= MIN_MASK_ML else codes.UNCHANGED
+    difference = codes.DECREASED if comparison.change_ml <= -MIN_MASK_ML else grown
+    expansion = codes.PRESENT if comparison.expansion else codes.ABSENT
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=context.uid("tracking-change"), identifier="AI change since prior CT"
+        ),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=codes.FINDINGS["any"],
+        finding_sites=[hd.sr.FindingSite(codes.BRAIN)],
+        algorithm_id=_algorithm(context),
+        measurements=numbers.of_change(comparison),
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(codes.SIZE_DIFFERENCE, difference),
+            hd.sr.QualitativeEvaluation(codes.EXPANSION, expansion),
+        ],
+    )
+    items = group[0].ContentSequence
+    if prior:
+        items.append(
+            hd.sr.CompositeContentItem(
+                codes.PRIOR_REPORT, prior.sop_class_uid, prior.sop_instance_uid, relationship_type="CONTAINS"
+            )
+        )
+    items.extend(_text(plain(words)) for words in comparison_words(context.findings))
+    return [group]
 
 
 def _class_group(
@@ -108,7 +159,7 @@ def _class_group(
         ),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=codes.FINDINGS[name],
-        finding_sites=[hd.sr.FindingSite(codes.SITES[name])],
+        finding_sites=[hd.sr.FindingSite(codes.SITES[name], _side(context, name))],
         algorithm_id=_algorithm(context),
         measurements=measurements,
         qualitative_evaluations=evaluations,
@@ -117,28 +168,46 @@ def _class_group(
 
 
 def _segmented(context: Context) -> list[Group]:
-    """TID 1411: the volume together with the segment it was measured on."""
-    segmentation, built = context.findings.segmentation, context.built.get("seg")
-    if not built or segmentation is None:
+    """TID 1411: the measurements together with the segments they were taken on."""
+    found = context.findings.segmentation
+    if found is None:
         return []
-    return [
-        hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(
-                uid=context.uid("tracking-mask"), identifier=TRACKING_ID
-            ),
-            referenced_segment=hd.sr.ReferencedSegment(
-                sop_class_uid=built[0].SOPClassUID,
-                sop_instance_uid=built[0].SOPInstanceUID,
-                segment_number=SEGMENT_NUMBER,
-                source_series=hd.sr.SourceSeriesForSegmentation(context.source.headers[0].SeriesInstanceUID),
-            ),
-            finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
-            finding_type=codes.FINDINGS["any"],
-            finding_sites=[hd.sr.FindingSite(codes.BRAIN)],
-            algorithm_id=_algorithm(context),
-            measurements=[_volume(segmentation.volume_ml)],
-        )
-    ]
+    made = []
+    if context.built.get("seg"):
+        made.append(_segment(context, WHOLE, "seg", SEGMENT_NUMBER, numbers.of_mask(found)))
+    if context.built.get("seg-subtypes"):
+        for number, name in enumerate(drawn(context), start=1):
+            volume = [numbers.volume(found.subtypes_ml[name])] if name in found.subtypes_ml else []
+            made.append(_segment(context, name, "seg-subtypes", number, volume))
+    return made
+
+
+def _segment(
+    context: Context, name: str, output: str, number: int, measurements: list[hd.sr.Measurement]
+) -> Group:
+    """TID 1411 for segment `number` of the SEG `output`."""
+    (seg,) = context.built[output]
+    uid, identifier = tracking(context, name)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=number,
+            source_series=hd.sr.SourceSeriesForSegmentation(context.source.headers[0].SeriesInstanceUID),
+        ),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=codes.FINDINGS[name],
+        finding_sites=[hd.sr.FindingSite(codes.SITES[name], _side(context, name))],
+        algorithm_id=_algorithm(context),
+        measurements=measurements,
+    )
+
+
+def _side(context: Context, name: str) -> Code | None:
+    """The side of all blood; that of a single subtype is not measured."""
+    found = context.findings.segmentation
+    return codes.SIDES[found.side] if name == WHOLE and found and found.side else None
 
 
 def _evaluations(context: Context) -> list[hd.sr.QualitativeEvaluation]:
@@ -159,18 +228,6 @@ def _evaluations(context: Context) -> list[hd.sr.QualitativeEvaluation]:
 
 def _evaluation(presence: Code) -> hd.sr.QualitativeEvaluation:
     return hd.sr.QualitativeEvaluation(codes.PRESENCE, presence)
-
-
-def _probability(context: Context, finding: ClassFinding | None) -> hd.sr.Measurement:
-    if finding is not None and verdict(context.findings) is not Verdict.NOT_ANALYSED:
-        return hd.sr.Measurement(codes.PROBABILITY, round(float(finding.probability), 4), codes.NO_UNITS)
-    return hd.sr.Measurement(  # `empty_unmeasured` takes the zero out
-        codes.PROBABILITY, 0.0, codes.NO_UNITS, qualifier=codes.qualifier(context.findings)
-    )
-
-
-def _volume(volume_ml: float) -> hd.sr.Measurement:
-    return hd.sr.Measurement(codes.VOLUME, round(float(volume_ml), 2), codes.MILLILITER)
 
 
 def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:

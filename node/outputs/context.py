@@ -24,12 +24,24 @@ class Predecessor:
 
 
 @dataclass(frozen=True)
+class PriorReport:
+    """The report on the earlier head CT that the findings are compared with; it lies in another study."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True)
 class Context:
     """One analysis, ready to be put into objects.
 
     `masks` is boolean (z, y, x) and `heat` is (z, h, w) over the full image field, float 0…1 or
     uint8 0…255; both in the source's pixel orientation and slice order. `made_at` is the stored time
     of the job and must know its offset from UTC; `built` holds the objects made so far, by output name.
+    `subtypes` are parts of the mask by subtype, of its shape. `predecessors` and `prior_reports` are by the
+    output name of the report that refers to them.
     """
 
     findings: Findings
@@ -39,13 +51,15 @@ class Context:
     masks: np.ndarray | None = None
     heat: np.ndarray | None = None
     built: Mapping[str, Sequence[Dataset]] = field(default_factory=dict)
-    predecessor: Predecessor | None = None
+    predecessors: Mapping[str, Predecessor] = field(default_factory=dict)
+    subtypes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prior_reports: Mapping[str, PriorReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.made_at.tzinfo is None:
             raise ValueError("made_at must be timezone-aware, since objects state their offset from UTC")
         count = len(self.source.datasets)
-        for name, array in (("masks", self.masks), ("heat", self.heat)):
+        for name, array in (("masks", self.masks), ("heat", self.heat), *self.subtypes.items()):
             if array is not None and (array.ndim != 3 or len(array) != count):
                 raise ValueError(f"{name} of shape {array.shape} do not fit {count} source slices")
 

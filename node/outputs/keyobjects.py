@@ -50,7 +50,7 @@ def _results(context: Context, keys: list[SliceRef]) -> list[Dataset]:
     """Report, segmentation, and those overlays that show a key slice."""
     built = context.built
     overlays = [ds for ds in built.get("sc", ()) if not source_refs(ds).isdisjoint(keys)]
-    return [*built.get("sr", ()), *built.get("seg", ()), *overlays]
+    return [*(built.get("sr") or built.get("csr") or ()), *built.get("seg", ()), *overlays]
 
 
 def _unname_images(document: Dataset) -> None:

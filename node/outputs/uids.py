@@ -19,10 +19,13 @@ def uid_for(findings: Findings, kind: str, index: int = 0) -> str:
     """The UID of `kind` number `index` of this analysis (UUID-derived, PS3.5 B.2).
 
     A *not analysed* outcome has UIDs of its own, one set for each reason: when the same revision is
-    analysed after all, its objects must not hide behind those already in the PACS.
+    analysed after all, its objects must not hide behind those already in the PACS. So with an analysis
+    that was compared with an earlier one.
     """
     model = findings.model
     outcome = findings.status.value + (f":{findings.reason.code}" if findings.reason else "")
+    if prior := findings.comparison:
+        outcome += f":since {prior.series_uid} {prior.revision}"
     series = (findings.series_instance_uid, findings.revision, outcome)
     return derived(*series, model.name, model.version, model.sha256, kind, index)
 

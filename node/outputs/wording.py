@@ -5,7 +5,15 @@ from __future__ import annotations
 import unicodedata
 from enum import StrEnum
 
-from node.domain.findings import CLASSES, Consistency, Findings, Priority, Status
+from node.domain.findings import (
+    CLASSES,
+    Comparison,
+    Consistency,
+    Findings,
+    Priority,
+    Side,
+    Status,
+)
 from node.domain.instance import SliceRef
 
 RESEARCH_USE = "Research use only - not for diagnosis"
@@ -24,6 +32,11 @@ CONSISTENCY_WORDS = {
     Consistency.MASK_ONLY: "Segmentation marks a region, classifier does not suspect haemorrhage.",
     Consistency.SUBTYPE_DISAGREEMENT: "Classifier and segmentation disagree on the subtype.",
 }
+
+
+SIDE_WORDS = {Side.LEFT: "left", Side.RIGHT: "right", Side.BILATERAL: "both sides", Side.MIDLINE: "midline"}
+"""Of the patient."""
+EXPANSION = "HAEMATOMA EXPANSION"
 
 
 class Verdict(StrEnum):
@@ -67,13 +80,73 @@ def reason_words(findings: Findings) -> str:
 
 def segmentation_words(findings: Findings) -> str:
     """The mask in one sentence."""
-    if findings.segmentation is None:
-        return "Segmentation: not available."
-    slices = len(findings.segmentation.slices)
-    if not slices:
+    found = findings.segmentation
+    if found is None:
+        return "Segmentation: not part of this model; no volume is measured."
+    if not found.slices:
         return "Segmentation: no region marked (0 mL)."
-    plural = "s" if slices > 1 else ""
-    return f"Segmented volume: {findings.segmentation.volume_ml:.1f} mL on {slices} slice{plural}."
+    count = len(found.slices)
+    slices = f"{count} slice{'s' if count > 1 else ''}"
+    side = f", {SIDE_WORDS[found.side]}" if found.side else ""
+    return f"Segmented volume: {millilitres(found.volume_ml)} on {slices}{side}."
+
+
+def measurement_words(findings: Findings) -> list[str]:
+    """What a reader would measure, in sentences."""
+    found, sentences = findings.segmentation, []
+    if found is None or not found.slices:
+        return []
+    if found.diameter_mm is not None and found.components is not None:
+        parts = f" in {found.components} parts" if found.components > 1 else ""
+        sentences.append(f"Largest axial diameter {found.diameter_mm:.0f} mm{parts}.")
+    if (estimate := found.abc2) is not None:
+        whose = " (largest part)" if (found.components or 1) > 1 else ""
+        lengths = " x ".join(f"{mm:.0f}" for mm in (estimate.a_mm, estimate.b_mm, estimate.c_mm))
+        sentences.append(f"ABC/2{whose} {millilitres(estimate.volume_ml)} ({lengths} mm).")
+    if len(found.subtypes_ml) > 1:
+        shares = sorted(found.subtypes_ml.items(), key=lambda item: -item[1])
+        sentences.append("By subtype: " + ", ".join(f"{n} {millilitres(ml)}" for n, ml in shares) + ".")
+    return sentences
+
+
+def comparison_words(findings: Findings) -> list[str]:
+    """The change since the earlier CT, and why it may mislead."""
+    found = findings.comparison
+    if found is None:
+        return []
+    percent = f", {found.change_percent:+.0f} %" if found.change_percent is not None else ""
+    change = f"{found.change_ml:+.1f} mL{percent}"
+    since = f"since the CT of {moment(found)}: {millilitres(found.before_ml)} before"
+    verdict_ = EXPANSION if found.expansion else "Change"
+    unreliable = [f"Comparison unreliable: {'; '.join(found.remarks)}."] if found.remarks else []
+    return [f"{verdict_} {since}, change {change}.", *unreliable]
+
+
+def priority_words(findings: Findings) -> str:
+    """The proposed reading priority, and whether growth speaks for haste."""
+    if findings.priority is None:
+        return ""
+    found = findings.comparison
+    grown = f" - {EXPANSION.lower()} since the CT of {moment(found)}" if found and found.expansion else ""
+    return f"Proposed reading priority: {findings.priority}{grown}"
+
+
+def not_evaluated_words(findings: Findings) -> str:
+    """What the model cannot tell; empty where it can tell everything."""
+    names = ", ".join(CLASS_WORDS[name].lower() for name in findings.not_evaluated)
+    return f"Not evaluated by this model: {names}." if names else ""
+
+
+def moment(comparison: Comparison) -> str:
+    """Date and time of the earlier study, as far as its header tells."""
+    date, time = comparison.study_date, comparison.study_time
+    clock = f" {time[:2]}:{time[2:4]}" if len(time) >= 4 else ""
+    return f"{date[:4]}-{date[4:6]}-{date[6:8]}{clock}"
+
+
+def millilitres(volume_ml: float) -> str:
+    """Small volumes with a second digit, so that none but nothing reads as 0."""
+    return f"{volume_ml:.1f} mL" if volume_ml >= 0.95 or volume_ml == 0 else f"{max(volume_ml, 0.01):.2f} mL"
 
 
 def key_slices(findings: Findings) -> tuple[SliceRef, ...]:

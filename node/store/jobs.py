@@ -192,13 +192,13 @@ class Jobs:
                 )
                 .order_by(jobs.c.revision.desc(), objects.c.created_at.desc())
             ).first()
-            return _object(row) if row else None
+            return object_of(row) if row else None
 
     def known_objects(self, job_id: int) -> dict[str, NewObject]:
         """Objects already stored for a job, by SOP Instance UID."""
         with reading(self._engine) as connection:
             rows = connection.execute(select(objects).where(objects.c.job_id == job_id))
-            return {row.sop_instance_uid: _object(row) for row in rows}
+            return {row.sop_instance_uid: object_of(row) for row in rows}
 
     def cancel(self, job_id: int) -> None:
         """Raises IllegalTransition when the job is past being cancelled."""
@@ -267,7 +267,8 @@ def _job(row: Row) -> Job:
     )
 
 
-def _object(row: Row) -> NewObject:
+def object_of(row: Row) -> NewObject:
+    """A row of the table `objects`."""
     return NewObject(
         row.sop_instance_uid,
         row.sop_class_uid,

@@ -14,8 +14,8 @@ USUAL = {"sr", "seg", "sc"}
 
 
 def test_settings_catalogue_and_sending_order_know_the_same_names() -> None:
-    assert ALL_NAMES == ("seg", "pm", "sc", "sr", "gsps", "kos")  # in build order
-    assert set(OUTPUT_NAMES) == set(SENDING_ORDER) == set(ALL_NAMES)
+    assert ALL_NAMES == ("seg", "seg-subtypes", "labelmap", "pm", "sc", "sr", "csr", "gsps", "kos")
+    assert {*OUTPUT_NAMES, "csr"} == set(SENDING_ORDER) == set(ALL_NAMES)
 
 
 def test_only_the_usual_three_come_unasked() -> None:

@@ -194,7 +194,7 @@ def test_consistency_and_warnings_are_told(series: list[Dataset]) -> None:
 
 def test_a_later_revision_refers_to_its_predecessor(series: list[Dataset]) -> None:
     before = Predecessor("1.2.840.10008.5.1.4.1.1.88.34", make_uid("old"), make_uid("old series"))
-    sr = build_sr(analysed(series, revision=2), series, None, predecessor=before)
+    sr = build_sr(analysed(series, revision=2), series, None, predecessors={"sr": before})
     (study,) = sr.PredecessorDocumentsSequence
     assert study.StudyInstanceUID == series[0].StudyInstanceUID
     (item,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
