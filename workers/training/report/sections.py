@@ -164,9 +164,9 @@ def explanation(summary: Summary) -> list[Block]:
     if told is None:
         return []
     words = {
-        "pointing": "peak in the mask or one grid pixel beside it", "pointing_by_chance": "the same by chance",
+        "pointing": "peak in the mask or one grid pixel beside it", "pointing_by_chance": "same by chance",
         "iou": "IoU of mask and map above half its peak", "energy": "share of the map inside the mask",
-        "energy_by_chance": "the same by chance",
+        "energy_by_chance": "same by chance",
     }  # fmt: skip
     rows = [
         (text, *(shown(told[group].get(key)) for group in ("all", "detected"))) for key, text in words.items()
