@@ -50,6 +50,7 @@ class Housekeeper:
     def round(self, now: float, stopping: Callable[[], bool] = lambda: False) -> None:
         """Raises TransientError when the database is away."""
         self._close_silent_listeners(now)
+        self._release_leases_of_the_dead()
         if count := self._records.keeping.undo_the_future(now, self._longest_wait_s, LONGEST_LEASE_S):
             log.warning("the system's clock was set back: %d rows that lay in the future are due now", count)
         if self._elapsed() >= self._next_scan:
@@ -59,6 +60,12 @@ class Housekeeper:
         if self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
             self._next_sweep = self._elapsed() + SCAN_EVERY_S
+
+    def _release_leases_of_the_dead(self) -> None:
+        """What a killed deliverer had taken is sent at once, not when its lease runs out."""
+        for owner in filter(is_gone, self._records.deliveries.lease_owners()):
+            count = self._records.deliveries.release(owner)
+            log.warning("%s is gone; the %d deliveries it had taken are due again", owner, count)
 
     def _close_silent_listeners(self, now: float) -> None:
         """What a listener that is gone left open in the records is over."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, or_, select, update
 
 from node.domain.lifecycle import DeliveryEvent, DeliveryState
+from node.liveness import process_name
 from node.store.deliveries import Due, dues, move
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import commitments, deliveries
@@ -43,9 +44,8 @@ class Commitments:
         with writing(self._engine) as connection:
             rows = dues(connection, waiting, (deliveries.c.sent_at, deliveries.c.id), limit)
             ids = [row.id for row in rows]
-            connection.execute(
-                update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
-            )
+            lease = {"lease_until": lease_until, "lease_owner": process_name()}
+            connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(**lease))
             return rows
 
     def asked(self, request: Asked) -> None:

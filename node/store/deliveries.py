@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Update, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
+from node.liveness import process_name
 from node.store import pauses
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import deliveries, objects
@@ -61,10 +62,22 @@ class Deliveries:
         with writing(self._engine) as connection:
             rows = dues(connection, due, order, limit)
             ids = [row.id for row in rows]
-            connection.execute(
-                update(deliveries).where(deliveries.c.id.in_(ids)).values(lease_until=lease_until)
-            )
+            lease = {"lease_until": lease_until, "lease_owner": process_name()}
+            connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(**lease))
             return rows
+
+    def lease_owners(self) -> set[str]:
+        """The processes that hold leases."""
+        with reading(self._engine) as connection:
+            query = select(deliveries.c.lease_owner).where(deliveries.c.lease_until.is_not(None))
+            held = query.where(deliveries.c.lease_owner.is_not(None)).distinct()
+            return set(connection.execute(held).scalars())
+
+    def release(self, owner: str) -> int:
+        """The owner is gone: what it held may be taken at once. Returns how many."""
+        mine = (deliveries.c.lease_owner == owner, deliveries.c.lease_until.is_not(None))
+        with writing(self._engine) as connection:
+            return connection.execute(update(deliveries).where(*mine).values(lease_until=None)).rowcount
 
     def extend(self, ids: Sequence[int], lease_until: float) -> None:
         """Keep the lease on deliveries that are still waiting their turn in a batch."""

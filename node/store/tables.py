@@ -155,6 +155,7 @@ deliveries = Table(
     Column("last_status", String(16)),
     Column("last_error", Text),
     Column("committed_at", Float),
+    Column("lease_owner", String(64)),  # node.liveness.process_name
     UniqueConstraint("sop_instance_uid", "destination", name="one_delivery_a_destination"),
     Index("deliveries_due", "destination", "state", "next_try_at"),
     Index("deliveries_by_job", "job_id"),
