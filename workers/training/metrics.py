@@ -22,6 +22,8 @@ Interval = list[float | None]
 
 BLOCK = 4_000_000
 """Weights (draws times cases) held at once when cases are ranked."""
+FEW = 3
+"""With fewer patients behind a figure it gets no interval: drawing so few again and again tells nothing."""
 DEFINED = 0.5
 """An interval is given where at least this share of the draws has a value."""
 
@@ -141,6 +143,10 @@ class Draws:
     def count(self, owners: Index) -> int:
         """Patients behind these cases."""
         return len(np.unique(self.patients[owners]))
+
+    def interval(self, values: Array, owners: Index, least: int = FEW) -> Interval:
+        """`interval`, or the bare value where fewer than `least` patients stand behind it."""
+        return interval(values if self.count(owners) >= least else values[:1])
 
 
 def interval(values: Array) -> Interval:

@@ -107,7 +107,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { border-bottom: 1px solid #ddd; padding: .32rem .7rem .32rem 0; text-align: left;
   vertical-align: top; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; } .whole { white-space: nowrap; }
 figure { margin: 1.6rem 0; break-inside: avoid; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .88rem; color: #444; }
 </style>
@@ -130,7 +130,11 @@ figcaption { font-size: .88rem; color: #444; }
 <thead><tr>{% for cell in block.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in block.rows %}
-<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ row[0] }}</th>
+{% for cell in row[1:] %}
+<td{% if cell|length < 40 %} class="whole"{% endif %}>{{ cell }}</td>
+{% endfor %}
+</tr>
 {% endfor %}
 </tbody>
 </table></div>

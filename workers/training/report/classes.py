@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from workers.training.metrics import Array, Draws, Index, Interval, Ranks, interval, ratio
+from workers.training.metrics import FEW, Array, Draws, Index, Interval, Ranks, interval, ratio
 
 SPECIFICITIES = (0.90, 0.95)
 """Where sensitivity is reported."""
 BINS = 10
 """Calibration bins of equal width."""
-FEW = 3
-"""With fewer patients a class (or without it), no interval is given for what depends on them."""
 CLIP = 1e-15
 """Probabilities are kept this far from 0 and 1 in the log loss, as the RSNA 2019 challenge did."""
 RSNA_WEIGHTS = np.asarray((2, 1, 1, 1, 1, 1)) / 7
@@ -60,7 +58,7 @@ def describe(draws: Draws, scores: Scores, threshold: float | None, band: bool =
     figures["ece"] = _ece(bins), True
     told = {name: with_interval(values, spread) for name, (values, spread) in figures.items()}
     extra = {"roc_band": _roc_band(draws, scores)} if band and enough else {}
-    return {**facts, **told, "calibration": _calibration(bins), **extra}
+    return {**facts, **told, "calibration": _calibration(draws, scores, bins), **extra}
 
 
 def with_interval(values: Array, spread: bool) -> Interval:
@@ -133,13 +131,17 @@ def rsna_log_loss(draws: Draws, owners: Index, truth: Array, score: Array) -> In
     return interval(draws.mean(owners, log_loss(truth, score) @ RSNA_WEIGHTS))
 
 
+def _places(score: Array) -> Index:
+    return np.minimum((score * BINS).astype(np.intp), BINS - 1)
+
+
 def _bins(draws: Draws, scores: Scores) -> Array:
     """Weighted (draws, BINS, 3): cases, sum of probabilities and positives of each bin."""
-    place = np.minimum((scores.score * BINS).astype(int), BINS - 1)
-    values = np.zeros((len(place), BINS, 3))
-    rows = np.arange(len(place))
-    values[rows, place] = np.stack((np.ones(len(place)), scores.score, scores.truth > 0), axis=1)
-    return draws.sums(scores.owners, values.reshape(len(place), -1)).reshape(-1, BINS, 3)
+    count = len(scores.score)
+    values = np.zeros((count, BINS, 3))
+    cells = np.stack((np.ones(count), scores.score, scores.truth > 0), axis=1)
+    values[np.arange(count), _places(scores.score)] = cells
+    return draws.sums(scores.owners, values.reshape(count, -1)).reshape(-1, BINS, 3)
 
 
 def _ece(bins: Array) -> Array:
@@ -147,16 +149,16 @@ def _ece(bins: Array) -> Array:
     return ratio(np.abs(bins[..., 1] - bins[..., 2]).sum(axis=1), bins[..., 0].sum(axis=1))
 
 
-def _calibration(bins: Array) -> list[dict[str, Any]]:
+def _calibration(draws: Draws, scores: Scores, bins: Array) -> list[dict[str, Any]]:
     """The bins that hold cases: limits, cases, mean probability, share of positives."""
     return [
         {
             "low": place / BINS,
             "high": (place + 1) / BINS,
-            "n": int(bins[0, place, 0]),
+            "n": len(owners),
             "predicted": interval(ratio(bins[:1, place, 1], bins[:1, place, 0]))[0],
-            "observed": interval(ratio(bins[:, place, 2], bins[:, place, 0])),
+            "observed": draws.interval(ratio(bins[:, place, 2], bins[:, place, 0]), owners),
         }
         for place in range(BINS)
-        if bins[0, place, 0] > 0
+        if len(owners := scores.owners[_places(scores.score) == place])
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, zoom
 
-from workers.training.metrics import Array, Draws, Index, interval
+from workers.training.metrics import Array, Draws, Index
 from workers.training.report.case import Case
 
 PEAK_SHARE = 0.5
@@ -94,5 +94,5 @@ def _means(draws: Draws, found: Pointing, kept: NDArray[np.bool_]) -> dict[str, 
     for name, values in zip(FIGURES, found.values.T, strict=True):
         some = kept & np.isfinite(values)
         if some.any():
-            told[name] = interval(draws.mean(found.owners[some], values[some]))
+            told[name] = draws.interval(draws.mean(found.owners[some], values[some]), found.owners[some])
     return told

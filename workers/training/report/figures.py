@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from workers.training.metrics import Array, Ranks, ratio
 from workers.training.report.agreement import volume_pictures
@@ -29,6 +28,7 @@ from workers.training.report.picture import (
 )
 from workers.training.report.summary import LEVELS, level
 
+PREVALENCE_COLOURS = ("#56b4e9", "#0072b2", "#00324f")
 MANY = 5
 """A subtype is drawn when it has more positives than this."""
 
@@ -64,13 +64,12 @@ def _label(name: str, told: Mapping[str, Any], key: str) -> str:
 
 def _titles(summary: Mapping[str, Any]) -> dict[str, str]:
     counts = summary["cases"]
+    patients = counts["patients"]
+    slices = f" ({counts['slices_with_truth']} of {patients} patients)" if counts["slices_with_truth"] else ""
+    one_each = counts["studies"] == patients
     return {
-        "slice": f"Slices ({counts['slices_with_truth']} of {counts['patients']} patients)"
-        if counts["slices_with_truth"]
-        else "Slices",
-        "study": f"Studies ({counts['studies']} of {counts['patients']} patients)"
-        if counts["studies"] != counts["patients"]
-        else f"Patients ({counts['patients']})",
+        "slice": f"Slices{slices}",
+        "study": f"Studies ({patients}, one a patient)" if one_each else f"Studies ({counts['studies']})",
     }
 
 
@@ -210,17 +209,18 @@ def _prevalence(summary: Mapping[str, Any], cases: Sequence[Case]) -> Picture | 
     some = false_alarms > 0
     figure = Figure(figsize=(7.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
-    for share, colour in zip(PREVALENCES, ("#56b4e9", "#0072b2", "#00324f"), strict=True):
+    for shift, share, colour in zip((-0.012, 0, 0.012), PREVALENCES, PREVALENCE_COLOURS, strict=True):
         right, wrong = sensitivity[some] * share, false_alarms[some] * (1 - share)
         ppv = values.get(f"{share:.2f}", {}).get("ppv")
         label = f"prevalence {share:.0%}" + (f": PPV {shown(ppv, 2)}" if ppv else "")
-        axes.plot(sensitivity[some], ratio(right, right + wrong), color=colour, label=label)
+        axes.plot(sensitivity[some], ratio(right, right + wrong), color=colour, linewidth=1, label=label)
         axes.axhline(share, color=colour, linewidth=0.8, linestyle=":")
-        if ppv:
-            _point(axes, told["recall"], ppv, colour)
+        if ppv and told["recall"][0] is not None:
+            _point(axes, told["recall"][0] + shift, ppv, colour)
     square(axes, "", "sensitivity", "positive predictive value")
     axes.set_aspect("auto")
-    below(axes, "At the given threshold (95 % interval)" if values else None, gap=0.11)
+    title = f"At the given threshold (sensitivity {shown(told['recall'], 2)})" if values else None
+    below(axes, title, gap=0.11)
     return Picture(
         "prevalence",
         'Studies: the predictive value of an alarm for "any" against sensitivity, over all thresholds, '
@@ -237,13 +237,10 @@ def _rates(scores: Scores) -> tuple[Array, Array]:
     return ranks.true[0] / ranks.true[0, -1], ranks.false[0] / ranks.false[0, -1]
 
 
-def _point(axes: Axes, across: Sequence[float | None], up: Sequence[float | None], colour: str) -> None:
-    """A figure of two with its intervals as a box."""
-    (x, *xs), (y, *ys) = across, up
-    if x is None or y is None:
-        return
-    left, right, low, high = *xs, *ys
-    if left is not None and right is not None and low is not None and high is not None:
-        box = Rectangle((left, low), right - left, high - low, color=colour, alpha=0.15, linewidth=0)
-        axes.add_patch(box)
-    axes.plot(x, y, "o", color=colour, markersize=7, markeredgecolor="white", zorder=3)
+def _point(axes: Axes, place: float, figure: Sequence[float | None], colour: str) -> None:
+    """A figure at its place, with its interval as a bar; nothing where it is undefined."""
+    value, low, high = figure
+    if low is not None and high is not None:
+        axes.plot((place, place), (low, high), color=colour, linewidth=3.5, alpha=0.6, solid_capstyle="butt")
+    if value is not None:
+        axes.plot(place, value, "o", color=colour, markersize=8, markeredgecolor="white", zorder=3)

@@ -15,11 +15,13 @@ import numpy as np
 from monai.metrics import compute_hausdorff_distance
 from numpy.typing import NDArray
 
-from workers.training.metrics import Array, Draws, Index, correlation, interval, moments, ratio
+from workers.training.metrics import Array, Draws, Index, Interval, correlation, moments, ratio
 from workers.training.report.case import Case
 
 GRID_PIXELS = "grid pixels"
 """The unit where the size of a cell is not told."""
+SCATTERED = 10
+"""With fewer patients a correlation and limits of agreement get no interval."""
 AGREEMENT = 1.96
 """Limits of agreement in standard deviations (Bland and Altman, Lancet 1986)."""
 
@@ -129,7 +131,7 @@ def _clean(draws: Draws, found: Overlap) -> dict[str, Any]:
     """Slices known to hold no blood: on how many something is drawn, and how much."""
     told: dict[str, Any] = {"slices": len(found.drawn), "patients": draws.count(found.owners)}
     if len(found.drawn):
-        told["falsely_drawn"] = interval(draws.mean(found.owners, (found.drawn > 0).astype(float)))
+        told["falsely_drawn"] = _mean(draws, found.owners, (found.drawn > 0).astype(float))
     return told
 
 
@@ -149,10 +151,10 @@ def _figures(draws: Draws, found: Overlap) -> dict[str, Any]:
     together, either = some.drawn + some.true, some.drawn + some.true - some.both
     pixels, union, shared = draws.sums(some.owners, np.stack((together, either, some.both), axis=1)).T
     told |= {
-        "dice_pooled": interval(ratio(2 * shared, pixels)),
-        "iou_pooled": interval(ratio(shared, union)),
-        "dice_mean": interval(draws.mean(some.owners, 2 * some.both / together)),
-        "iou_mean": interval(draws.mean(some.owners, some.both / either)),
+        "dice_pooled": draws.interval(ratio(2 * shared, pixels), some.owners),
+        "iou_pooled": draws.interval(ratio(shared, union), some.owners),
+        "dice_mean": _mean(draws, some.owners, 2 * some.both / together),
+        "iou_mean": _mean(draws, some.owners, some.both / either),
         "hd95": {},
         "area": {},
     }
@@ -168,14 +170,18 @@ def _figures(draws: Draws, found: Overlap) -> dict[str, Any]:
         if len(one.distance):
             told["hd95"]["mm" if in_mm else GRID_PIXELS] = {
                 "slices": len(one.distance),
-                "mean": interval(draws.mean(one.owners, one.distance)),
-                "median": interval(draws.medians(one.owners, one.distance)),
+                "mean": _mean(draws, one.owners, one.distance),
+                "median": draws.interval(draws.medians(one.owners, one.distance), one.owners),
             }
     return told
 
 
-def _pearson(draws: Draws, owners: Index, x: Array, y: Array) -> list[float | None]:
-    return interval(correlation(draws.sums(owners, moments(x, y))))
+def _mean(draws: Draws, owners: Index, values: Array) -> Interval:
+    return draws.interval(draws.mean(owners, values), owners)
+
+
+def _pearson(draws: Draws, owners: Index, x: Array, y: Array) -> Interval:
+    return draws.interval(correlation(draws.sums(owners, moments(x, y))), owners, SCATTERED)
 
 
 def volumes(found: Overlap) -> list[Volumes]:
@@ -208,7 +214,7 @@ def _volume(draws: Draws, one: Volumes) -> dict[str, Any]:
     spread = np.sqrt(np.maximum(ratio(squares - count * bias**2, count - 1), 0))
     return told | {
         "pearson": _pearson(draws, one.owners, one.drawn, one.true),
-        "bias": interval(bias + shift),
-        "limit_low": interval(bias + shift - AGREEMENT * spread),
-        "limit_high": interval(bias + shift + AGREEMENT * spread),
+        "bias": draws.interval(bias + shift, one.owners, SCATTERED),
+        "limit_low": draws.interval(bias + shift - AGREEMENT * spread, one.owners, SCATTERED),
+        "limit_high": draws.interval(bias + shift + AGREEMENT * spread, one.owners, SCATTERED),
     }

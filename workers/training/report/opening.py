@@ -19,13 +19,14 @@ def who(summary: Summary, about: str) -> list[Block]:
     counts = summary["cases"]
     studies = f" ({counts['studies']} studies)" if counts["studies"] != counts["patients"] else ""
     told = f"{counts['patients']} patients{studies}, {counts['slices']:,} slices."
-    rows = []
+    rows, several = [], counts["studies"] != counts["patients"]
     for name in summary["classes"]:
         by_study, by_slice = summary["study"][name], summary["slice"][name]
-        slices = "not told" if by_slice["n"] == 0 else f"{by_slice['positive']} of {by_slice['n']}"
-        patients = f"{by_study['patients_positive']} of {by_study['patients']}"
-        rows.append((name, patients, f"{by_study['positive']} of {by_study['n']}", slices))
-    head = ("class", "patients with it", "studies with it", "slices with it")
+        cells = [f"{by_study['patients_positive']} of {by_study['patients']}"]
+        cells += [f"{by_study['positive']} of {by_study['n']}"] if several else []
+        cells += ["not told" if by_slice["n"] == 0 else f"{by_slice['positive']} of {by_slice['n']}"]
+        rows.append((name, *cells))
+    head = ("class", "patients with it", *(("studies with it",) if several else ()), "slices with it")
     return [Heading("Who was looked at"), Words(f"{about} {told}".strip()), Table(head, rows)]
 
 

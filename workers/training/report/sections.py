@@ -106,9 +106,7 @@ def masks(summary: Summary) -> list[Block]:
             rows.append((words, f"{one['slices']} ({one['patients']})", *figures))
     found: list[Block] = [
         Heading("Masks"),
-        Table(
-            ("slices", "slices (patients)", "Dice, mean", "Dice, pooled", "IoU, mean", "IoU, pooled"), rows
-        ),
+        Table(("masks", "slices (patients)", "Dice, mean", "Dice, pooled", "IoU, mean", "IoU, pooled"), rows),
         Points(_empty(told, groups)),
     ]
     distances = [
@@ -118,7 +116,7 @@ def masks(summary: Summary) -> list[Block]:
         for areas in [_area(told[group], name)]
     ]
     if distances:
-        head = ("slices", "unit (slices with both masks)", "HD95, mean", "HD95, median", "area, Pearson r")
+        head = ("masks", "unit (slices with both masks)", "HD95, mean", "HD95, median", "area, Pearson r")
         found += [Heading("Distance and area", 3), Table(head, distances)]
     volumes = [
         (f"{unit} ({one['n']} studies)", shown(one["pearson"]), *_agreement(one, unit))
@@ -142,13 +140,17 @@ def _agreement(one: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def _empty(told: Mapping[str, Any], groups: Mapping[str, str]) -> list[str]:
-    found = [
-        f"{words}: both masks hold blood on {one['both']} slices, only the true one on {one['only_true']} "
-        f"(Dice 0), only the drawn one on {one['only_drawn']} (Dice 0), neither on {one['both_empty']} "
-        "(left out)."
-        for group, words in groups.items()
-        if (one := told[group])["slices"]
-    ]
+    kinds = {
+        "both": "both masks hold blood on {}",
+        "only_true": "only the true one on {} (Dice 0)",
+        "only_drawn": "only the drawn one on {} (Dice 0)",
+        "both_empty": "neither on {} (left out)",
+    }
+    found = []
+    for group, words in groups.items():
+        parts = [text.format(told[group][kind]) for kind, text in kinds.items() if told[group][kind]]
+        if parts:
+            found.append(f"{words}, slices: {', '.join(parts)}.".capitalize().replace("dice", "Dice"))
     clean = told["without_blood"]
     if clean["slices"]:
         found.append(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workers.training.metrics import FEW
 from workers.training.report.blocks import Block, Heading, Image, Points, Table, Words
-from workers.training.report.classes import BINS, FEW
+from workers.training.report.classes import BINS
+from workers.training.report.masks import SCATTERED
 from workers.training.report.numbers import fact, plain, shown
 from workers.training.report.opening import WARNING, limits_of, unknown, who
 from workers.training.report.sections import (
@@ -72,7 +74,9 @@ def _short(summary: Summary) -> Table:
             one = summary["masks"][group]
             if one["slices"]:
                 dice = f"{shown(one['dice_mean'])}; pooled {shown(one['dice_pooled'])}"
-                rows.append((f"Mean Dice, {one['slices']} slices, {word}", dice))
+                rows.append(
+                    (f"Mean Dice, {word}: {one['slices']} slices of {one['patients']} patients", dice)
+                )
     if summary["explanation"]:
         one = summary["explanation"]["all"]
         chance = f"{shown(one['pointing'])}; by chance {plain(one['pointing_by_chance'][0])}"
@@ -96,8 +100,9 @@ def _methods(summary: Summary) -> list[str]:
     return [
         f"Intervals: percentiles 2.5 and 97.5 over {drawn['draws']} draws of whole patients with "
         f"replacement (seed {drawn['seed']}); draws in which a figure is undefined are left out, and no "
-        f"interval is given where those are more than half, or where fewer than {FEW} patients have the "
-        "class (or lack it).",
+        f"interval is given where those are more than half, or where fewer than {FEW} patients stand behind "
+        f"it (have the class, lack it, have such a mask; {SCATTERED} for correlations and limits of "
+        "agreement).",
         "PR AUC is average precision, without interpolation. Sensitivity at a specificity: the best that "
         "any threshold of at least that specificity gets on these cases; it is chosen anew in each draw.",
         "Log loss: natural logarithm, probabilities clipped to 1e-15. The RSNA 2019 log loss weights any "
