@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from node.domain.errors import PermanentError
+from node.frames import UNREADABLE
+from workers.head import require_head
 from workers.volume import Volume, build_volume
-
-_UNREADABLE = (
-    ArithmeticError, BytesLengthException, EOFError, InvalidDicomError, LookupError, NotImplementedError,
-    ValueError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 def load_volume(paths: Iterable[str | Path]) -> Volume:
     """The volume in these files. PermanentError FILE_UNREADABLE, FILE_MISSING, or as `build_volume`."""
     return build_volume([read_dataset(path) for path in paths])
+
+
+def load_head(paths: Iterable[str | Path]) -> Volume:
+    """The same, once its pixels show a head. Raises PermanentError NOT_A_HEAD where they do not."""
+    volume = load_volume(paths)
+    require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
+    return volume
 
 
 def read_dataset(path: str | Path) -> Dataset:
@@ -31,5 +32,5 @@ def read_dataset(path: str | Path) -> Dataset:
         return dcmread(path)
     except FileNotFoundError as error:
         raise PermanentError("FILE_MISSING", f"{path} is no longer there") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise PermanentError("FILE_UNREADABLE", f"{path} cannot be read as DICOM: {error}") from error

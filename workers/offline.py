@@ -24,7 +24,7 @@ from node.outputs.source import Source
 from node.pixels import hounsfield
 from node.settings import Settings
 from workers.analyse import Analysis, analyse, with_loading
-from workers.load import load_volume
+from workers.load import load_head
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
 
@@ -77,29 +77,39 @@ def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Res
     read = read_folder(folder)
     eligibility = settings.eligibility
     rules = Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
-    choice = choose(read.instances, rules)
     say("loading the model")
     pipeline = load_pipeline(settings.model.pipeline, settings.model.device)
-    uid = choice.chosen or best_refused(choice, read.instances) or next(iter(read.paths))
-    analysis: Analysis | None = None
-    if choice.chosen:
-        try:
-            notes = [note.text for note in choice.notes]
-            analysis = with_loading(*_analyse(read.paths[uid], uid, pipeline, say), notes)
-            findings = analysis.findings
-        except PermanentError as error:
-            findings = _refused(pipeline.identity, uid, Reason(error.code, str(error)))
-    else:
-        findings = _refused(pipeline.identity, uid, _why(choice, uid))
+    findings, analysis = _first_readable(read, rules, pipeline, say)
     say("building the objects")
-    return Result(findings, _write(findings, analysis, read_source(read.paths[uid]), out))
+    source = read_source(read.paths[findings.series_instance_uid])
+    return Result(findings, _write(findings, analysis, source, out))
+
+
+def _first_readable(
+    read: Folder, rules: Rules, pipeline: Pipeline, say: Say
+) -> tuple[Findings, Analysis | None]:
+    """The best series that can be analysed; else why the best of all cannot."""
+    left, failed = dict(read.instances), list[Findings]()
+    while uid := (choice := choose(left, rules)).chosen:
+        notes = [note.text for note in choice.notes]
+        notes += [f"a better series could not be read: {f.reason.text}" for f in failed if f.reason]
+        try:
+            analysis = with_loading(*_analyse(read.paths[uid], uid, pipeline, say), notes)
+            return analysis.findings, analysis
+        except PermanentError as error:
+            failed.append(_refused(pipeline.identity, uid, Reason(error.code, str(error))))
+            del left[uid]
+    if failed:
+        return failed[0], None
+    uid = best_refused(choice, read.instances) or next(iter(read.paths))
+    return _refused(pipeline.identity, uid, _why(choice, uid)), None
 
 
 def _analyse(paths: Sequence[Path], uid: str, pipeline: Pipeline, say: Say) -> tuple[Analysis, float]:
     """The analysis, and how many seconds reading took."""
     say("reading pixels")
     began = time.perf_counter()
-    volume = load_volume(paths)
+    volume = load_head(paths)
     load_s = time.perf_counter() - began
     say(f"analysing {len(volume.positions_mm)} slices")
     return analyse(volume, pipeline, series_instance_uid=uid, revision=1), load_s

@@ -23,7 +23,7 @@ from node.spool import Spool
 from node.store.jobs import Job
 from node.store.records import Records, open_records
 from workers.analyse import Analysis, analyse, with_loading, with_prior
-from workers.load import load_volume
+from workers.load import load_head
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
 
@@ -68,7 +68,7 @@ class Worker:
         began = time.perf_counter()
         paths = [self.spool.absolute(p) for p in self.records.arrivals.paths(job.series_instance_uid)]
         notes = self.records.decisions.notes(job.series_instance_uid)
-        volume = load_volume(paths)
+        volume = load_head(paths)
         load_s = time.perf_counter() - began
 
         def on_classified(priority: Priority) -> None:
