@@ -1,0 +1,454 @@
+"""Kills the node's processes at random under load and then balances the books: nothing lost, nothing twice.
+
+`python -m tests.acceptance.crashes --kills 200` runs it by hand, goes on where it was stopped when given the
+same --folder, and prints the ledger; its exit code is 1 unless the books balance. A phantom pipeline with
+random weights stands in for the model, so that two cores do hundreds of studies; all else is the real node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydicom import dcmwrite
+from pydicom.uid import CTImageStorage
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from node.domain.errors import IchnodeError
+from node.domain.lifecycle import DeliveryState, JobState
+from node.scan import MISSING, Fate, Scan
+from node.scu import Parcel, Peer
+from node.settings import Destination, Settings, load
+from node.spool import Spool
+from node.store.records import Records, open_records
+from tests.factories import ct_series
+from tests.peers import free_port
+
+SLICES = 24
+SENDERS = 2
+START_S = 180.0
+TARGETS = {
+    "listener": 4, "listen": 2, "settle": 3, "worker": 5, "deliver": 4,
+    "web": 1, "redis": 3, "up": 2, "tree": 2,
+}  # fmt: skip
+"""Whom to kill, and how often: a listener is a fork of listen; tree is every process at once."""
+KINDS = {"1.2.840.10008.5.1.4.1.1.88.34": "SR", "1.2.840.10008.5.1.4.1.1.66.4": "SEG"}
+
+
+@dataclass
+class Ledger:
+    """The books. `faults` say in words what does not balance."""
+
+    sent: int = 0
+    received: int = 0
+    resulted: int = 0
+    delivered: int = 0
+    analysed: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    stuck: int = 0
+    revisions: int = 0
+    resent_objects: int = 0
+    send_attempts: int = 0
+    kills: dict[str, int] = field(default_factory=dict)
+    scan: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def balances(self) -> bool:
+        whole = self.sent == self.received == self.resulted == self.delivered > 0
+        return whole and not (self.lost or self.duplicated or self.stuck or self.faults)
+
+
+class Pacs:
+    """A C-STORE SCP that remembers every object it ever got, and how often, in a file."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._file = folder / "pacs.jsonl"
+        self._lock = threading.Lock()
+        self.objects: dict[str, dict[str, Any]] = {}
+        for line in self._file.read_text().splitlines() if self._file.exists() else []:
+            self._count(json.loads(line))
+        ae = AE("PACS")
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(str(context.abstract_syntax))
+        handlers = [(evt.EVT_C_STORE, self._store)]
+        self._server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+
+    def _store(self, event: evt.Event) -> int:
+        ds = event.dataset
+        row = {
+            "uid": str(ds.SOPInstanceUID),
+            "study": str(ds.StudyInstanceUID),
+            "kind": KINDS.get(str(ds.SOPClassUID), str(ds.SOPClassUID)),
+            "sha256": hashlib.sha256(event.request.DataSet.getvalue()).hexdigest(),
+        }
+        with self._lock:
+            with self._file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self._count(row)
+        return 0x0000
+
+    def _count(self, row: dict[str, Any]) -> None:
+        known = self.objects.setdefault(row["uid"], {**row, "times": 0, "contents": set()})
+        known["times"] += 1
+        known["contents"].add(row["sha256"])
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+class Crashes:
+    """One run: a folder with the node's data, what was sent, what the PACS got, and how far it came."""
+
+    def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._say = folder, say
+        self._state = folder / "state.json"
+        known = json.loads(self._state.read_text()) if self._state.exists() else {}
+        self.seed: int = known.get("seed", seed)
+        self.ports: list[int] = known.get("ports") or [free_port() for _ in range(3)]
+        self.sent: dict[str, str] = known.get("sent", {})
+        """Studies of which every slice was answered with Success: UID by name."""
+        self.kills: Counter[str] = Counter(known.get("kills", {}))
+        self.attempts: int = known.get("attempts", 0)
+        self._next: int = known.get("next", 0)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.pacs = Pacs(folder, self.ports[0])
+        self.settings = self._settings()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen = 0
+
+    def _settings(self) -> Settings:
+        config = self.folder / "ichnode.toml"
+        if not config.exists():
+            data_dir = json.dumps(str(self.folder / "node"))
+            config.write_text(
+                f"data_dir = {data_dir}\nscp = {{ port = {self.ports[1]}, processes = 2 }}\n"
+                f"web = {{ port = {self.ports[2]} }}\nspool = {{ reserve_mb = 16 }}\n"
+                "completeness = { quiet_s = 1, max_wait_s = 10 }\n"
+                f"model = {{ pipeline = {json.dumps(str(stand_in(self.folder)))}, max_attempts = 10 }}\n"
+                f'[[destination]]\nname = "pacs"\nae_title = "PACS"\nport = {self.ports[0]}\n'
+                'outputs = ["sr", "seg"]\nretry_base_s = 1\nretry_max_s = 5\n'
+            )
+        return load(config)
+
+    def save(self) -> None:
+        with self._lock:
+            state = {"seed": self.seed, "ports": self.ports, "sent": self.sent, "kills": self.kills,
+                     "attempts": self.attempts, "next": self._next}  # fmt: skip
+            temporary = self._state.with_suffix(".new")
+            temporary.write_text(json.dumps(state))
+            temporary.replace(self._state)
+
+    # -- the node -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """As an init system would: again and again, until it is up."""
+        deadline = time.monotonic() + START_S
+        while not self._stop.is_set():
+            log = self.folder / "node.log"
+            with log.open("ab") as out:
+                self._seen = out.tell()
+                command = [sys.executable, "-m", "node", "up", "--config", str(self.folder / "ichnode.toml")]
+                self._process = subprocess.Popen(command, stdout=out, stderr=out)
+            while self._process.poll() is None and not self.is_up():
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"the node does not come up: {log.read_text()[-3000:]}")
+                time.sleep(0.1)
+            if self._process.poll() is None:
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the node does not come up: {log.read_text()[-3000:]}")
+            time.sleep(0.5)
+
+    def is_up(self) -> bool:
+        with (self.folder / "node.log").open("rb") as log:
+            log.seek(self._seen)
+            return b"ichnode is up" in log.read()
+
+    def tend(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
+    def stop_node(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.kill("tree")
+
+    def family(self) -> list[psutil.Process]:
+        assert self._process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []
+
+    def victims(self, target: str) -> list[int]:
+        """Process ids to kill for one of TARGETS; none when it does not run at the moment."""
+        assert self._process is not None
+        if target == "up":
+            return [self._process.pid]
+        found = []
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words, parent = process.cmdline(), process.ppid()
+                role = (
+                    words[3] if words[1:3] == ["-m", "node"] else "redis" if "redis" in str(words[:1]) else ""
+                )
+                role = "listener" if role == "listen" and parent != self._process.pid else role
+                if target in ("tree", role):
+                    found.append(process.pid)
+        return [self._process.pid, *found] if target == "tree" else found[:1]
+
+    def kill(self, target: str) -> bool:
+        victims = self.victims(target)
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                psutil.Process(pid).kill() if psutil.pid_exists(pid) else None
+        if victims and target in ("up", "tree"):
+            assert self._process is not None
+            self._process.wait(timeout=30)
+        return bool(victims)
+
+    # -- the load -----------------------------------------------------------------------------------------
+
+    def send_forever(self) -> None:
+        node = Destination(name="node", ae_title="ICHNODE", port=self.ports[1])
+        while not self._stop.is_set():
+            with self._lock:
+                number, self._next = self._next, self._next + 1
+            self._send_study(Peer(node, "MODALITY"), f"{self.seed}-{number}")
+            self._stop.wait(random.Random(f"{self.seed}{number}").uniform(0.2, 3))
+
+    def _send_study(self, peer: Peer, name: str) -> None:
+        """Until every slice was answered with Success: a PACS does so too. Ends only with that."""
+        series = ct_series(
+            SLICES, rows=32, spacing_mm=6.0, name=name, PatientID=name, AccessionNumber=name[:16]
+        )
+        folder = self.folder / "modality" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        parcels = []
+        for number, ds in enumerate(series):
+            dcmwrite(folder / f"{number}.dcm", ds, enforce_file_format=True)
+            parcels.append(Parcel(number, folder / f"{number}.dcm", str(CTImageStorage)))
+        while True:
+            self.attempts += 1
+            with contextlib.suppress(IchnodeError):
+                if all(outcome.accepted for outcome in peer.send(parcels)):
+                    break
+            time.sleep(0.5)
+        with self._lock:
+            self.sent[name] = str(series[0].StudyInstanceUID)
+        shutil.rmtree(folder)
+
+    # -- the run ------------------------------------------------------------------------------------------
+
+    def run(
+        self, kills: int, longest_s: float | None = None, targets: dict[str, int] | None = None
+    ) -> Ledger:
+        """Kill until `kills` processes died in all or time is up, let the node finish, balance the books."""
+        chance = random.Random(f"{self.seed}/{self.kills.total()}")
+        weights = targets or TARGETS
+        deadline = time.monotonic() + (longest_s or 1e9)
+        self.start()
+        senders = [threading.Thread(target=self.send_forever, daemon=True) for _ in range(SENDERS)]
+        for sender in senders:
+            sender.start()
+        while self.kills.total() < kills and time.monotonic() < deadline:
+            time.sleep(chance.uniform(0.3, 4))
+            (target,) = chance.choices(list(weights), list(weights.values()))
+            if self.kill(target):
+                self.kills[target] += 1
+                self._say(f"{self.kills.total()}: {target} killed; {len(self.sent)} studies sent")
+                self.save()
+            self.tend()
+        self._stop.set()
+        for _ in iter(lambda: any(sender.is_alive() for sender in senders), False):
+            if self._process is None or self._process.poll() is not None:
+                self._stop.clear()
+                self.start()
+                self._stop.set()
+            time.sleep(0.2)
+        self.save()
+        return self.settle()
+
+    def settle(self, patience_s: float = 180) -> Ledger:
+        """The books, once nothing moves any more or patience is over."""
+        records = open_records(self.settings)
+        deadline, moved = time.monotonic() + patience_s, time.monotonic()
+        ledger, before = self.balance(records), ""
+        while not ledger.balances and time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                self._stop.clear()
+                self.start()
+            now = json.dumps([ledger.received, ledger.resulted, ledger.delivered, len(self.pacs.objects)])
+            moved = time.monotonic() if now != before else moved
+            deadline = max(deadline, moved + 60)  # as long as something moves, wait
+            before = now
+            time.sleep(1)
+            ledger = self.balance(records)
+        ledger.scan = Scan(records, Spool(self.settings.data_dir.resolve() / "spool")).run()
+        for word in (MISSING, Fate.UNKNOWN):
+            if ledger.scan.get(word):
+                ledger.faults.append(f"spool: {ledger.scan[word]} {word}")
+        records.close()
+        return ledger
+
+    def balance(self, records: Records) -> Ledger:
+        ledger = Ledger(sent=len(self.sent), kills=dict(self.kills), send_attempts=self.attempts)
+        ledger.resent_objects = sum(o["times"] - 1 for o in self.pacs.objects.values())
+        jobs: dict[str, list[dict[str, Any]]] = {}
+        for job in records.views.jobs(limit=1_000_000):
+            jobs.setdefault(job["study_instance_uid"], []).append(job)
+        deliveries: dict[int, list[dict[str, Any]]] = {}
+        for delivery in records.views.deliveries(limit=1_000_000):
+            deliveries.setdefault(delivery["job_id"], []).append(delivery)
+        reports: dict[str, list[dict[str, Any]]] = {}
+        for item in self.pacs.objects.values():
+            if item["kind"] == "SR":
+                reports.setdefault(item["study"], []).append(item)
+            if len(item["contents"]) > 1:
+                ledger.duplicated += 1
+                ledger.faults.append(f"object {item['uid']} reached the PACS with different contents")
+        for name, study in self.sent.items():
+            self._balance_study(
+                ledger, name, records, study, jobs.get(study, []), deliveries, reports.get(study, [])
+            )
+        return ledger
+
+    def _balance_study(
+        self,
+        ledger: Ledger,
+        name: str,
+        records: Records,
+        study: str,
+        jobs: list[dict[str, Any]],
+        deliveries: dict[int, list[dict[str, Any]]],
+        reports: list[dict[str, Any]],
+    ) -> None:
+        rows = records.decisions.of_study(study)
+        gathered = [records.arrivals.paths(row.series_instance_uid) for row in rows]
+        if len(rows) != 1 or len(gathered[0]) != SLICES:
+            ledger.lost += 1
+            ledger.faults.append(
+                f"study {name}: {sum(map(len, gathered))} of {SLICES} instances are recorded"
+            )
+            return
+        ledger.received += 1
+        (row,) = rows
+        ledger.revisions += row.revision
+        over = [job for job in jobs if job["reported_at"] is not None]
+        current = [job for job in over if job["revision"] == row.revision]
+        if not current:
+            ledger.stuck += 1
+            states = [(job["revision"], job["state"]) for job in jobs]
+            ledger.faults.append(f"study {name}: {row.state} at revision {row.revision}, jobs {states}")
+            return
+        ledger.resulted += 1
+        ledger.analysed += current[0]["state"] == JobState.COMPOSED
+        if current[0]["reason_code"] and current[0]["state"] == JobState.FAILED:
+            code = current[0]["reason_code"]
+            ledger.reasons[code] = ledger.reasons.get(code, 0) + 1
+        due = [d for job in over for d in deliveries.get(job["id"], [])]
+        done = (DeliveryState.SENT, DeliveryState.COMMITTED)
+        arrived = [d for d in due if d["state"] in done and d["sop_instance_uid"] in self.pacs.objects]
+        if not due or len(arrived) < len(due):
+            ledger.stuck += 1
+            ledger.faults.append(f"study {name}: {len(arrived)} of {len(due)} objects were delivered")
+            return
+        ledger.delivered += 1
+        known = {d["sop_instance_uid"]: d["job_id"] for d in due if d["output"] == "sr"}
+        of_job = Counter(known.get(report["uid"]) for report in reports)
+        if set(of_job) != {job["id"] for job in over} or max(of_job.values()) > 1:
+            ledger.duplicated += 1
+            ledger.faults.append(f"study {name}: reports at the PACS by job: {dict(of_job)}")
+
+    def close(self) -> None:
+        self._stop.set()
+        self.stop_node()
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.pacs.close()
+
+
+def stand_in(folder: Path) -> Path:
+    """A tiny network with random weights, saved as any other model: quick, and good for nothing else."""
+    import torch
+
+    from node.domain.findings import CLASSES
+    from workers.models.aggregate import Aggregation
+    from workers.models.network import MultiTaskNet
+    from workers.models.runtime import save_pipeline
+
+    torch.manual_seed(0)
+    widths = (8, 8, 16, 16)
+    facts = {
+        "name": "stand-in",
+        "version": "0",
+        "recipe": {"widths": list(widths), "dropout": 0.0},
+        "thresholds": dict.fromkeys(CLASSES, 0.5),
+        "mask_threshold": 0.5,
+        "aggregation": Aggregation.plain().to_json(),
+    }
+    save_pipeline(folder / "stand-in.json", [MultiTaskNet(widths).state_dict()], facts)
+    return folder / "stand-in.json"
+
+
+def _role(words: list[str], is_child: bool) -> str:
+    """Who of TARGETS a process is, by its command line and whether `up` itself started it."""
+    if words[1:3] == ["-m", "node"]:
+        return "listener" if words[3] == "listen" and not is_child else words[3]
+    return "redis" if "redis" in "".join(words[:1]) else ""
+
+
+@contextlib.contextmanager
+def crashing(folder: Path, seed: int, say: Callable[[str], None] = lambda _: None) -> Iterator[Crashes]:
+    """A run that leaves no process behind."""
+    logging.getLogger("pynetdicom").setLevel("CRITICAL")
+    crashes = Crashes(folder, seed, say)
+    try:
+        yield crashes
+    finally:
+        crashes.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--kills", type=int, default=200, help="how many in all, those before a stop included"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/ichnode-crashes"))
+    options = parser.parse_args()
+    began = time.monotonic()
+    with crashing(options.folder, options.seed, lambda text: print(text, flush=True)) as crashes:
+        ledger = crashes.run(options.kills)
+    print(json.dumps(asdict(ledger), indent=2))
+    words = "the books balance" if ledger.balances else "THE BOOKS DO NOT BALANCE"
+    print(f"{words} after {time.monotonic() - began:.0f} s")
+    sys.exit(0 if ledger.balances else 1)
+
+
+if __name__ == "__main__":
+    main()
