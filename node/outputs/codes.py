@@ -79,8 +79,8 @@ EXPANSION = Code("EXPANSION", OWN_SCHEME, "Hematoma expansion: over 33 % or 6 mL
 
 PRESENCE = Code("705057003", "SCT", "Presence")  # SNOMED CT
 PRESENT = Code("52101004", "SCT", "Present")  # CID 240
-ABSENT = Code("2667000", "SCT", "Absent")  # CID 240
-INDETERMINATE = Code("82334004", "SCT", "Indeterminate")  # CID 4220
+ABSENT = Code("272519000", "SCT", "Absent")  # CID 240
+UNDETERMINED = Code("373068000", "SCT", "Undetermined")  # CID 240
 NOT_EVALUATED = Code("373121007", "SCT", "Not Evaluated")  # CID 3703
 PRIORITY = Code("260870009", "SCT", "Priority")  # SNOMED CT
 PRIORITIES = {  # CID 7035 Actionable Finding Classification

@@ -50,15 +50,18 @@ def groups(context: Context, prior: PriorReport | None = None) -> list[Group]:
     return [overall, *_change(context, prior), *subtypes, *unknown, *_segmented(context)]
 
 
-def empty_unmeasured(item: Dataset) -> None:
-    """Take the value out of every number that a qualifier says was not measured (PS3.3 C.18.1).
+def finish(item: Dataset) -> None:
+    """Do to the finished tree what highdicom cannot.
 
-    Done to the finished tree, since highdicom cannot hold a number without a value.
+    A number that a qualifier says was not measured loses its value (PS3.3 C.18.1), and items are rendered
+    apart, each under its name (PS3.3 C.18.8): run together, a number would stand there without its meaning.
     """
     if "NumericValueQualifierCodeSequence" in item:
         item.MeasuredValueSequence = []
+    if item.get("ValueType") == "CONTAINER":
+        item.ContinuityOfContent = "SEPARATE"
     for child in item.get("ContentSequence") or []:
-        empty_unmeasured(child)
+        finish(child)
 
 
 def comments(context: Context) -> list[str]:
@@ -71,6 +74,8 @@ def comments(context: Context) -> list[str]:
         lines.append(f"NOT ANALYSED because: {reason_words(findings)} [{code}]")
     else:
         lines += [segmentation_words(findings), *measurement_words(findings), *comparison_words(findings)]
+        if findings.segmentation and findings.segmentation.side_method:
+            lines.append(f"Side of the patient, judged by: {findings.segmentation.side_method}.")
         if findings.consistency:
             lines.append(f"{CONSISTENCY_WORDS[findings.consistency]} [{findings.consistency}]")
         lines += [words for words in (not_evaluated_words(findings), priority_words(findings)) if words]
@@ -215,7 +220,7 @@ def _evaluations(context: Context) -> list[hd.sr.QualitativeEvaluation]:
     outcome = verdict(context.findings)
     presence = {
         Verdict.SUSPECTED: codes.PRESENT,
-        Verdict.INDETERMINATE: codes.INDETERMINATE,
+        Verdict.INDETERMINATE: codes.UNDETERMINED,
         Verdict.NOT_DETECTED: codes.ABSENT,
         Verdict.NOT_ANALYSED: codes.NOT_EVALUATED,
     }[outcome]

@@ -11,7 +11,7 @@ from node.outputs.wording import Verdict, verdict
 
 
 def probability(findings: Findings, finding: ClassFinding | None) -> hd.sr.Measurement:
-    """Empty and qualified where there is none: `empty_unmeasured` takes the zero out of the finished tree."""
+    """Empty and qualified where there is none: `content.finish` takes the zero out of the finished tree."""
     if finding is not None and verdict(findings) is not Verdict.NOT_ANALYSED:
         return hd.sr.Measurement(codes.PROBABILITY, round(float(finding.probability), 4), codes.NO_UNITS)
     return hd.sr.Measurement(codes.PROBABILITY, 0.0, codes.NO_UNITS, qualifier=codes.qualifier(findings))
@@ -47,5 +47,7 @@ def of_change(comparison: Comparison) -> list[hd.sr.Measurement]:
 
 
 def _number(name: Code, value: float, unit: Code, method: Code | None = None) -> hd.sr.Measurement:
+    if isinstance(value, int):
+        return hd.sr.Measurement(name, value, unit, method=method)
     digits = 1 if unit in (codes.MILLIMETER, codes.PERCENT) else 2
     return hd.sr.Measurement(name, round(float(value), digits), unit, method=method)

@@ -56,7 +56,7 @@ def _built(
         performed_procedure_codes=[codes.HEAD_CT],
         previous_versions=_previous(context, name),
     )
-    content.empty_unmeasured(report)
+    content.finish(report)
     _name_own_scheme(report)
     return stamp(report, context, f"AI ICH report: {verdict(context.findings)}")
 

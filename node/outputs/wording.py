@@ -97,7 +97,7 @@ def measurement_words(findings: Findings) -> list[str]:
     if found is None or not found.slices:
         return []
     if found.diameter_mm is not None and found.components is not None:
-        parts = f" in {found.components} parts" if found.components > 1 else ""
+        parts = f"; {found.components} separate parts" if found.components > 1 else ""
         sentences.append(f"Largest axial diameter {found.diameter_mm:.0f} mm{parts}.")
     if (estimate := found.abc2) is not None:
         whose = " (largest part)" if (found.components or 1) > 1 else ""

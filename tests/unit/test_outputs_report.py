@@ -133,7 +133,7 @@ def test_an_empty_mask_is_a_volume_of_zero_without_a_segment(series: list[Datase
 def test_a_negative_claims_no_actionable_finding(series: list[Dataset]) -> None:
     sr = build_sr(analysed(series), series, np.zeros_like(MASKS))
     group = groups(sr)["AI any hemorrhage"]
-    assert code(group, "Presence") == "2667000"
+    assert code(group, "Presence") == "272519000"
     assert children(group, "Priority") == []
     assert "does not exclude" in words(sr)
     assert "Proposed reading priority: ROUTINE" in words(sr)
@@ -149,7 +149,7 @@ def test_a_negative_claims_no_actionable_finding(series: list[Dataset]) -> None:
 def test_a_contradiction_is_indeterminate(series: list[Dataset], changes: dict[str, Any]) -> None:
     sr = build_sr(analysed(series, masks=MASKS, **changes), series, MASKS)
     group = groups(sr)["AI any hemorrhage"]
-    assert (code(group, "Presence"), code(group, "Priority")) == ("82334004", "RID49481")
+    assert (code(group, "Presence"), code(group, "Priority")) == ("373068000", "RID49481")
     assert "INDETERMINATE" in sr.SeriesDescription
 
 
