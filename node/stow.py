@@ -190,6 +190,10 @@ class _Adapter(HTTPAdapter):
             kwargs["assert_hostname"] = False
         super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
 
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Whatever REQUESTS_CA_BUNDLE says in the environment: the settings decide."""
+        return super().send(request, *args, **{**kwargs, "verify": True, "cert": None})
+
     def cert_verify(self, *_: Any) -> None:
         """The context says whom to trust; requests would add the authorities of its own list."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from pydicom import dcmwrite
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     ComprehensiveSRStorage,
@@ -24,6 +24,7 @@ from node.deliver import Courier, carrier_to
 from node.domain.findings import Findings, ModelIdentity, Priority, Status
 from node.domain.instance import Instance
 from node.domain.lifecycle import DeliveryState
+from node.scu import Parcel
 from node.settings import Destination
 from node.spool import Spool
 from node.store.arrivals import StoredFile
@@ -100,6 +101,8 @@ class Place:
     records: Records
     spool: Spool
     made: dict[str, Dataset] = field(default_factory=dict)
+    prefix: str = "out"
+    """Objects of another prefix are other objects."""
 
     def compose(
         self, *destinations: str, count: int = 3, urgent: bool = False, mixed: bool = False
@@ -120,7 +123,7 @@ class Place:
         found = Findings(ModelIdentity("m", "1", "a"), series, 1, Status.ANALYSED, priority=Priority.STAT)
         assert jobs.store_analysis(job_id, "w:1", found, "m", 5.0)
         new = []
-        for index, ds in enumerate(ct_series(count, rows=64, name=f"out{number}")):
+        for index, ds in enumerate(ct_series(count, rows=64, name=f"{self.prefix}{number}")):
             if mixed and index == 1:
                 ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
             uid = str(ds.SOPInstanceUID)
@@ -149,6 +152,13 @@ class Place:
                 select(deliveries).where(deliveries.c.destination == destination).order_by(deliveries.c.rank)
             )
             return list(connection.execute(query).all())
+
+    def parcels(self) -> list[Parcel]:
+        """Everything composed, as a courier hands it to a carrier."""
+        return [
+            Parcel(number, path, str(dcmread(path, stop_before_pixels=True).SOPClassUID))
+            for number, path in enumerate(sorted(self.spool.root.glob("outgoing/*/*.dcm")))
+        ]
 
     def states(self, destination: str = "pacs") -> list[str]:
         return [row.state for row in self.rows(destination)]

@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,10 +16,13 @@ REQUIRE = "ICHNODE_REQUIRE_PEERS"
 
 def requires(*programs: str) -> None:
     """Skip, or fail where ICHNODE_REQUIRE_PEERS=1, unless every program is on the PATH."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if not missing:
-        return
-    reason = f"not on the PATH: {', '.join(missing)}"
+    absent = [program for program in programs if shutil.which(program) is None]
+    if absent:
+        missing(f"not on the PATH: {', '.join(absent)}")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip, or fail where every peer must be there."""
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(f"{reason} ({REQUIRE}=1)")
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Storage commitment against peers that promise, refuse, keep silent or forget: none is believed too early."""
+"""Storage commitment against peers that promise, refuse, keep silent or forget."""
 
 from __future__ import annotations
 
