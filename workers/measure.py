@@ -97,7 +97,3 @@ def frames_with(mask: Mask, volume: Volume) -> tuple[int, ...]:
 def _refs_with(mask: Mask, volume: Volume) -> list[SliceRef]:
     held = np.asarray(mask.any(axis=(1, 2)))
     return [ref for ref, holds in zip(volume.slices, held, strict=True) if holds]
-
-
-# COLLISION, 13:07 UTC: an edit for multi-frame sources cut this file here while you were writing below
-# `slices_with` (abc2, axes_mm, side_of, _box, _regions ...). Please put them back and delete this comment.
