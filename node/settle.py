@@ -16,9 +16,12 @@ from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choos
 from node.domain.errors import TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState, SeriesState
+from node.domain.patients import mixed, same_person
 from node.liveness import is_gone
 from node.settings import Settings
 from node.store.decisions import SeriesRow
+from node.store.incidents import Code, Incident
+from node.store.jobs import Job
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,10 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 PAUSE_S = 5.0
 """After a database that is away."""
+SEEN_SILENT_S = 12.0
+"""More than two renewals of a lease that a worker left out."""
+LONGEST_LEASE_S = 60.0
+"""No lease lasts longer; one that seems to was given before the clock was set back."""
 RING_AGAIN_S = 30
 """A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
 
@@ -33,10 +40,19 @@ RING_AGAIN_S = 30
 class Clock:
     """One round of decisions after another."""
 
-    def __init__(self, settings: Settings, records: Records, doorbell: Doorbell) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        doorbell: Doorbell,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._records = records
         self._doorbell = doorbell
+        self._elapsed = elapsed
+        self._leases: dict[int, tuple[tuple[str | None, float | None], float]] = {}
+        """The lease of each running job as last seen, and since when it was not renewed."""
 
     def tick(self, now: float) -> None:
         """Raises TransientError when the database is away."""
@@ -80,6 +96,8 @@ class Clock:
         if arriving and now - waiting_since < self._settings.completeness.max_wait_s:
             return
         open_rows = {uid: row for uid, row in rows.items() if row.state is SeriesState.COMPLETE}
+        if self._refuse_mixed(study_uid, list(open_rows.values()), now):
+            return
         choice = _keep(self._series_already_analysed(study_uid, rows), self._choose(list(open_rows)))
         chosen = open_rows.get(choice.chosen) if choice.chosen else None
         refused = [(open_rows[uid], reason) for uid, reason in choice.skipped.items()]
@@ -89,6 +107,19 @@ class Clock:
         job_id = self._records.decisions.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
+
+    def _refuse_mixed(self, study_uid: str, open_rows: list[SeriesRow], now: float) -> bool:
+        """True when the study holds several patients: then none of its series is analysed."""
+        by_series = self._records.decisions.persons(study_uid)
+        everybody = set().union(*by_series.values())
+        if same_person(everybody):
+            return False
+        reason = mixed(len({person.patient_id or person.patient_name for person in everybody}))
+        log.error("study %s: %s", study_uid, reason.text)
+        self._records.decisions.decide(None, [(row, reason) for row in open_rows], now)
+        uid = open_rows[0].series_instance_uid
+        self._records.incidents.note(Incident(Code.PATIENTS_MIXED, study_uid, uid, "", "", reason.text), now)
+        return True
 
     def _choose(self, series_uids: list[str]) -> Choice:
         gathered = {uid: self._records.decisions.gather(uid).instances for uid in series_uids}
@@ -107,15 +138,20 @@ class Clock:
         gathered = {uid: self._records.decisions.gather(uid).instances for uid in rows}
         reasons = {uid: self._records.decisions.reason_of(uid) for uid in rows}
         skipped = {uid: reason for uid, reason in reasons.items() if reason}
-        uid = best_refused(Choice(None, skipped), gathered)
+        persons = self._records.decisions.persons(study_uid)
+        of_one = {uid: reason for uid, reason in skipped.items() if same_person(persons.get(uid, ()))}
+        uid = best_refused(Choice(None, of_one or skipped), gathered)
         if uid is not None:
-            job_id = self._records.decisions.refuse_study(rows[uid], skipped[uid], now)
+            decisions = self._records.decisions
+            job_id = decisions.refuse_study(rows[uid], skipped[uid], now, in_silence=uid not in of_one)
             log.info("study %s is answered as not analysed by job %d", study_uid, job_id)
 
     def _recover_jobs(self, now: float) -> None:
         """A worker that went silent loses its job; a job that keeps killing workers is given up."""
-        for job in self._records.jobs.running():
-            if (job.lease_until or 0) >= now and not is_gone(job.lease_owner or ""):
+        running = self._records.jobs.running()
+        self._leases = {job.id: self._look_at_lease(job) for job in running}
+        for job in running:
+            if not (is_gone(job.lease_owner or "") or self._is_silent(job, now)):
                 continue
             if job.attempts >= self._settings.model.max_attempts:
                 text = f"the worker died or hung in each of {job.attempts} attempts; see the worker's log"
@@ -123,6 +159,17 @@ class Clock:
                     log.error("job %d is given up: %s", job.id, text)
             elif self._records.jobs.expire(job):
                 log.warning("job %d goes back to the queue: its worker went silent", job.id)
+
+    def _look_at_lease(self, job: Job) -> tuple[tuple[str | None, float | None], float]:
+        lease = (job.lease_owner, job.lease_until)
+        seen, since = self._leases.get(job.id, (lease, self._elapsed()))
+        return (lease, since) if lease == seen else (lease, self._elapsed())
+
+    def _is_silent(self, job: Job, now: float) -> bool:
+        """The lease ran out and nobody renews it. The system's clock may be set; alone it decides nothing."""
+        unrenewed_s = self._elapsed() - self._leases[job.id][1]
+        ran_out = (job.lease_until or 0) < now
+        return unrenewed_s > (SEEN_SILENT_S if ran_out else LONGEST_LEASE_S)
 
     def _ring(self, now: float) -> None:
         for job_id in self._records.jobs.to_ring(rung_before=now - RING_AGAIN_S):

@@ -14,6 +14,7 @@ from node.domain.eligibility import SkipCode
 from node.domain.findings import Reason
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, sources
+from node.domain.patients import Person
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import supersede_older
 from node.store.tables import associations, instances, jobs, series
@@ -84,6 +85,21 @@ class Decisions:
             ).scalar()
         return Gathered(tuple(Instance.from_json(h) for h in headers), still_open, last_outcome == "aborted")
 
+    def persons(self, study_uid: str) -> dict[str, set[Person]]:
+        """Whom the instances of each series of a study name as their patient."""
+        who = (instances.c.header["patient_id"].as_string(), instances.c.header["patient_name"].as_string())
+        query = (
+            select(series.c.series_instance_uid, *who)
+            .join(instances, instances.c.series_instance_uid == series.c.series_instance_uid)
+            .where(series.c.study_instance_uid == study_uid)
+            .distinct()
+        )
+        found: dict[str, set[Person]] = {}
+        with reading(self._engine) as connection:
+            for uid, patient_id, patient_name in connection.execute(query):
+                found.setdefault(uid, set()).add(Person(patient_id or "", patient_name or ""))
+        return found
+
     def settle(self, row: SeriesRow, now: float, notes: Sequence[str] = ()) -> bool:
         """RECEIVING → COMPLETE, unless something arrived since `row` was read."""
         with writing(self._engine) as connection:
@@ -151,23 +167,29 @@ class Decisions:
             ).rowcount
 
     def unanswered_studies(self, silent_since: float) -> list[str]:
-        """Decided studies, quiet since `silent_since`, of which no series ever got a job."""
+        """Decided studies, quiet since `silent_since`, of which no series has a job that still counts."""
         with reading(self._engine) as connection:
             query = (
                 select(series.c.study_instance_uid)
                 .outerjoin(jobs, jobs.c.study_instance_uid == series.c.study_instance_uid)
                 .group_by(series.c.study_instance_uid)
-                .having(func.count(jobs.c.id) == 0)
+                .having(func.sum(case((jobs.c.state != JobState.SUPERSEDED, 1), else_=0)) == 0)
                 .having(func.max(series.c.last_received_at) <= silent_since)
                 .having(func.sum(case((series.c.state == SeriesState.SKIPPED, 0), else_=1)) == 0)
                 .having(func.sum(case((series.c.modality == "CT", 1), else_=0)) > 0)
             )
             return list(connection.execute(query).scalars())
 
-    def refuse_study(self, best: SeriesRow, reason: Reason, now: float) -> int:
-        """A job that fails at once, so that the PACS hears why nothing was analysed. Returns its id."""
+    def refuse_study(self, best: SeriesRow, reason: Reason, now: float, in_silence: bool = False) -> int:
+        """A job that fails at once, so that the PACS hears why nothing was analysed. Returns its id.
+
+        `in_silence` is for a series of several patients: a report would be filed under one of them.
+        """
         with writing(self._engine) as connection:
-            return _new_job(connection, best, JobState.FAILED, reason, now)
+            job_id = _new_job(connection, best, JobState.FAILED, reason, now)
+            if in_silence:
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(reported_at=now))
+            return job_id
 
     def notes(self, series_uid: str) -> tuple[str, ...]:
         """Remarks on a series that belong into its findings."""

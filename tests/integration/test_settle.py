@@ -19,7 +19,7 @@ from node.domain.instance import Instance
 from node.domain.lifecycle import JobState, SeriesState
 from node.liveness import process_name
 from node.settings import Completeness, Settings
-from node.settle import RING_AGAIN_S, Clock
+from node.settle import LONGEST_LEASE_S, RING_AGAIN_S, Clock
 from node.store.arrivals import StoredFile
 from node.store.jobs import Job
 from node.store.records import Records, open_records
@@ -50,8 +50,19 @@ class Place:
         self.settings = settings
         self.records = records
         self.bell = Bell()
-        self.clock = Clock(settings, records, self.bell)  # type: ignore[arg-type]
+        self.seconds = 0.0
+        self.clock = self.new_clock()
         self._associations = 0
+
+    def new_clock(self) -> Clock:
+        """One that measures time that passes by `seconds`, whatever the time of day is."""
+        return Clock(self.settings, self.records, self.bell, lambda: self.seconds)  # type: ignore[arg-type]
+
+    def pass_time(self, seconds: float, now: float) -> None:
+        """Ticks before and after that many seconds, the last one at `now`."""
+        self.clock.tick(now - seconds)
+        self.seconds += seconds
+        self.clock.tick(now)
 
     def send(
         self, instances: Sequence[Instance], now: float, *, outcome: str | None = "released", of: str = ""
@@ -440,6 +451,74 @@ class TestNotAnalysed:
         assert place.jobs() == []
 
 
+class TestPatients:
+    def persons(self, *names: str) -> list[Instance]:
+        """A series that names each of them in turn."""
+        series = head("1.2.2", "Head")
+        return [replace(one, patient_id=names[n % len(names)]) for n, one in enumerate(series)]
+
+    def test_two_patients_under_one_study_uid_are_never_analysed_and_said_so(self, place: Place) -> None:
+        place.send([replace(one, patient_id="A") for one in head("1.2.2", "Head")], T0)
+        place.send([replace(one, patient_id="B") for one in head("1.2.3", "Head too")], T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.SKIPPED, "Head too": SeriesState.SKIPPED}
+        assert place.reason("1.2.2") == place.reason("1.2.3") == "PATIENTS_MIXED"
+        assert place.jobs() == []
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == "PATIENTS_MIXED"
+        place.clock.tick(T0 + MAX_WAIT_S)
+        (job,) = place.jobs()
+        assert job.state is JobState.FAILED and job.reason and job.reason.code == "PATIENTS_MIXED"
+        assert not {"A", "B"} & set(job.reason.text.split()), "the words name no other patient"
+        assert [j.id for j in place.records.jobs.to_report()] == [job.id]
+
+    def test_a_series_of_two_patients_gets_no_report_which_would_be_filed_under_one(
+        self, place: Place
+    ) -> None:
+        place.send(self.persons("A", "B"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        (job,) = place.jobs()
+        assert job.state is JobState.FAILED and place.records.jobs.to_report() == []
+        place.clock.tick(T0 + 2 * MAX_WAIT_S)
+        assert len(place.jobs()) == 1
+
+    def test_the_study_is_analysed_once_every_slice_came_again_with_the_right_patient(
+        self, place: Place
+    ) -> None:
+        place.send(self.persons("A", "B"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        for one in self.persons("A")[1::2]:
+            file = StoredFile(f"new-{one.sop_instance_uid}", 1, "f" * 64)
+            place.records.arrivals.record(one, file, "assoc0", T0 + MAX_WAIT_S)
+        place.clock.tick(T0 + MAX_WAIT_S + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        assert [job.state for job in place.jobs()] == [JobState.SUPERSEDED, JobState.QUEUED]
+
+    def test_another_spelling_of_the_name_is_no_other_patient(self, place: Place) -> None:
+        first, *others = head("1.2.2", "Head", patient_id="A", patient_name="Mueller^Jorg")
+        place.send([replace(first, patient_name="Müller^Jörg"), *others], T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_a_patient_without_an_id_is_told_by_name(self, place: Place) -> None:
+        place.send([replace(one, patient_name="A^A") for one in head("1.2.2", "Head")], T0)
+        place.send([replace(one, patient_name="B^B") for one in head("1.2.3", "Head too")], T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.reason("1.2.2") == "PATIENTS_MIXED"
+
+    def test_a_replaced_study_that_is_refused_now_is_answered_though_it_had_a_job(self, place: Place) -> None:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        for one in head("1.2.2", "Foot", body_part="FOOT"):
+            file = StoredFile(f"new-{one.sop_instance_uid}", 1, "f" * 64)
+            place.records.arrivals.record(one, file, "assoc0", T0 + QUIET_S)
+        place.clock.tick(T0 + 2 * QUIET_S)
+        place.clock.tick(T0 + QUIET_S + MAX_WAIT_S)
+        assert [job.state for job in place.jobs()] == [JobState.SUPERSEDED, JobState.FAILED]
+
+
 def dead_process() -> str:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -462,14 +541,29 @@ class TestRecover:
 
     def test_a_job_under_a_living_lease_is_left_alone(self, place: Place) -> None:
         job_id = self.running(place, "other-host:1")
-        place.clock.tick(T0 + QUIET_S + 30)
+        place.pass_time(30, T0 + QUIET_S + 30)
         assert self.state(place, job_id) is JobState.RUNNING
 
     def test_an_expired_lease_puts_the_job_back_and_rings_at_once(self, place: Place) -> None:
         job_id = self.running(place, "other-host:1")
-        place.clock.tick(T0 + QUIET_S + 30.1)
+        place.pass_time(30.1, T0 + QUIET_S + 30.1)
         assert self.state(place, job_id) is JobState.QUEUED
         assert place.bell.rung == [job_id]
+
+    def test_a_clock_that_jumps_forward_takes_no_job_from_a_worker_that_renews(self, place: Place) -> None:
+        job_id = self.running(place, "other-host:1")
+        for minute in range(5):
+            place.clock.tick(T0 + 3600 + 60 * minute)
+            place.seconds += 5
+            place.records.jobs.renew(job_id, "other-host:1", T0 + QUIET_S + 30 + 5 * minute)
+        assert self.state(place, job_id) is JobState.RUNNING
+
+    def test_a_clock_that_is_set_back_keeps_no_job_of_a_dead_worker(self, place: Place) -> None:
+        job_id = self.running(place, "other-host:1")
+        place.pass_time(LONGEST_LEASE_S - 1, T0 - 3600)
+        assert self.state(place, job_id) is JobState.RUNNING
+        place.pass_time(2, T0 - 3600)
+        assert self.state(place, job_id) is JobState.QUEUED
 
     def test_a_worker_of_this_host_that_died_loses_its_job_at_once(self, place: Place) -> None:
         job_id = self.running(place, dead_process())
@@ -508,7 +602,7 @@ class TestRecover:
         place.settings = place.settings.model_copy(
             update={"model": place.settings.model.model_copy(update={"max_attempts": 1})}
         )
-        place.clock = Clock(place.settings, place.records, place.bell)  # type: ignore[arg-type]
+        place.clock = place.new_clock()
         job_id = self.running(place, "other-host:1")
         real = place.records.jobs.running
 
@@ -518,7 +612,7 @@ class TestRecover:
             return seen
 
         monkeypatch.setattr(place.records.jobs, "running", look_then_renew)
-        place.clock.tick(T0 + QUIET_S + 31)
+        place.pass_time(31, T0 + QUIET_S + 31)
         assert self.state(place, job_id) is JobState.RUNNING
 
 

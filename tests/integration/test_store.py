@@ -21,6 +21,7 @@ from node.domain.errors import IllegalTransition, PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.instance import Instance
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
+from node.domain.patients import Person
 from node.store import engine as store_engine
 from node.store.arrivals import Recorded, StoredFile
 from node.store.decisions import SeriesRow
@@ -340,6 +341,12 @@ class TestArrivals:
         seen = only_series(records)
         assert records.decisions.settle(seen, 200.0)
         assert not records.decisions.settle(seen, 201.0)
+
+    def test_the_persons_of_a_study_are_told_by_series(self, records: Records) -> None:
+        receive(records, instance(1, patient_id="A"), instance(2, patient_id="A"))
+        receive(records, instance(1, of="1.2.11", patient_id="B", patient_name="B^B"))
+        found = records.decisions.persons("1.2")
+        assert found == {"1.2.10": {Person("A", "")}, "1.2.11": {Person("B", "B^B")}}
 
     def test_receiving_lists_what_was_silent_long_enough(self, records: Records) -> None:
         receive(records, instance(of="1.2.10"), now=100.0)
