@@ -117,6 +117,8 @@ class Model(_Section):
     device: str = "auto"
     max_attempts: int = Field(3, ge=1)
     """A series that takes the worker down this often is given up and reported as not analysed."""
+    timeout_s: float = Field(1800, gt=0)
+    """A worker that hangs in one series for longer is killed, which counts as an attempt."""
 
 
 class Proxy(_Section):

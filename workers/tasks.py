@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -111,11 +113,19 @@ class Worker:
 
     @contextmanager
     def _leased(self, job: Job) -> Iterator[None]:
-        """Renews the lease while the block runs."""
+        """Renews the lease while the block runs, and ends the whole process when it hangs.
+
+        No exception reaches native code that never returns; the lease it holds would keep the job for ever.
+        """
         over = threading.Event()
+        deadline = time.monotonic() + self.settings.model.timeout_s
 
         def renew() -> None:
-            while not over.wait(RENEW_S):
+            while not over.wait(min(RENEW_S, max(deadline - time.monotonic(), 0))):
+                if time.monotonic() >= deadline:
+                    log.critical("job %d hangs: longer than model.timeout_s; this worker ends", job.id)
+                    logging.shutdown()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 try:
                     self.records.jobs.renew(job.id, self.name, time.time() + LEASE_S)
                 except TransientError as error:
