@@ -65,9 +65,13 @@ class WebOrthanc(Orthanc):
             for item in self.get("/instances?expand")
         }
 
-    def _read(self, path: str) -> bytes:
+    def delete(self, path: str) -> None:
+        self._read(path, "DELETE")
+
+    def _read(self, path: str, method: str = "GET") -> bytes:
         word = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        request = urllib.request.Request(f"{self.root}{path}", headers={"Authorization": f"Basic {word}"})
+        headers = {"Authorization": f"Basic {word}"}
+        request = urllib.request.Request(f"{self.root}{path}", headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=20) as answer:
             data: bytes = answer.read()
             return data
