@@ -1,18 +1,13 @@
-"""The figures, on cases that can be checked by hand, and the splitting of patients."""
+"""The figures, against scikit-learn, cases that can be checked by hand, and known limits."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from node.domain.findings import CLASSES
-from workers.models.aggregate import Aggregation
-from workers.training import evaluate, metrics
-from workers.training.datasets import Series, load_series, pack_masks, save_series
-from workers.training.evaluate import Prediction
+from workers.training import metrics
+from workers.training.metrics import Draws, Ranks, interval
 
 TRUTH = np.array([0, 0, 1, 0, 1.0])
 SCORE = np.array([0.1, 0.4, 0.35, 0.2, 0.8])
@@ -23,7 +18,31 @@ def test_auc_and_average_precision_of_five_cases() -> None:
     assert metrics.average_precision(TRUTH, SCORE) == pytest.approx((1 + 2 / 3) / 2)
     assert metrics.auc(TRUTH, np.zeros(5)) == 0.5
     assert metrics.average_precision(TRUTH, np.zeros(5)) == pytest.approx(0.4)
-    assert np.isnan(metrics.auc(np.zeros(5), SCORE))
+
+
+def test_a_perfect_order_is_1_a_reversed_one_0_and_one_class_alone_undefined() -> None:
+    assert metrics.auc(TRUTH, TRUTH) == 1 and metrics.auc(TRUTH, -TRUTH) == 0
+    assert metrics.average_precision(TRUTH, TRUTH) == 1
+    assert np.isnan(metrics.auc(np.zeros(5), SCORE)) and np.isnan(metrics.auc(np.ones(5), SCORE))
+    assert np.isnan(metrics.average_precision(np.zeros(5), SCORE))
+    assert metrics.average_precision(np.ones(5), SCORE) == 1
+    assert np.isnan(metrics.sensitivity_at(0.9)(np.ones(5), SCORE))
+    assert np.isnan(metrics.sensitivity_at(0.9)(np.zeros(5), SCORE))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_ranks_agree_with_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, 300).astype(float)
+    score = np.round(truth * 0.3 + rng.random(300), 2)  # rounded: many ties
+    weights = rng.integers(0, 4, (3, 300)).astype(float)
+    ranks = Ranks.of(truth, score, weights)
+    for row, weight in enumerate(weights):
+        assert ranks.auc()[row] == pytest.approx(roc_auc_score(truth, score, sample_weight=weight))
+        expected = average_precision_score(truth, score, sample_weight=weight)
+        assert ranks.average_precision()[row] == pytest.approx(expected)
+        false, true, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
+        assert ranks.sensitivity(0.9)[row] == pytest.approx(true[false <= 0.1 + 1e-12].max())
 
 
 def test_the_threshold_of_a_specificity_lets_no_more_negatives_through() -> None:
@@ -32,6 +51,15 @@ def test_the_threshold_of_a_specificity_lets_no_more_negatives_through() -> None
     threshold = metrics.threshold_at_specificity(truth, score, 0.9)
     assert (score[:10] >= threshold).sum() == 1
     assert metrics.sensitivity_at(0.9)(truth, score) == 0.75
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sensitivity_is_that_at_the_threshold_of_the_specificity(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, 50)
+    score = np.round(rng.random(50), 1)
+    threshold = metrics.threshold_at_specificity(truth, score, 0.8)
+    assert metrics.sensitivity_at(0.8)(truth, score) == pytest.approx((score[truth > 0] >= threshold).mean())
 
 
 def test_dice_of_masks() -> None:
@@ -50,88 +78,64 @@ def test_the_bootstrap_draws_patients_and_brackets_the_value() -> None:
     assert metrics.bootstrap(metrics.auc, truth, score, owners, draws=200) == (value, low, high)
 
 
-def _series(patient: str, positive: bool) -> Series:
-    labels = np.zeros((4, 6), np.uint8)
-    labels[1:3, (0, 2)] = positive
-    pictures = np.zeros((4, 128, 128), np.uint8)
-    return Series(patient, pictures, labels, np.zeros_like(pictures), np.ones((4, 6), bool))
+def test_weighting_patients_gives_what_drawing_their_cases_again_gives() -> None:
+    rng = np.random.default_rng(1)
+    patients = ["b", "a", "b", "c"]
+    owners = rng.integers(0, 4, 60)
+    truth, score = rng.integers(0, 2, 60).astype(float), rng.random(60)
+    draws = Draws.of(patients, 30, seed=2)
+    auc = draws.ranked(owners, truth, score, lambda ranks: ranks.auc()[:, None])[:, 0]
+    mean, median = draws.mean(owners, score), draws.medians(owners, score)
+    for row, counts in enumerate(draws.weights.astype(int)):
+        again = np.repeat(np.arange(60), counts[draws.patients[owners]])
+        assert auc[row] == pytest.approx(metrics.auc(truth[again], score[again]), nan_ok=True)
+        assert mean[row] == pytest.approx(score[again].mean())
+        assert median[row] == np.sort(score[again])[(len(again) - 1) // 2]
+    assert (draws.weights[0] == 1).all() and (draws.weights.sum(axis=1) == 3).all()
+    assert draws.count(np.array([0, 2])) == 1
 
 
-def test_folds_hold_every_patient_once_and_spread_the_positive_ones() -> None:
-    series = [_series(str(index), index % 3 == 0) for index in range(30)]
-    parts = evaluate.folds(series, 5, seed=1)
-    assert sorted(index for part in parts for index in part) == list(range(30))
-    assert [sum(series[index].labels.any() for index in part) for part in parts] == [2] * 5
-    assert parts == evaluate.folds(series, 5, seed=1)
+def test_ranking_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    truth, score, owners = rng.integers(0, 2, 40).astype(float), rng.random(40), np.arange(40)
+    draws = Draws.of([str(one) for one in owners], 25)
+    whole = draws.ranked(owners, truth, score, lambda ranks: ranks.auc()[:, None])
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    assert np.array_equal(whole, draws.ranked(owners, truth, score, lambda ranks: ranks.auc()[:, None]))
 
 
-def test_series_of_one_patient_never_part_into_two_folds() -> None:
-    series = [_series(str(index // 3), index % 4 == 0) for index in range(30)]
-    parts = evaluate.folds(series, 5, seed=1)
-    assert sorted(index for part in parts for index in part) == list(range(30))
-    owners = [{series[index].patient for index in part} for part in parts]
-    assert sum(len(own) for own in owners) == len(set().union(*owners)) == 10
+def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(4)
+    covered = 0
+    for seed in range(200):
+        patients = rng.normal(
+            0, 1, 40
+        )  # cases of a patient resemble one another: cases alone would be too sure
+        values = np.repeat(patients, 5) + rng.normal(0, 0.3, 200)
+        draws = Draws.of([str(one) for one in range(40)], 200, seed)
+        _, low, high = interval(draws.mean(np.repeat(np.arange(40), 5), values))
+        assert low is not None and high is not None
+        covered += low <= 0 <= high
+    assert 0.87 <= covered / 200 <= 0.99
 
 
-def _predictions(count: int = 40) -> list[Prediction]:
-    rng = np.random.default_rng(2)
-    found = []
-    for index in range(count):
-        labels = _series(str(index), index % 2 == 0).labels
-        logits = (labels * 6.0 - 3 + rng.normal(0, 1.5, labels.shape)).astype(np.float32)
-        overlap = np.full((4, 3), np.nan, np.float32)
-        overlap[1] = (4, 4, 2)
-        found.append(Prediction(str(index), labels, logits, logits, overlap))
-    return found
+def test_an_interval_is_given_only_where_most_draws_and_enough_patients_stand_behind_it() -> None:
+    nan = float("nan")
+    assert interval(np.array([nan, 1, 1])) == [None, None, None]
+    assert interval(np.array([0.5, nan, nan, nan, 1])) == [0.5, None, None]
+    assert interval(np.array([0.5, 0.5, 0.5, nan])) == [0.5, 0.5, 0.5]
+    draws = Draws.of(["a", "b", "c", "c"], 2)
+    values = np.array([0.5, 0.4, 0.6])
+    assert draws.interval(values, np.array([0, 1, 2]))[1] is not None
+    assert draws.interval(values, np.array([0, 2, 3])) == [0.5, None, None]
 
 
-def test_calibration_makes_probabilities_that_are_right_on_average() -> None:
-    predictions = _predictions()
-    aggregation = evaluate.calibrate(predictions, Aggregation.plain())
-    said, truth = [], []
-    for one in predictions:
-        evidence = aggregation.evidence(one.class_logits, one.mask_logits)
-        said.append(aggregation.slice_probabilities(evidence)[:, 0])
-        truth.append(one.labels[:, 0])
-    assert np.mean(said) == pytest.approx(np.mean(truth), abs=0.03)
-    at = evaluate.thresholds(predictions, aggregation)
-    point = evaluate.operating_point(predictions, aggregation, at)
-    assert point["specificity"] >= evaluate.ALARM_SPECIFICITY and point["sensitivity"] > 0.8
-
-
-def test_the_mixture_that_separates_is_chosen() -> None:
-    noise = np.random.default_rng(5)
-    predictions = [
-        replace(one, class_logits=noise.normal(size=one.class_logits.shape).astype(np.float32))
-        for one in _predictions()
-    ]
-    assert evaluate.choose_mixture(predictions).mask_weight == 1.0
-
-
-def test_the_report_has_every_class_and_says_none_where_nothing_can_be_said() -> None:
-    predictions = _predictions(12)
-    report = evaluate.report(predictions, Aggregation.plain(), draws=20)
-    assert set(report["slice"]) == set(report["patient"]) == set(CLASSES)
-    assert report["slice"]["subdural"]["auc"][0] is None
-    assert report["patient"]["any"]["positive"] == 6
-    assert report["mask"] == {"slices": 12, "dice_pooled": 0.5, "dice_mean": 0.5}
-
-
-def test_predictions_and_series_come_back_as_saved(tmp_path: Path) -> None:
-    predictions = _predictions(3)
-    evaluate.save(tmp_path / "p.npz", predictions)
-    for one, again in zip(predictions, evaluate.load(tmp_path / "p.npz"), strict=True):
-        assert one.patient == again.patient
-        assert np.array_equal(one.class_logits, again.class_logits)
-    series = [_series("a", True), _series("b", False)]
-    save_series(tmp_path / "s.npz", series)
-    assert [one.patient for one in load_series(tmp_path / "s.npz")] == ["a", "b"]
-
-
-def test_packed_masks_keep_every_channel_apart() -> None:
-    masks = np.zeros((5, 2, 2), bool)
-    masks[1, 0, 0] = masks[4, 0, 0] = masks[4, 1, 1] = True
-    packed = pack_masks(masks)
-    assert packed[0, 0] == 1 | 1 << 2 | 1 << 5
-    assert packed[1, 1] == 1 | 1 << 5
-    assert packed[0, 1] == 0
+def test_correlation_is_pearsons_and_undefined_on_flat_values() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(1000, 5, 50)
+    y = x + rng.normal(0, 3, 50)
+    assert metrics.correlation(metrics.moments(x, y).sum(axis=0)[None]) == pytest.approx(
+        np.corrcoef(x, y)[0, 1]
+    )
+    assert np.isnan(metrics.correlation(metrics.moments(x, np.full(50, 7.0)).sum(axis=0)[None]))
+    assert np.isnan(metrics.correlation(metrics.moments(x[:2], y[:2]).sum(axis=0)[None]))

@@ -40,7 +40,7 @@ def draw(summary: Mapping[str, Any], cases: Sequence[Case]) -> list[Picture]:
         listed += [_roc(summary, cases), _precision_recall(summary, cases)]
     if "any" in summary["classes"]:
         listed += [_calibration(summary), _scores(summary, cases), _prevalence(summary, cases)]
-    found = overlap(cases)
+    found = overlap(cases, distances=False)
     for one in volumes(found) if found else ():
         listed += volume_pictures(summary, one)
     return [picture for picture in listed if picture is not None]

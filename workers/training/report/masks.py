@@ -65,10 +65,13 @@ class Volumes:
     both_empty: int
 
 
-def overlap(cases: Sequence[Case]) -> Overlap | None:
-    """Every slice whose true mask is known and where the model draws masks; None: there is no such slice."""
+def overlap(cases: Sequence[Case], distances: bool = True) -> Overlap | None:
+    """Every slice whose true mask is known and where the model draws masks; None: there is no such slice.
+
+    Without `distances` (they take most of the time) they are NaN.
+    """
     parts = [
-        _of_case(place, case)
+        _of_case(place, case, distances)
         for place, case in enumerate(cases)
         if case.drawn is not None and case.known.any()
     ]
@@ -78,17 +81,18 @@ def overlap(cases: Sequence[Case]) -> Overlap | None:
     return Overlap(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _of_case(place: int, case: Case) -> Overlap:
+def _of_case(place: int, case: Case, distances: bool) -> Overlap:
     assert case.drawn is not None and case.truth is not None
     known = case.known
     drawn, true = case.drawn[known].astype(bool), case.truth[known].astype(bool)
+    spacing = (1.0, 1.0) if case.cell_mm is None else case.cell_mm[1:]
     cell = np.full(3, np.nan) if case.cell_mm is None else np.asarray(case.cell_mm, float)
     return Overlap(
         owners=np.full(len(drawn), place, np.intp),
         drawn=_pixels(drawn),
         true=_pixels(true),
         both=_pixels(drawn & true),
-        distance=hausdorff95(drawn, true, (1.0, 1.0) if case.cell_mm is None else case.cell_mm[1:]),
+        distance=hausdorff95(drawn, true, spacing) if distances else np.full(len(drawn), np.nan),
         cell_mm=np.tile(cell, (len(drawn), 1)),
         by_hand=case.hand[known],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from node.domain.findings import CLASSES
 
 COLOURS = dict(zip(CLASSES, ("#222222", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b"), strict=True))
+DPI = 110
 WITH, WITHOUT = "#d55e00", "#0072b2"
 """With and without haemorrhage; told apart by colour-blind readers too (Okabe and Ito)."""
 
@@ -22,6 +24,12 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+
+    def png(self) -> bytes:
+        """The same bytes for the same figure."""
+        buffer = BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        return buffer.getvalue()
 
 
 def pair(height: float = 5.4) -> tuple[Figure, list[Axes]]:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from workers.training.report import blocks, figures, text
 from workers.training.report.case import Case
-
-DPI = 110
 
 
 def write(
@@ -35,7 +30,7 @@ def write(
     told = {"title": title, "about": about, "limits": list(limits), "facts": dict(facts), **summary}
     as_json = json.dumps(told, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     pictures = figures.draw(summary, cases)
-    images = {one.name: _png(one.figure) for one in pictures}
+    images = {one.name: one.png() for one in pictures}
     document = text.blocks(summary, facts, about, limits, {one.name: one.caption for one in pictures})
     kept = folder / "figures"
     kept.mkdir(parents=True, exist_ok=True)
@@ -46,9 +41,3 @@ def write(
     (folder / "report.json").write_text(as_json, encoding="utf-8")
     (folder / "report.md").write_text(blocks.markdown(title, document), encoding="utf-8")
     (folder / "report.html").write_text(blocks.html(title, document, images), encoding="utf-8")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
