@@ -16,7 +16,7 @@ from node.outputs.context import Context
 from node.outputs.identity import MANUFACTURER, MODEL_NAME, code_item, copy_elements, stamp
 from node.outputs.overlay import Legend
 from node.outputs.source import numbers, value
-from node.outputs.wording import HEADLINES, RESEARCH_USE, Verdict, key_slices, verdict
+from node.outputs.wording import HEADLINES, RESEARCH_USE, Verdict, key_slices, probability_words, verdict
 
 SERIES_NUMBER = 903
 WHOLE_SERIES = 60
@@ -96,7 +96,7 @@ def _legend(context: Context, index: int) -> Legend:
         finding = findings.slices[index]
         title += f"\n{finding.position_mm:+.1f} mm"
         if "any" in finding.probabilities:
-            result = f"this slice: probability {finding.probabilities['any']:.2f}"
+            result = f"this slice: probability {probability_words(finding.probabilities['any'])}"
     return Legend(
         title=title,
         result=f"AI: {HEADLINES[verdict(findings)].lower()}\n{result}",

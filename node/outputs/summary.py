@@ -11,7 +11,7 @@ from datetime import datetime
 import numpy as np
 from PIL import Image, ImageDraw
 
-from node.domain.findings import CLASSES, Findings
+from node.domain.findings import CLASSES, ClassFinding, Consistency, Findings, Priority
 from node.outputs.drawing import AMBER, BLACK, FAINT, RGB, TEXT, font, pixels, write
 from node.outputs.wording import (
     CLASS_WORDS,
@@ -19,6 +19,11 @@ from node.outputs.wording import (
     EXPLANATIONS,
     HEADLINES,
     Verdict,
+    comparison_words,
+    measurement_words,
+    millilitres,
+    priority_words,
+    probability_words,
     reason_words,
     segmentation_words,
     verdict,
@@ -34,6 +39,9 @@ _BOXES: dict[Verdict, tuple[RGB, RGB]] = {  # (background, ink); no green: nothi
 _GRID = 512
 """Lengths below are in pixels of a 512 x 512 picture."""
 _LEFT, _RIGHT = 24, 488
+_BAR, _WORDS = (170, 290), 346
+_FOOTER = 447
+_LEADING = 1.35
 
 
 class _Page:
@@ -63,7 +71,7 @@ class _Page:
         columns = int((_RIGHT - _LEFT) * self.unit / mean)
         for line in textwrap.wrap(words, columns, max_lines=lines, placeholder=" …"):
             self.put(_LEFT, line, size, colour)
-            self.y += size * 1.4
+            self.y += size * _LEADING
 
 
 def render(
@@ -89,9 +97,8 @@ def _headline(page: _Page, findings: Findings) -> None:
     page.box(_LEFT, page.y, _RIGHT, page.y + 62, background)
     middle = ((_LEFT + _RIGHT) / 2 * page.unit, (page.y + 31) * page.unit)
     page.pen.text(middle, HEADLINES[outcome], fill=ink, font=font(page.px(27), True), anchor="mm")
-    page.y += 74
+    page.y += 72
     page.paragraph(EXPLANATIONS[outcome], 14)
-    page.y += 4
 
 
 def _refusal(page: _Page, findings: Findings) -> None:
@@ -109,49 +116,71 @@ def _refusal(page: _Page, findings: Findings) -> None:
 
 def _table(page: _Page, findings: Findings) -> None:
     if findings.priority:
-        page.put(_LEFT, "Proposed reading priority:", 14)
-        page.put(
-            236, str(findings.priority), 15, AMBER if findings.priority != "ROUTINE" else TEXT, bold=True
+        page.paragraph(
+            priority_words(findings), 14, TEXT if findings.priority is Priority.ROUTINE else AMBER, lines=2
         )
-    page.y += 30
+    page.y += 8
     page.put(_LEFT, "AI probability", 11, FAINT)
-    page.y += 18
+    parts_ml = findings.segmentation.subtypes_ml if findings.segmentation else {}
+    if parts_ml:
+        page.put(_RIGHT, "segmented", 11, FAINT, anchor="ra")
+    page.y += 16
     for name in CLASSES:
-        if finding := findings.classes.get(name):
-            colour = AMBER if finding.present else TEXT
-            share = min(1.0, max(0.0, float(finding.probability)))
-            page.put(_LEFT, CLASS_WORDS[name], 14, colour, bold=name == "any")
-            page.box(188, page.y + 4, 328, page.y + 14, (40, 43, 48))
-            page.box(188, page.y + 4, 188 + 140 * share, page.y + 14, colour if finding.present else FAINT)
-            page.put(376, f"{share:.2f}", 14, colour, anchor="ra")
-            page.put(
-                392,
-                "suspected" if finding.present else "not detected",
-                13,
-                colour if finding.present else FAINT,
-            )
-            page.y += 22 if name != "any" else 26
+        if name in findings.not_evaluated:
+            page.put(_LEFT, CLASS_WORDS[name], 13, FAINT)
+            page.put(_WORDS, "not evaluated", 13, FAINT)
+        elif finding := findings.classes.get(name):
+            _row(page, name, finding)
+            if name in parts_ml:
+                page.put(_RIGHT, millilitres(parts_ml[name]), 13, TEXT, anchor="ra")
+        page.y += 20
     page.y += 6
 
 
+def _row(page: _Page, name: str, finding: ClassFinding) -> None:
+    colour = AMBER if finding.present else TEXT
+    share = min(1.0, max(0.0, float(finding.probability)))
+    page.put(_LEFT, CLASS_WORDS[name], 13, colour, bold=name == "any")
+    first, last = _BAR
+    page.box(first, page.y + 3, last, page.y + 13, (40, 43, 48))
+    page.box(
+        first, page.y + 3, first + (last - first) * share, page.y + 13, colour if finding.present else FAINT
+    )
+    page.put(_WORDS - 12, probability_words(share), 13, colour, anchor="ra")
+    page.put(
+        _WORDS, "suspected" if finding.present else "not detected", 13, colour if finding.present else FAINT
+    )
+
+
 def _remarks(page: _Page, findings: Findings) -> None:
-    page.paragraph(segmentation_words(findings), 14)
+    """As many as there is room for: the report holds them all."""
+    agree = findings.consistency is Consistency.AGREE
+    comparison = findings.comparison
+    lines = [(segmentation_words(findings), 13, TEXT)]
+    if sizes := measurement_words(findings, by_subtype=False):
+        lines.append((" ".join(sizes), 13, TEXT))
+    for words in comparison_words(findings):
+        lines.append(
+            (words, 13, AMBER if comparison and (comparison.expansion or comparison.remarks) else TEXT)
+        )
     if findings.consistency:
-        agree = findings.consistency == "agree"
-        page.paragraph(CONSISTENCY_WORDS[findings.consistency], 12, FAINT if agree else AMBER)
-    for warning in findings.warnings[:2]:
-        page.paragraph(f"Note: {warning}", 12, AMBER, lines=2)
+        lines.append((CONSISTENCY_WORDS[findings.consistency], 12, FAINT if agree else AMBER))
+    lines += [(f"Note: {warning}", 12, AMBER) for warning in findings.warnings]
+    for number, (words, size, colour) in enumerate(lines):
+        is_last = number == len(lines) - 1
+        room = int((_FOOTER - 2 - page.y) / (size * _LEADING)) - (not is_last)
+        if room < 1:
+            page.paragraph("… more remarks in the report", 11, AMBER)
+            return
+        page.paragraph(words, size, colour, lines=room)
 
 
 def _footer(page: _Page, findings: Findings, made_at: datetime, version: str, origin: str) -> None:
     model = findings.model
-    page.y = 430
-    page.put(_LEFT, origin, 11, FAINT)
-    page.y += 16
-    page.put(
-        _LEFT, f"Model {model.name} {model.version}  ·  weights {model.sha256[:12] or 'none'}", 11, FAINT
-    )
-    page.y += 16
-    page.put(_LEFT, f"ichnode {version}  ·  {made_at:%Y-%m-%d %H:%M %Z}", 11, FAINT)
+    page.y = _FOOTER
+    page.put(_LEFT, f"{origin}  ·  {made_at:%Y-%m-%d %H:%M %Z}", 10, FAINT)
+    page.y += 13
+    weights = f"weights {model.sha256[:12] or 'none'}"
+    page.paragraph(f"Model {model.name} {model.version}, {weights}  ·  ichnode {version}", 10, FAINT, 2)
     page.y = 498
     page.put(_GRID / 2, BANNER, 14, AMBER, anchor="ms", bold=True)

@@ -91,7 +91,7 @@ def segmentation_words(findings: Findings) -> str:
     return f"Segmented volume: {millilitres(found.volume_ml)} on {slices}{side}."
 
 
-def measurement_words(findings: Findings) -> list[str]:
+def measurement_words(findings: Findings, by_subtype: bool = True) -> list[str]:
     """What a reader would measure, in sentences."""
     found, sentences = findings.segmentation, []
     if found is None or not found.slices:
@@ -103,7 +103,7 @@ def measurement_words(findings: Findings) -> list[str]:
         whose = " (largest part)" if (found.components or 1) > 1 else ""
         lengths = " x ".join(f"{mm:.0f}" for mm in (estimate.a_mm, estimate.b_mm, estimate.c_mm))
         sentences.append(f"ABC/2{whose} {millilitres(estimate.volume_ml)} ({lengths} mm).")
-    if len(found.subtypes_ml) > 1:
+    if by_subtype and len(found.subtypes_ml) > 1:
         shares = sorted(found.subtypes_ml.items(), key=lambda item: -item[1])
         sentences.append("By subtype: " + ", ".join(f"{n} {millilitres(ml)}" for n, ml in shares) + ".")
     return sentences
@@ -142,6 +142,13 @@ def moment(comparison: Comparison) -> str:
     date, time = comparison.study_date, comparison.study_time
     clock = f" {time[:2]}:{time[2:4]}" if len(time) >= 4 else ""
     return f"{date[:4]}-{date[4:6]}-{date[6:8]}{clock}"
+
+
+def probability_words(probability: float) -> str:
+    """Two digits, but nothing is certain."""
+    if probability > 0.99:
+        return ">0.99"
+    return f"{probability:.2f}" if probability >= 0.01 else "<0.01"
 
 
 def millilitres(volume_ml: float) -> str:
