@@ -270,7 +270,7 @@ class Crashes:
         chance = random.Random(f"{self.seed}/{self.kills.total()}")
         weights = targets or TARGETS
         deadline = time.monotonic() + (longest_s or 1e9)
-        self.start()
+        self.tend()
         senders = [threading.Thread(target=self.send_forever, daemon=True) for _ in range(SENDERS)]
         for sender in senders:
             sender.start()
