@@ -15,6 +15,7 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 
 from node import spool as node_spool
+from node.compose import encode
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState, SeriesState
 from node.housekeeping import SILENT_S, Housekeeper
@@ -47,6 +48,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.limits = Scp()
+        self.destinations: tuple[str, ...] = ("pacs",)
         self.records.arrivals.open_association("a1", process_name(), ("CT1", "10.0.0.1"), self.now)
 
     def receive(self, ds: Dataset, association: str = "a1") -> int:
@@ -77,8 +79,8 @@ class Place:
             return self.records.decisions.decide(None, [(row, reason)], self.now)
         return self.records.decisions.decide(row, [], self.now)
 
-    def composed(self, study: str, urgent: bool = False) -> int:
-        """Analysed, with one object that waits to be delivered."""
+    def composed(self, study: str, urgent: bool = False, image: Dataset | None = None) -> int:
+        """Analysed, with one object that waits to be delivered; `image` is sent in place of a report."""
         job_id = self.decided(study)
         assert job_id is not None and self.records.jobs.claim(job_id, "w", self.now + 30, self.now)
         maps = self.spool.job_path(job_id, 1, "maps.npz")
@@ -88,12 +90,14 @@ class Place:
         assert self.records.jobs.store_analysis(job_id, "w", found, maps, self.now)
         job = self.records.jobs.get(job_id)
         assert job
-        uid = f"2.25.{job_id}"
+        uid, sop_class, content = f"2.25.{job_id}", SR, b"report" * 100
+        if image is not None:
+            uid, sop_class, content = str(image.SOPInstanceUID), str(image.SOPClassUID), encode(image)
         path = self.spool.object_path(job_id, uid)
-        self.spool.write(path, (b"report" * 100,))
-        made = NewObject(uid, SR, "2.25.900", "sr", path, 600)
-        delivery = NewDelivery(uid, "pacs", 0, urgent)
-        assert self.records.jobs.store_objects(job, [made], [delivery], self.now)
+        self.spool.write(path, (content,))
+        made = NewObject(uid, sop_class, "2.25.900", "sr", path, len(content))
+        deliveries = [NewDelivery(uid, name, 0, urgent) for name in self.destinations]
+        assert self.records.jobs.store_objects(job, [made], deliveries, self.now)
         return job_id
 
     def delivered(self, study: str) -> int:
