@@ -15,8 +15,7 @@ from node.domain.priority import MIN_MASK_ML
 from node.outputs import codes, numbers
 from node.outputs.context import Context, PriorReport
 from node.outputs.identity import MANUFACTURER
-from node.outputs.segmentation import SEGMENT_NUMBER
-from node.outputs.segments import WHOLE, drawn, tracking
+from node.outputs.segments import WHOLE, segment_of, tracking
 from node.outputs.source import source_refs
 from node.outputs.wording import (
     CONSISTENCY_WORDS,
@@ -92,7 +91,7 @@ def _overall(context: Context) -> Group:
         for ref in known
     ]
     measurements = [numbers.probability(findings, findings.classes.get("any"))]
-    if findings.segmentation and not context.built.get("seg"):
+    if findings.segmentation and WHOLE not in segment_of(context):
         measurements += numbers.of_mask(findings.segmentation)
     group = _class_group(context, "any", measurements, _evaluations(context), images)
     items = group[0].ContentSequence
@@ -107,7 +106,7 @@ def _subtype(context: Context, name: str) -> Group:
     presence = codes.PRESENT if findings.classes[name].present else codes.ABSENT
     measurements = [numbers.probability(findings, findings.classes[name])]
     parts_ml = findings.segmentation.subtypes_ml if findings.segmentation else {}
-    if name in parts_ml and not context.built.get("seg-subtypes"):
+    if name in parts_ml and name not in segment_of(context):
         measurements.append(numbers.volume(parts_ml[name]))
     return _class_group(context, name, measurements, [_evaluation(presence)], [])
 
@@ -178,12 +177,12 @@ def _segmented(context: Context) -> list[Group]:
     if found is None:
         return []
     made = []
-    if context.built.get("seg"):
-        made.append(_segment(context, WHOLE, "seg", SEGMENT_NUMBER, numbers.of_mask(found)))
-    if context.built.get("seg-subtypes"):
-        for number, name in enumerate(drawn(context), start=1):
-            volume = [numbers.volume(found.subtypes_ml[name])] if name in found.subtypes_ml else []
-            made.append(_segment(context, name, "seg-subtypes", number, volume))
+    for name, (output, number) in segment_of(context).items():
+        if name == WHOLE:
+            taken = numbers.of_mask(found)
+        else:
+            taken = [numbers.volume(found.subtypes_ml[name])] if name in found.subtypes_ml else []
+        made.append(_segment(context, name, output, number, taken))
     return made
 
 

@@ -17,7 +17,14 @@ from node.domain.findings import SUBTYPES
 from node.outputs import codes
 from node.outputs.context import Context
 from node.outputs.identity import MANUFACTURER, MODEL_NAME, serial_number, software_versions, stamp
-from node.outputs.segmentation import COLOUR, FULL_STACK, TRACKING_ID, algorithm_identification, check_matrix
+from node.outputs.segmentation import (
+    COLOUR,
+    FULL_STACK,
+    SEGMENT_NUMBER,
+    TRACKING_ID,
+    algorithm_identification,
+    check_matrix,
+)
 
 SERIES_NUMBERS = {"seg-subtypes": 906, "labelmap": 907}
 WHOLE = "any"
@@ -63,6 +70,17 @@ def drawn(context: Context) -> dict[str, np.ndarray]:
     """The parts that hold anything, in the order of their segment numbers, which count from 1."""
     found = {name: context.subtypes[name] for name in SUBTYPES if name in context.subtypes}
     return {name: mask for name, mask in found.items() if mask.any()}
+
+
+def segment_of(context: Context) -> dict[str, tuple[str, int]]:
+    """For "any" and each subtype that has a segment of its own: in which output, and its number there."""
+    built, parts = context.built, list(drawn(context))
+    found = {WHOLE: ("seg", SEGMENT_NUMBER)} if built.get("seg") else {}
+    divided = next((output for output in SERIES_NUMBERS if built.get(output)), None)
+    if divided is None:
+        return found
+    own = {name: (divided, number) for number, name in enumerate(parts, start=1)}
+    return {**found, **own} if parts else {WHOLE: (divided, 1), **found}
 
 
 def has_place(context: Context) -> bool:

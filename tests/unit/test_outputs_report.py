@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage
 
-from node.domain.findings import SUBTYPES, Consistency, Findings, Priority
+from node.domain.findings import (
+    SUBTYPES,
+    Abc2,
+    Comparison,
+    Consistency,
+    Findings,
+    Priority,
+    SegmentationFinding,
+    Side,
+)
 from node.outputs.catalogue import build_all
-from node.outputs.context import Context, Predecessor
+from node.outputs.context import Context, Predecessor, PriorReport
+from node.outputs.report import expected
 from node.outputs.source import Source
-from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
+from node.outputs.uids import uid_for
+from tests.factories import MADE_AT, MODEL, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
 
 MASKS = bleed(6, 64)
 
@@ -205,3 +218,128 @@ def test_no_frame_of_reference_leaves_a_report_with_the_volume(series: list[Data
     bare = ct_series(FrameOfReferenceUID=None)
     sr = build_sr(analysed(bare, {"any": 0.9}, masks=MASKS), bare, MASKS)
     assert number(groups(sr)["AI any hemorrhage"], "Volume") > 0
+
+
+MEASURED = SegmentationFinding(
+    12.34, ("1", "2", "3"), (), Abc2(10.5, 40.2, 22.1, 23.6), 41.4, Side.LEFT, "the skull", 12.0, 0.34, 2,
+    {"subdural": 9.1, "subarachnoid": 3.24},
+)  # fmt: skip
+GROWN = Comparison(
+    make_uid("old study"), make_uid("old series"), 1, "20261119", "2215", MODEL, 8.0, 4.34, 54.25, True
+)
+PRIOR = PriorReport(GROWN.study_uid, make_uid("old reports"), ComprehensiveSRStorage, make_uid("old report"))
+
+
+def test_the_measurements_stand_with_the_segment_each_with_its_method(series: list[Dataset]) -> None:
+    sr = build_sr(analysed(series, {"any": 0.97}, segmentation=MEASURED), series, MASKS)
+    group = groups(sr)["AI intracranial hemorrhage"]
+    names = ("Volume", "Long axis", "Volume of ellipsoid", "Number of lesions", "Number of slices involved")
+    assert [number(group, name) for name in names] == [12.34, 41.4, 10.5, 2, 3]
+    methods = [
+        code(children(group, name)[0], "Measurement Method") for name in ("Volume", "Volume of ellipsoid")
+    ]
+    assert methods == ["126030", "ABC2"]
+    assert sr.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99ICHNODE"
+    (site,) = children(group, "Finding Site")
+    assert code(site, "Laterality") == "7771000"
+    text = words(sr)
+    assert "12.3 mL on 3 slices, left" in text and "judged by: the skull" in text
+    assert "Largest axial diameter 41 mm; 2 separate parts." in text
+    assert "ABC/2 (largest part) 10.5 mL (40 x 22 x 24 mm)." in text
+    assert "By subtype: subdural 9.1 mL, subarachnoid 3.2 mL." in text
+
+
+@pytest.mark.parametrize(
+    ("side", "laterality"),
+    [(Side.RIGHT, "24028007"), (Side.BILATERAL, "51440002"), (Side.MIDLINE, "130290")],
+)
+def test_the_side_is_a_laterality(series: list[Dataset], side: Side, laterality: str) -> None:
+    found = analysed(series, {"any": 0.97}, segmentation=replace(MEASURED, side=side))
+    (site,) = children(groups(build_sr(found, series, None))["AI any hemorrhage"], "Finding Site")
+    assert code(site, "Laterality") == laterality
+
+
+def test_without_segments_the_volumes_stand_with_their_classes(series: list[Dataset]) -> None:
+    sr = build_sr(analysed(series, {"any": 0.97}, segmentation=MEASURED), series, None)
+    assert number(groups(sr)["AI any hemorrhage"], "Volume") == 12.34
+    assert number(groups(sr)["AI subdural hemorrhage"], "Volume") == 9.1
+    assert children(groups(sr)["AI epidural hemorrhage"], "Volume") == []
+
+
+def test_the_change_is_told_with_a_reference_to_the_earlier_report(series: list[Dataset]) -> None:
+    found = analysed(series, {"any": 0.97}, segmentation=MEASURED, comparison=GROWN)
+    sr = build_sr(found, series, MASKS, prior_reports={"sr": PRIOR})
+    group = groups(sr)["AI change since prior CT"]
+    assert number(group, "Volume on the prior CT") == 8.0
+    assert number(group, "Change in volume since the prior CT") == 4.34
+    assert number(group, "Relative change in volume since the prior CT") == 54.2
+    assert code(group, "Difference in size") == "15454001"
+    assert code(group, "Hematoma expansion: over 33 % or 6 mL") == "52101004"
+    (reference,) = children(group, "Prior report for current patient")
+    assert reference.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == PRIOR.sop_instance_uid
+    (study,) = sr.PertinentOtherEvidenceSequence
+    assert study.StudyInstanceUID == GROWN.study_uid
+    (evidence,) = study.ReferencedSeriesSequence
+    assert evidence.SeriesInstanceUID == PRIOR.series_instance_uid
+    assert evidence.ReferencedSOPSequence[0].ReferencedSOPClassUID == PRIOR.sop_class_uid
+    assert (
+        "HAEMATOMA EXPANSION since the CT of 2026-11-19 22:15: 8.0 mL before, change +4.3 mL, +54 %."
+        in words(sr)
+    )
+    assert "reading priority: STAT - haematoma expansion since the CT of 2026-11-19 22:15" in words(sr)
+
+
+@pytest.mark.parametrize(
+    ("change_ml", "value"), [(-4.0, "19776001"), (0.05, "129723006"), (-0.05, "129723006"), (2.0, "15454001")]
+)
+def test_the_size_grows_shrinks_or_stays(series: list[Dataset], change_ml: float, value: str) -> None:
+    change = replace(
+        GROWN, change_ml=change_ml, change_percent=None, expansion=False, remarks=("no mask then",)
+    )
+    sr = build_sr(analysed(series, {"any": 0.97}, comparison=change), series, None)
+    group = groups(sr)["AI change since prior CT"]
+    assert code(group, "Difference in size") == value
+    assert code(group, "Hematoma expansion: over 33 % or 6 mL") == "272519000"
+    assert children(group, "Relative change in volume since the prior CT") == []
+    assert children(group, "Prior report for current patient") == []
+    assert "Comparison unreliable: no mask then." in words(sr)
+    assert "EXPANSION" not in words(sr)
+
+
+def test_what_the_model_cannot_tell_is_not_evaluated_and_not_absent(series: list[Dataset]) -> None:
+    known = analysed(series, {"any": 0.97})
+    only = {"any": known.classes["any"]}
+    sr = build_sr(replace(known, classes=only, not_evaluated=SUBTYPES, segmentation=None), series, None)
+    for name in SUBTYPES:
+        group = groups(sr)[f"AI {name} hemorrhage"]
+        assert code(group, "Presence") == "373121007"
+        (probability,) = children(group, "Probability")
+        assert len(probability.MeasuredValueSequence) == 0
+    assert "Not evaluated by this model: epidural, intraparenchymal, intraventricular" in words(sr)
+    assert "Segmentation: not part of this model" in words(sr)
+
+
+def test_comprehensive_sr_says_the_same_under_a_name_of_its_own(series: list[Dataset]) -> None:
+    findings = analysed(series, {"any": 0.97, "subdural": 0.81}, segmentation=MEASURED, comparison=GROWN)
+    source = Source.ordered(series, findings, hu_of)
+    context = Context(findings, source, MADE_AT, "0.1.0", MASKS, prior_reports={"sr": PRIOR, "csr": PRIOR})
+    made = build_all(context, ("seg", "sc", "sr", "csr"))
+    (sr,), (csr,) = made["sr"], made["csr"]
+    assert (sr.SOPClassUID, csr.SOPClassUID) == (Comprehensive3DSRStorage, ComprehensiveSRStorage)
+    assert sr.SOPInstanceUID != csr.SOPInstanceUID and sr.SeriesInstanceUID != csr.SeriesInstanceUID
+    assert sr.ContentSequence == csr.ContentSequence
+    for keyword in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence"):
+        assert sr[keyword] == csr[keyword]
+
+
+def test_every_container_shows_its_items_apart(positive: Dataset) -> None:
+    assert {i.ContinuityOfContent for i in walk(positive) if i.ValueType == "CONTAINER"} == {"SEPARATE"}
+
+
+def test_an_analysis_compared_with_another_ct_has_other_uids(series: list[Dataset]) -> None:
+    alone = analysed(series, {"any": 0.97})
+    uids = {uid_for(found, "sr") for found in (alone, replace(alone, comparison=GROWN))}
+    assert len(uids) == 2
+    assert expected("1.2", alone, "sr") == PriorReport(
+        "1.2", uid_for(alone, "sr-series"), Comprehensive3DSRStorage, uid_for(alone, "sr")
+    )
