@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def _label(name: str, told: Mapping[str, Any], key: str) -> str:
 def _titles(summary: Mapping[str, Any]) -> dict[str, str]:
     counts = summary["cases"]
     patients = counts["patients"]
-    slices = f" ({counts['slices_with_truth']} of {patients} patients)" if counts["slices_with_truth"] else ""
+    seen = max((one["patients"] for one in summary["slice"].values()), default=0)
+    slices = f" ({counts['slices_with_truth']} of {seen} patients)" if seen else ""
     one_each = counts["studies"] == patients
     return {
         "slice": f"Slices{slices}",
@@ -73,24 +74,39 @@ def _titles(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _roc(summary: Mapping[str, Any], cases: Sequence[Case]) -> Picture:
+Draw = Callable[[Axes, Scores, str, str], None]
+"""Draws one class, by name, with its label."""
+
+
+def _curves(summary: Mapping[str, Any], cases: Sequence[Case], key: str, draw_one: Draw) -> Figure:
+    """A curve a class, slices on the left and studies on the right; the labels tell the figure `key`."""
     figure, both = pair()
+    words = {"auc": "AUC", "ap": "Average precision"}[key]
     for axes, which in zip(both, LEVELS, strict=True):
         names, title = _drawn(summary, which), _titles(summary)[which]
         if not names:
             nothing(axes, title)
             continue
         one = level(cases, which)
-        axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":")
-        band = summary[which].get("any", {}).get("roc_band")
-        if band:
-            _band(axes, band)
+        axes.set_title(title)
         for name in names:
-            sensitivity, false_alarms = _rates(one.scores(name))
-            label = _label(name, summary[which][name], "auc")
-            axes.plot(np.append(0, false_alarms), np.append(0, sensitivity), label=label, **line(name))
-        square(axes, title, "1 − specificity", "sensitivity")
-        below(axes, "AUC (95 % interval); positives")
+            draw_one(axes, one.scores(name), name, _label(name, summary[which][name], key))
+        below(axes, f"{words} (95 % interval); positives")
+    return figure
+
+
+def _roc(summary: Mapping[str, Any], cases: Sequence[Case]) -> Picture:
+    def curve(axes: Axes, scores: Scores, name: str, label: str) -> None:
+        sensitivity, false_alarms = _rates(scores)
+        axes.plot(np.append(0, false_alarms), np.append(0, sensitivity), label=label, **line(name))
+        square(axes, axes.get_title(), "1 − specificity", "sensitivity")
+
+    figure = _curves(summary, cases, "auc", curve)
+    for axes, which in zip(figure.axes, LEVELS, strict=True):
+        if _drawn(summary, which):
+            axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":")
+        if band := summary[which].get("any", {}).get("roc_band"):
+            _band(axes, band)
     return Picture(
         "roc",
         'ROC curves. Shaded: 95 % interval of the sensitivity of "any" at each specificity, drawing '
@@ -110,32 +126,23 @@ def _band(axes: Axes, band: Mapping[str, Any]) -> None:
 
 
 def _precision_recall(summary: Mapping[str, Any], cases: Sequence[Case]) -> Picture:
-    figure, both = pair()
-    for axes, which in zip(both, LEVELS, strict=True):
-        names, title = _drawn(summary, which), _titles(summary)[which]
-        if not names:
-            nothing(axes, title)
-            continue
-        one = level(cases, which)
-        for name in names:
-            scores = one.scores(name)
-            ranks = Ranks.of(scores.truth, scores.score)
-            recall, precision = (
-                ranks.true[0] / ranks.true[0, -1],
-                ratio(ranks.true[0], ranks.true[0] + ranks.false[0]),
-            )
-            grows = np.diff(recall, prepend=0) > 0
-            across, up = np.append(0, recall[grows]), np.append(precision[grows][0], precision[grows])
-            label = _label(name, summary[which][name], "ap")
-            axes.step(across, up, where="pre", label=label, **line(name))
-            axes.axhline(scores.truth.mean(), color=COLOURS[name], linewidth=0.8, linestyle=":")
-        square(axes, title, "recall (sensitivity)", "precision")
-        below(axes, "Average precision (95 % interval); positives")
+    def curve(axes: Axes, scores: Scores, name: str, label: str) -> None:
+        ranks = Ranks.of(scores.truth, scores.score)
+        recall, precision = (
+            ranks.true[0] / ranks.true[0, -1],
+            ratio(ranks.true[0], ranks.true[0] + ranks.false[0]),
+        )
+        grows = np.diff(recall, prepend=0) > 0
+        across, up = np.append(0, recall[grows]), np.append(precision[grows][0], precision[grows])
+        axes.step(across, up, where="pre", label=label, **line(name))
+        axes.axhline(scores.truth.mean(), color=COLOURS[name], linewidth=0.8, linestyle=":")
+        square(axes, axes.get_title(), "recall (sensitivity)", "precision")
+
     return Picture(
         "precision_recall",
-        "Precision against recall. Dotted: the share of positives, which is what chance gets. Subtypes "
-        f"with more than {MANY} positives only.",
-        figure,
+        "Precision against recall. Dotted: the share of positives, which is what chance gets. "
+        f"Subtypes with more than {MANY} positives only.",
+        _curves(summary, cases, "ap", curve),
     )
 
 
