@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +109,9 @@ class Intake:
         except PermanentError:
             self._spool.remove(file.path)
             raise
+        except TransientError:
+            self._drop_unless_recorded(instance, file)
+            raise
         if outcome in (Recorded.SAME, Recorded.RECODED):  # it came over another association just now
             self._drop_if_recorded_elsewhere(instance, file)
         if outcome is Recorded.REPLACED:
@@ -158,6 +162,13 @@ class Intake:
         uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
         incident = Incident(code, *uids, received.calling_ae, text)
         self._records.incidents.note(incident, self._clock())
+
+    def _drop_unless_recorded(self, instance: Instance, file: StoredFile) -> None:
+        """The sender will try again, and must not fill the disk. If nobody can tell now, the scan will."""
+        with suppress(TransientError):
+            known = self._records.arrivals.known(instance.sop_instance_uid).file
+            if known is None or known.path != file.path:
+                self._spool.remove(file.path)
 
     def _drop_if_recorded_elsewhere(self, instance: Instance, file: StoredFile) -> None:
         known = self._records.arrivals.known(instance.sop_instance_uid).file

@@ -42,13 +42,21 @@ class Postgres:
         data = self._folder / "data"
         self._run_as = self._unprivileged()
         self._call(str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
-        with (self._folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*self._run_as, str(programs / "postgres"), "-D", str(data), "-p", str(self._port),
-                 "-k", str(self._folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
-                stdout=log, stderr=log, cwd=self._folder,
-            )  # fmt: skip
+        self._command = [
+            *self._run_as, str(programs / "postgres"), "-D", str(data), "-p", str(self._port),
+            "-k", str(self._folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+        ]  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._folder)
         self._wait()
+
+    def halt(self) -> None:
+        """As an administrator's restart: what is connected is cut off, what was committed stays."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=20)
 
     def _unprivileged(self) -> list[str]:
         """PostgreSQL refuses to run as root."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -459,6 +460,62 @@ class TestRetention:
         place.composed(place.study("a"), urgent=True)
         place.removed(later_s=1000 * DAY_S, keep_days=1, keep_records_days=1)
         assert len(place.records.views.studies()) == 1
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 8 MiB; skips where this process may not mount one."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small tmpfs")
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this system lets nobody mount a tmpfs: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+class TestSmallVolume:
+    def fill(self, place: Place) -> list[str]:
+        """Studies of 512 KiB, until one is refused; the slices of that one are there in part."""
+        studies: list[str] = []
+        while True:
+            series = ct_series(4, rows=256, name=f"fill{len(studies)}")
+            place.now += 1
+            statuses = {place.receive(ds) for ds in series}
+            studies.append(str(series[0].StudyInstanceUID))
+            if statuses != {SUCCESS}:
+                assert NO_ROOM in statuses and statuses <= {SUCCESS, NO_ROOM}
+                return studies
+
+    def test_a_full_volume_refuses_in_time_and_delivered_studies_make_room(
+        self, small_volume: Path, records: Records
+    ) -> None:
+        place = Place(records, Spool(small_volume, reserve_bytes=2 * 2**20))
+        *whole, cut_off = self.fill(place)
+        assert place.spool.free_bytes() > 2**20, "refused before the disk is full: the reserve is for results"
+        assert len(whole) >= 5 and sorted(place.recorded()) == place.files()
+        for study in whole[:3]:
+            place.delivered(study)
+        place.composed(whole[3], urgent=True)
+        place.now += DAY_S
+        marks = {"high_watermark": 0.7, "low_watermark": 0.4}
+        assert place.retention(**marks).round(place.now - DAY_S) == [], "nothing that came just now"
+        removed = {r.study_instance_uid for r in place.retention(**marks).round(place.now)}
+        assert removed == set(whole[:3])
+        assert place.scan().get(MISSING, 0) == 0
+        assert place.spool.used_part() < 0.7
+        assert {place.receive(ds) for ds in ct_series(4, rows=256, name=f"fill{len(whole)}")} == {SUCCESS}
+        kept = {s["study_instance_uid"] for s in records.views.studies() if not s["files_removed_at"]}
+        assert kept == {*whole[3:], cut_off}
+
+    def test_a_volume_without_inodes_refuses_too(self, small_volume: Path, records: Records) -> None:
+        place = Place(records, Spool(small_volume))
+        for number in range(2000 - node_spool.RESERVE_INODES):
+            (small_volume / f"other{number}").touch()
+        assert place.receive(ct_series(1, rows=16, name="a")[0]) == NO_ROOM
 
 
 class TestHousekeeper:

@@ -1,0 +1,107 @@
+"""The database and the broker go away and come back, for real: nothing is lost, nothing promised."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from node.broker import Doorbell, socket_path
+from node.domain.lifecycle import JobState
+from node.settings import Completeness, Settings
+from node.settle import RING_AGAIN_S, Clock
+from node.spool import Spool
+from node.store import engine as store_engine
+from node.store.records import Records, open_records
+from tests.factories import ct_series
+from tests.integration.test_housekeeping import NO_ROOM, SUCCESS, Place
+from tests.postgres import Postgres
+from tests.unit.test_broker import Redis, folder, server
+
+__all__ = ["folder", "server"]  # fixtures
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that may be stopped without hurting other tests."""
+    made = Postgres()
+    yield made
+    made.stop()
+
+
+def test_postgresql_restarted_in_the_middle_of_a_study(own_postgres: Postgres, tmp_path: Path) -> None:
+    url = own_postgres.create()
+    engine = store_engine.open_engine(url)
+    store_engine.migrate(engine)
+    (tmp_path / "spool").mkdir()
+    place = Place(Records(engine), Spool(tmp_path / "spool"))
+    series = ct_series(3, rows=16, name="restart")
+    assert place.receive(series[0]) == SUCCESS
+    own_postgres.halt()
+    assert place.receive(series[1]) == NO_ROOM, "no Success while nothing can be recorded"
+    assert place.receive(series[0]) == NO_ROOM
+    own_postgres.start()
+    assert [place.receive(ds) for ds in series] == [SUCCESS] * 3
+    assert sorted(place.recorded()) == place.files() and len(place.files()) == 3
+    place.records.close()
+
+
+@pytest.mark.parametrize("trouble", ["locked", "read-only"])
+def test_sqlite_that_cannot_be_written_refuses_and_leaves_no_file(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_engine, "BUSY_TIMEOUT_S", 0.1)
+    settings = Settings(data_dir=tmp_path)
+    place = Place(open_records(settings), Spool(tmp_path / "spool"))
+    (tmp_path / "spool").mkdir()
+    (ds,) = ct_series(1, rows=16, name="a")
+    if trouble == "locked":
+        other = sqlite3.connect(tmp_path / "ichnode.sqlite3", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+    else:
+        place.records.close()
+        url = f"sqlite:///file:{tmp_path}/ichnode.sqlite3?mode=ro&uri=true"
+        place.records = Records(store_engine.create_engine(url))
+    assert place.receive(ds) == NO_ROOM
+    assert place.files() == []
+    if trouble == "locked":
+        other.execute("ROLLBACK")
+        other.close()
+    else:
+        place.records.close()
+        place.records = open_records(settings)
+    assert place.receive(ds) == SUCCESS
+    place.records.close()
+
+
+def test_a_broker_that_was_flushed_or_restarted_is_rung_again(server: Redis) -> None:
+    """The message is lost, the job is not: it is QUEUED in the database, and the clock rings once more."""
+    settings = Settings(data_dir=server.settings.data_dir, completeness=Completeness(quiet_s=1, max_wait_s=5))
+    records = open_records(settings)
+    (settings.data_dir / "spool").mkdir()
+    place = Place(records, Spool(settings.data_dir / "spool"))
+    clock = Clock(settings, records, Doorbell(settings))
+    place.study("a", slices=24)
+    records.arrivals.close_association("a1", "released", place.now)
+    now = place.now + 2
+    clock.tick(now)
+    assert len(server.messages()) == 1
+    client = redis.Redis(unix_socket_path=str(socket_path(settings)))
+    client.flushall()
+    client.close()
+    clock.tick(now + 1)
+    assert server.messages() == [], "not yet: a worker may have taken it"
+    clock.tick(now := now + RING_AGAIN_S + 1)
+    assert len(server.messages()) == 1
+    server.stop()
+    for minute in range(3):  # away for minutes: every round goes on with the rest
+        clock.tick(now + 60 * (minute + 1))
+    (job,) = records.views.jobs()
+    assert job["state"] == JobState.QUEUED
+    server.start()
+    clock.tick(now + 240)
+    assert len(server.messages()) == 1
+    records.close()
