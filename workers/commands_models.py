@@ -56,50 +56,85 @@ class _Train(click.Command):
 @click.command(cls=_Train)
 @click.argument("recipe", default="default")
 @click.option(
-    "--data", type=EXISTING, help="CT-ICH folder (index.csv, brain/, …); without it: phantoms only."
+    "--data",
+    multiple=True,
+    metavar="KIND:FOLDER",
+    help="A labelled set, ct-ich:DIR say; repeat for more. Without it: phantoms only.",
 )
-@click.option("--phantoms", default=800, show_default=True, help="Synthetic heads to draw for pretraining.")
-@click.option("--out", type=FOLDER, default=Path("runs/default"), show_default=True, help="The run's folder.")
+@click.option("--phantoms", default=800, show_default=True, help="Synthetic heads to draw, where wanted.")
+@click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="A folder in it a recipe.")
 @click.option("--folds", default=5, show_default=True, help="Folds of the cross-validation over patients.")
-@click.option("--members", default=1, show_default=True, help="Repetitions of fine-tuning to average.")
+@click.option("--only", type=int, multiple=True, help="Run this fold only (from 0); repeat for more.")
+@click.option("--seeds", default=1, show_default=True, help="Repetitions with other seeds, averaged.")
 @click.option("--seed", default=1, show_default=True)
-@click.option("--version", "model_version", default="1.0.0", show_default=True)
+@click.option("--size", type=click.IntRange(min=64), help="Side of the pictures instead of the recipe's.")
 @click.option("--steps", type=int, help="Steps of each stage instead of the recipe's own (to try things).")
+@click.option(
+    "--init",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public ImageNet weights for the backbone, from this file.",
+)
+@click.option("--cache", type=FOLDER, help="Where prepared pictures are kept (default: in --out).")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--version", "model_version", default="1.0.0", show_default=True)
+@click.option("--ship/--no-ship", default=True, show_default=True, help="Train on all patients in the end.")
 def train(
     recipe: str,
-    data: Path | None,
-    phantoms: int,
-    out: Path,
-    folds: int,
-    members: int,
-    seed: int,
-    model_version: str,
+    data: tuple[str, ...],
+    size: int | None,
     steps: int | None,
+    only: tuple[int, ...],
+    device: str,
+    model_version: str,
+    **given: Any,
 ) -> None:
-    """Train RECIPE: phantoms first, then CT-ICH with cross-validation. A stopped run is resumed.
+    """Train RECIPE: cross-validation over patients with its report, then weights of all of them.
 
-    `train explore --help` looks into a labelled set instead.
+    A stopped run is resumed. `ichnode train explore --help` looks into a labelled set instead.
     """
     from dataclasses import replace
 
-    from workers.training import recipes
-    from workers.training.train import Plan, run
+    from workers.models.runtime import choose_device
+    from workers.training import recipes, ship, sources
+    from workers.training.plan import Plan
 
     try:
         chosen = recipes.recipe(recipe)
+        sets = tuple(sources.parse(text) for text in data)
+        where = choose_device(device)
     except KeyError as error:
-        raise click.BadParameter(str(error.args[0]), param_hint="RECIPE") from error
-    if steps is not None:
-        chosen = replace(
-            chosen,
-            pretrain=replace(chosen.pretrain, steps=steps),
-            finetune=tuple(replace(stage, steps=steps) for stage in chosen.finetune),
+        raise click.BadParameter(str(error.args[0])) from error
+    except PermanentError as error:
+        raise click.ClickException(str(error)) from error
+    if any(not source.slices for source, _ in sets):
+        raise click.ClickException(
+            "a set that labels whole studies only cannot be trained on: evaluate on it"
         )
-    plan = Plan(chosen, out, model_version, data, phantoms, folds, members, seed, os.cpu_count() or 1)
+    if not sets and chosen.pretrain is None:
+        raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
+    if any(not 0 <= number < given["folds"] for number in only):
+        raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
+    chosen = replace(chosen, size=size) if size else chosen
+    chosen = chosen.shortened(steps) if steps is not None else chosen
+    plan = Plan(
+        chosen,
+        data=sets,
+        version=model_version,
+        only=only,
+        workers=os.cpu_count() or 1,
+        device=where,
+        **given,
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        identity = run(plan, lambda name: _follow(bar, name))
-    click.echo(f"{identity.name} {identity.version} sha256 {identity.sha256} in {out}")
+    try:
+        with Progress(*columns) as bar:
+            outcome, identity = ship.run(plan, lambda name: _follow(bar, name))
+    except PermanentError as error:
+        raise click.ClickException(str(error)) from error
+    if outcome:
+        click.echo(f"report: {plan.folder / 'report' / 'report.html'}")
+    if identity:
+        click.echo(f"{identity.name} {identity.version} sha256 {identity.sha256} in {plan.folder}")
 
 
 def _follow(bar: Progress, name: str) -> Callback:
@@ -112,65 +147,54 @@ def _follow(bar: Progress, name: str) -> Callback:
 
 
 @click.command()
-@click.option("--pipeline", default="default", show_default=True, help="Name, or path of a sidecar JSON.")
-@click.option("--data", type=EXISTING, help="CT-ICH folder to evaluate on.")
+@click.argument("model", default="default")
+@click.option("--data", multiple=True, metavar="KIND:FOLDER", help="A labelled set; repeat for more.")
 @click.option("--phantoms", default=40, show_default=True, help="Held-out synthetic heads, when no --data.")
+@click.option("--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here as JSON.")
-def evaluate(pipeline: str, data: Path | None, phantoms: int, device: str, out: Path | None) -> None:
-    """Evaluate a pipeline at its shipped thresholds; says so when it was trained on the same patients."""
-    from workers.models.multitask import MultiTaskPipeline
-    from workers.models.runtime import load_pipeline
-    from workers.training import datasets
-    from workers.training import evaluate as judge
-    from workers.training.train import HELD_OUT_SEEDS
+@click.option("--out", type=FOLDER, help="Write report.html, report.md and report.json into this folder.")
+def evaluate(
+    model: str, data: tuple[str, ...], phantoms: int, runs: Path, device: str, out: Path | None
+) -> None:
+    """Evaluate MODEL at its shipped thresholds: a pipeline's name, its sidecar, or a recipe that was trained.
+
+    Says so when it was trained on the same patients.
+    """
+    from workers.training import appraise, report, sources
 
     try:
-        model = load_pipeline(pipeline, device)
+        sidecar = appraise.sidecar(model, runs)
+        sets = [sources.parse(text) for text in data]
+        verdict = appraise.appraise(sidecar, sets, phantoms, device)
+    except KeyError as error:
+        raise click.BadParameter(str(error.args[0])) from error
     except PermanentError as error:
         raise click.ClickException(str(error)) from error
-    if not isinstance(model, MultiTaskPipeline):
-        raise click.ClickException(f"{pipeline} cannot be evaluated by this command")
-    seeds = range(HELD_OUT_SEEDS, HELD_OUT_SEEDS + phantoms)
-    series = datasets.ct_ich(data) if data else datasets.phantoms(seeds)
-    predictions = [judge.predict(model, one) for one in series]
-    report = judge.report(predictions, model.operating.aggregation)
-    report["operating_point"] = judge.operating_point(
-        predictions, model.operating.aggregation, model.thresholds
-    )
-    seen = _trained_on(pipeline) & {one.patient for one in predictions}
-    report["patients_seen_in_training"] = len(seen)
-    if seen:
-        click.echo(f"WARNING: {len(seen)} of these patients were trained on: the figures flatter.", err=True)
-    text = json.dumps(report, indent=2)
+    if verdict.seen:
+        click.echo(
+            f"WARNING: {len(verdict.seen)} of these patients were trained on: the figures flatter.", err=True
+        )
     if out:
-        out.write_text(text + "\n", encoding="utf-8")
-    Console().print(_figures(report))
+        report.write(out, verdict.title, verdict.facts, verdict.summary, verdict.cases)
+        click.echo(f"report: {out / 'report.html'}")
+    Console().print(_figures(verdict.summary))
 
 
-def _trained_on(pipeline: str) -> set[str]:
-    from workers.models.catalogue import entry
-    from workers.models.runtime import read_sidecar
-
-    sources = read_sidecar(entry(pipeline).sidecar).get("training_data", [])
-    return {patient for source in sources for patient in source.get("patients", [])}
-
-
-def _figures(report: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{report['patients']} patients, {report['slices']} slices; 95 % intervals by patient"
-    )
+def _figures(summary: dict[str, Any]) -> Table:
+    counts = summary["cases"]
+    title = f"{counts['patients']} patients, {counts['slices']} slices; 95 % intervals by patient"
+    table = Table(title=title)
     for heading in ("class", "of", "positive", "AUC", "AP", "sensitivity at specificity .90"):
         table.add_column(heading)
-    for level in ("patient", "slice"):
-        for name, figures in report[level].items():
-            values = (figures[key] for key in ("auc", "ap", "sensitivity_at_specificity_0.90"))
+    for level in ("study", "slice"):
+        for name, figures in summary[level].items():
+            values = (figures.get(key) for key in ("auc", "ap", "sensitivity_at_specificity_0.90"))
             table.add_row(name, level, str(figures["positive"]), *(_interval(value) for value in values))
     return table
 
 
-def _interval(value: list[float | None]) -> str:
-    middle, low, high = ("–" if number is None else f"{number:.3f}" for number in value)
+def _interval(value: list[float | None] | None) -> str:
+    middle, low, high = ("–" if number is None else f"{number:.3f}" for number in value or [None] * 3)
     return f"{middle} ({low}–{high})"
 
 

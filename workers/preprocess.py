@@ -1,9 +1,8 @@
 """From a head CT volume in HU to the network's picture of it, and back again. Decides nothing about disease.
 
 The head is cut out and scaled by its own size, not by millimetres, so a series with unknown pixel
-spacing is treated like any other. The window is the brain window -20..100 HU, because the public
-training pictures are clipped there. Volumes are (z, y, x), canonical (row 0 anterior, column 0
-patient right), feet to head.
+spacing is treated like any other. Through which windows and at which size a network sees it is its
+`View`. Volumes are (z, y, x), canonical (row 0 anterior, column 0 patient right), feet to head.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from scipy import ndimage
 
 from node.domain.errors import PermanentError
 
-SIZE = 128
-"""Side of the network's picture in pixels."""
-WINDOW_HU = (-20.0, 100.0)
 MARGIN = 1.04
 """Side of the picture over the longest side of the head."""
 STEP_MM = 5.0
@@ -31,6 +27,41 @@ _MIN_AREA = 0.02
 """A head covers at least this fraction of the largest slice."""
 
 Volume = NDArray[np.float32]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window in HU (DICOM Window Center and Width, PS3.3 C.11.2)."""
+
+    level: float
+    width: float
+
+    @property
+    def low(self) -> float:
+        return self.level - self.width / 2
+
+    def apply(self, hu: Volume) -> Volume:
+        """HU as 0..1, cut off at both ends."""
+        return np.clip((hu - self.low) / self.width, 0, 1).astype(np.float32)
+
+
+BRAIN, SUBDURAL, BONE = Window(40, 80), Window(80, 200), Window(600, 2800)
+WIDE_BRAIN = Window(40, 120)
+"""-20..100 HU: the public CT-ICH pictures are clipped there."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network sees the head: through which windows, and on how many pixels a side."""
+
+    windows: tuple[Window, ...]
+    size: int
+
+
+SIZE = 128
+"""Side of the default network's picture in pixels."""
+DEFAULT_VIEW = View((WIDE_BRAIN,), SIZE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +76,7 @@ class HeadFrame:
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """`pictures` (n, SIZE, SIZE) float32 0..1 of the brain window, where they lie, and what they come from.
+    """`pictures` (n, windows, size, size) float32 0..1, where they lie, and what they come from.
 
     `centres` are the (fractional) source slice numbers of the pictures, increasing; `shape` is that
     of the source volume (z, y, x).
@@ -57,10 +88,17 @@ class NetworkInput:
     shape: tuple[int, int, int]
 
     def triplets(self) -> Volume:
-        """Every picture with its neighbours as channels: (n, 3, SIZE, SIZE), below, itself, above."""
-        below = np.concatenate((self.pictures[:1], self.pictures[:-1]))
-        above = np.concatenate((self.pictures[1:], self.pictures[-1:]))
-        return np.stack((below, self.pictures, above), axis=1)
+        """The first window with its neighbours as channels: (n, 3, size, size), below, itself, above."""
+        one = self.pictures[:, 0]
+        below, above = np.concatenate((one[:1], one[:-1])), np.concatenate((one[1:], one[-1:]))
+        return np.stack((below, one, above), axis=1)
+
+    @property
+    def cell(self) -> Spacing:
+        """How far it is from one picture and its pixels to the next, in source slices and pixels."""
+        step = float(self.centres[1] - self.centres[0]) if len(self.centres) > 1 else 1.0
+        size = self.pictures.shape[-1]
+        return step, self.frame.height / size, self.frame.width / size
 
     def to_slices(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values (n, …) a picture as values (z, …) a source slice, linearly interpolated."""
@@ -95,29 +133,27 @@ def _sample(image: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.f
     return np.where(outside[:, None], 0, first * (1 - weight) + second * weight).astype(np.float32)
 
 
-def network_input(hu: Volume, spacing_mm: tuple[float, float, float]) -> NetworkInput:
-    """Find the head, average thin slices, window and resample. Raises PermanentError without a head."""
+def network_input(hu: Volume, spacing_mm: Spacing, view: View = DEFAULT_VIEW) -> NetworkInput:
+    """Find the head, window, average thin slices and resample. Raises PermanentError without a head."""
     if hu.ndim != 3 or 0 in hu.shape:
         raise PermanentError(
             "VOLUME_INVALID", f"a volume (z, y, x) is needed, got an array of shape {hu.shape}"
         )
-    frame = find_head(hu, spacing_mm)
-    slabs = _slabs(hu.shape[0], spacing_mm[0])
-    pictures = np.stack([_picture(hu[start:stop], frame) for start, stop in slabs])
-    centres = np.asarray([(start + stop - 1) / 2 for start, stop in slabs], np.float32)
+    frame, parts = find_head(hu, spacing_mm), slabs(hu.shape[0], spacing_mm[0])
+    pictures = np.stack(
+        [
+            [resample(window.apply(hu[start:stop]).mean(axis=0), frame, view.size) for window in view.windows]
+            for start, stop in parts
+        ]
+    )
+    centres = np.asarray([(start + stop - 1) / 2 for start, stop in parts], np.float32)
     return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
 
 
-def _slabs(slices: int, step_mm: float) -> list[tuple[int, int]]:
+def slabs(slices: int, step_mm: float) -> list[tuple[int, int]]:
     """Groups of neighbouring slices that are together about STEP_MM thick, as (start, stop)."""
     count = max(1, round(STEP_MM / step_mm)) if step_mm > 0 else 1
     return [(start, min(start + count, slices)) for start in range(0, slices, count)]
-
-
-def _picture(slab: Volume, frame: HeadFrame) -> Volume:
-    low, high = WINDOW_HU
-    windowed = ((np.clip(slab, low, high) - low) / (high - low)).mean(axis=0, dtype=np.float32)
-    return resample(windowed, frame, SIZE)
 
 
 def resample(image: Volume, frame: HeadFrame, size: int) -> Volume:
@@ -135,7 +171,7 @@ def resample(image: Volume, frame: HeadFrame, size: int) -> Volume:
     return np.asarray(picture, np.float32)
 
 
-def find_head(hu: Volume, spacing_mm: tuple[float, float, float]) -> HeadFrame:
+def find_head(hu: Volume, spacing_mm: Spacing) -> HeadFrame:
     """The square (in mm) around the head, one for the whole series.
 
     Per slice the largest soft-tissue component after removing thin things (head rest, tubes); the

@@ -52,7 +52,7 @@ def test_blood_lands_on_the_same_side_however_it_is_stored(tmp_path: Path, axes:
     blood = (series.masks[5] >> CLASSES.index("subdural")) & 1
     rows, columns = np.nonzero(blood)
     assert columns.mean() > 70 and rows.mean() < 58, "patient left is right in the picture, front is up"
-    assert series.pictures[5][blood > 0].mean() > series.pictures[4][blood > 0].mean() + 30
+    assert series.pictures[5, 0][blood > 0].mean() > series.pictures[4, 0][blood > 0].mean() + 30
 
 
 def test_a_tilted_affine_keeps_its_spacing(tmp_path: Path) -> None:
@@ -90,8 +90,9 @@ def test_instance_tells_blood_but_no_subtype(tmp_path: Path) -> None:
     write(tmp_path / "data" / "001.nii.gz", hu, "LAS")
     write(tmp_path / "label" / "001.nii.gz", blood, "LAS")
     (volume,) = instance_2022(tmp_path)
-    assert volume.patient == "instance-001" and not hasattr(volume, "labels")
-    assert np.flatnonzero(volume.bleeding).tolist() == [5, 6]
+    assert volume.patient == "instance-001" and volume.by_hand.all()
+    assert np.flatnonzero(volume.labels[:, 0]).tolist() == [5, 6]
+    assert volume.told[:, 0].all() and not volume.told[5, 1:].any() and volume.told[4].all()
     assert volume.known[:, 0].all() and not volume.known[5, 1:].any() and volume.known[4].all()
     assert set(np.unique(volume.masks)) == {0, 1}
 

@@ -11,15 +11,10 @@ import torch
 
 from node.domain.errors import PermanentError
 from workers.models.backbones import (
-    BONE,
-    BRAIN,
     SPECS,
-    SUBDURAL,
     BackboneNet,
     BackboneSpec,
     SliceNetwork,
-    Window,
-    head_pictures,
     parameter_count,
     spec,
     windows_of,
@@ -27,6 +22,7 @@ from workers.models.backbones import (
 from workers.models.baseline import SIGMOID, SOFTMAX, SmallCNN, categorical_loss, competing_logits
 from workers.models.cam import spread
 from workers.phantom import volume
+from workers.preprocess import BONE, BRAIN, SUBDURAL, View, Window, network_input
 
 Cell = tuple[int, int]
 
@@ -75,7 +71,7 @@ def test_windows_of_a_pair_are_made_once() -> None:
 
 def test_pictures_show_the_head_through_each_window() -> None:
     head = volume(3, (), slices=3, size=96, lowest_mm=0)
-    source = head_pictures(head.hu, head.spacing_mm, (BRAIN, BONE), 64)
+    source = network_input(head.hu, head.spacing_mm, View((BRAIN, BONE), 64))
     assert source.pictures.shape == (3, 2, 64, 64)
     assert source.pictures.dtype == np.float32
     brain, bone = source.pictures[1]
@@ -86,7 +82,7 @@ def test_pictures_show_the_head_through_each_window() -> None:
 
 def test_what_is_no_volume_is_refused() -> None:
     with pytest.raises(PermanentError) as error:
-        head_pictures(np.zeros((4, 4), np.float32), (5, 1, 1), (BRAIN,), 64)
+        network_input(np.zeros((4, 4), np.float32), (5, 1, 1), View((BRAIN,), 64))
     assert error.value.code == "VOLUME_INVALID"
 
 

@@ -13,14 +13,15 @@ from torch import nn
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.aggregate import Aggregation
-from workers.models.backbones import BRAIN, BackboneNet, SliceNetwork, head_pictures, spec
+from workers.models.backbones import BackboneNet, SliceNetwork, spec
 from workers.models.baseline import SIGMOID, SOFTMAX, SmallCNN
 from workers.models.contract import MAP_SIZE, Classification
-from workers.models.multitask import Operating
+from workers.models.picture import Operating, PicturePipeline
 from workers.models.sequence import SequenceModel
-from workers.models.slicewise import SequencePipeline, SlicePipeline, SlicewisePipeline, UNetPipeline
+from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
 from workers.phantom import PhantomVolume, volume
+from workers.preprocess import BRAIN, View, network_input
 
 ANY = CLASSES.index("any")
 
@@ -50,7 +51,7 @@ def _small(name: str) -> SliceNetwork:
     return BackboneNet(replace(spec(name), size=64))
 
 
-def _slices(name: str) -> Callable[[], SlicewisePipeline]:
+def _slices(name: str) -> Callable[[], PicturePipeline]:
     return lambda: SlicePipeline(_identity(name), [_small(name)], _operating())
 
 
@@ -72,7 +73,7 @@ def _unet() -> UNetPipeline:
     return UNetPipeline(_identity("unet"), [UNet((4, 8, 8)), UNet((4, 8, 8))], _operating(), size=64)
 
 
-PIPELINES: dict[str, Callable[[], SlicewisePipeline]] = {
+PIPELINES: dict[str, Callable[[], PicturePipeline]] = {
     "floor": _floor,
     "softmax": _softmax,
     "resnet18": _slices("resnet18-3window"),
@@ -167,7 +168,7 @@ def test_a_sequence_model_that_gives_no_numbers_is_no_negative_result(head: Phan
     _require_refusal(pipeline, head)
 
 
-def _require_refusal(pipeline: SlicewisePipeline, head: PhantomVolume) -> None:
+def _require_refusal(pipeline: PicturePipeline, head: PhantomVolume) -> None:
     with pytest.raises(PermanentError) as error:
         pipeline.classify(head.hu, head.spacing_mm)
     assert error.value.code == "MODEL_OUTPUT_INVALID"
@@ -182,12 +183,12 @@ def test_an_air_scan_has_no_head(head: PhantomVolume) -> None:
 def test_members_are_averaged(head: PhantomVolume) -> None:
     torch.manual_seed(0)
     both = _floor(2)
-    source = head_pictures(head.hu, head.spacing_mm, (BRAIN,), 64)
+    source = network_input(head.hu, head.spacing_mm, View((BRAIN,), 64))
     alone = [
-        SlicePipeline(_identity("one"), [network], _operating()).read(source, head.spacing_mm).logits
+        SlicePipeline(_identity("one"), [network], _operating()).read(source, head.spacing_mm).class_logits
         for network in both.networks
     ]
-    assert np.allclose(both.read(source, head.spacing_mm).logits, np.mean(alone, axis=0), atol=1e-6)
+    assert np.allclose(both.read(source, head.spacing_mm).class_logits, np.mean(alone, axis=0), atol=1e-6)
 
 
 def test_cnns_of_two_sizes_are_refused() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from node.domain.errors import PermanentError
-from workers.models.backbones import BRAIN, MEAN, STD, BackboneNet, BackboneSpec, spec
+from workers.models.backbones import MEAN, STD, BackboneNet, BackboneSpec, spec
 from workers.models.pretrained import fit, load_pretrained, read_state, stem_for
+from workers.preprocess import BRAIN
 
 State = dict[str, Tensor]
 

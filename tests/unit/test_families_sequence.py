@@ -15,7 +15,7 @@ from workers.models.aggregate import Aggregation
 from workers.models.backbones import parameter_count
 from workers.models.baseline import SIGMOID, SmallCNN
 from workers.models.cam import grad_cam_pp
-from workers.models.multitask import Operating
+from workers.models.picture import Operating
 from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, sequence_loss, steps_mm
 from workers.models.slicewise import Reading, SequencePipeline
 from workers.preprocess import HeadFrame, NetworkInput

@@ -16,9 +16,11 @@ from workers.models import runtime
 from workers.models.aggregate import Aggregation
 from workers.models.catalogue import CATALOGUE, entry
 from workers.models.contract import Classification, require_classification, require_probabilities
-from workers.models.multitask import MultiTaskPipeline, Operating
+from workers.models.multitask import MultiTaskPipeline
 from workers.models.network import MultiTaskNet, mask_evidence
+from workers.models.picture import Operating
 from workers.phantom import volume
+from workers.training.learners import without_picture_head
 from workers.training.recipes import RECIPES
 
 WIDTHS = (8, 8, 16, 16)
@@ -43,10 +45,29 @@ def _saved(folder: Path) -> Path:
         "thresholds": dict.fromkeys(CLASSES, 0.5),
         "mask_threshold": 0.5,
         "aggregation": Aggregation.plain().to_json(),
+        "family": runtime.MULTITASK,
+        "preprocessing": runtime.preprocessing_facts(),
     }
     sidecar = folder / "tiny.json"
     runtime.save_pipeline(sidecar, [_network().state_dict(), _network(1).state_dict()], facts)
     return sidecar
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_weights_that_float16_cannot_hold_are_not_shipped(tmp_path: Path, value: float) -> None:
+    state = {"weight": torch.tensor([1.0, value])}
+    with pytest.raises(PermanentError, match="weight is NaN, infinite or too large"):
+        runtime.save_pipeline(tmp_path / "x.json", [state], {"name": "x"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_draws_the_picture_again_is_for_training_only() -> None:
+    whole = MultiTaskNet((8, 8, 16, 16), reconstruct=True)
+    output = whole.eval()(torch.rand(2, 3, 64, 64))
+    assert output.picture is not None and output.picture.shape == (2, 1, 64, 64)
+    used = MultiTaskNet((8, 8, 16, 16))
+    used.load_state_dict(without_picture_head(whole.state_dict()))
+    assert used.eval()(torch.rand(1, 3, 64, 64)).picture is None
 
 
 def test_the_network_answers_in_the_shapes_it_promises() -> None:

@@ -76,7 +76,7 @@ def test_bone_and_air_are_clipped_to_the_brain_window() -> None:
     hu[:, 55:65, 65:75] = 1500
     pictures = network_input(hu, SPACING).pictures
     assert pictures.min() == 0 and pictures.max() == 1
-    assert np.median(pictures[1][40:90, 30:50]) == pytest.approx(0.5, abs=0.02)
+    assert np.median(pictures[1, 0, 40:90, 30:50]) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("hu", (np.full((3, 64, 64), -1000, np.float32), np.zeros((0, 4, 4), np.float32)))

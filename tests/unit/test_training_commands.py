@@ -19,23 +19,42 @@ from workers.training.datasets import box_mask, ct_ich
 CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
 
 
-def test_train_then_evaluate_a_toy_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phantoms as small as they go, drawn by this process."""
+    draw = partial(datasets.phantom_series, slices=6)
+    monkeypatch.setattr(datasets, "phantom_series", lambda seed, size, view: draw(seed, size=64, view=view))
     monkeypatch.setattr("workers.commands_models.os.cpu_count", lambda: 1)
-    small = partial(datasets.phantom_series, slices=6)
-    monkeypatch.setattr(datasets, "phantom_series", lambda seed, size: small(seed, size=size // 2))
-    out = tmp_path / "run"
-    arguments = ["default", "--phantoms", "2", "--steps", "2", "--out", str(out), "--version", "0.0.1"]
+
+
+@pytest.mark.usefixtures("small")
+def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    arguments = ["default", "--phantoms", "2", "--steps", "2", "--out", str(runs), "--version", "0.0.1"]
     trained = CliRunner().invoke(train, arguments, catch_exceptions=False)
     assert trained.exit_code == 0, trained.output
-    facts = json.loads((out / "default.json").read_text())
+    facts = json.loads((runs / "default" / "default.json").read_text())
     assert facts["version"] == "0.0.1" and facts["sha256"] in trained.output
     assert facts["metrics"]["protocol"] == "held-out phantoms; no patient was used"
+    assert facts["metrics"]["largest_logit_difference_of_shipped_weights"] < 0.5
 
-    report = tmp_path / "report.json"
-    arguments = ["--pipeline", str(out / "default.json"), "--phantoms", "2", "--out", str(report)]
+    arguments = ["default", "--runs", str(runs), "--phantoms", "2", "--out", str(tmp_path / "report")]
     judged = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
     assert judged.exit_code == 0, judged.output
-    assert json.loads(report.read_text())["patients"] == 2
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["summary"]["cases"]["patients"] == 2
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    for arguments, told in (
+        (["cnn-baseline"], "give --data KIND:FOLDER"),
+        (["default", "--data", "nosuch:/"], "ct-ich-nifti"),
+        (["default", "--data", f"ct-ich:{tmp_path}/none"], "is no folder"),
+        (["default", "--data", f"cq500:{tmp_path}"], "for evaluate, not for training"),
+        (["default", "--only", "5"], "folds are 0 to 4"),
+    ):
+        result = CliRunner().invoke(train, [*arguments, "--out", str(tmp_path / "runs")])
+        assert result.exit_code != 0 and told in result.output, result.output
 
 
 def test_models_lists_the_catalogue_with_digests() -> None:
@@ -47,7 +66,7 @@ def test_models_lists_the_catalogue_with_digests() -> None:
 
 
 def test_unknown_recipes_and_pipelines_are_refused_with_the_names_there_are() -> None:
-    for command, arguments in ((train, ["no-such"]), (evaluate, ["--pipeline", "no-such"])):
+    for command, arguments in ((train, ["no-such"]), (evaluate, ["no-such"])):
         result = CliRunner().invoke(command, arguments)
         assert result.exit_code != 0
         assert "default" in result.output
@@ -72,4 +91,4 @@ def test_unlabelled_blood_of_ct_ich_is_never_a_known_empty_mask() -> None:
             empty = ((series.masks >> channel) & 1).sum((1, 2)) == 0
             drawn_elsewhere = (series.masks & 1).sum((1, 2)) > 0
             assert not (positive & series.known[:, channel] & empty & ~drawn_elsewhere).any()
-        assert series.pictures.shape[1:] == (128, 128)
+        assert series.pictures.shape[1:] == (1, 128, 128)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from workers.training.augment import Augmentation, augment
-from workers.training.datasets import Series, SliceDataset, phantom_series
-from workers.training.fit import CHECKPOINT_EVERY, Corpus, Run, Sampler
-from workers.training.losses import LossWeights, loss
-from workers.training.recipes import RECIPES, Recipe, recipe
+from node.domain.errors import PermanentError
+from workers.training.augment import STILL, Augmentation, augment
+from workers.training.datasets import Batch, Series, SliceDataset, phantom_series
+from workers.training.fit import CHECKPOINT_EVERY, Corpus, Fitted, Progress, Run, Sampler, schedule
+from workers.training.learners import learner
+from workers.training.losses import LossWeights, Truth, multitask_loss
+from workers.training.recipes import RECIPES, Recipe, Stage
 
 WIDTHS = (8, 8, 16, 16)
-STILL = Augmentation(
-    rotation_deg=0,
-    scale=0,
-    aspect=0,
-    shift=0,
-    flip=0,
-    gain=0,
-    offset=0,
-    noise=0,
-    blur=0,
-    slice_swap=0,
-    lone_slice=0,
-)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +40,27 @@ def bloody() -> Series:
     raise AssertionError("no phantom with blood among the first")
 
 
-def _recipe(steps: int, augmentation: Augmentation = STILL) -> Recipe:
-    stage = replace(RECIPES[0].pretrain, steps=steps, batch=8, learning_rate=5e-3)
-    return replace(RECIPES[0], widths=WIDTHS, dropout=0.0, augmentation=augmentation, pretrain=stage)
+def _recipe(augmentation: Augmentation = STILL) -> Recipe:
+    return replace(RECIPES[0], widths=WIDTHS, dropout=0.0, augmentation=augmentation)
+
+
+def _stage(steps: int) -> Stage:
+    return Stage("tiny", 8, 5e-3, steps=steps, phantom_share=1.0, ema=0.9)
+
+
+def _fit(
+    tiny: Recipe,
+    stage: Stage,
+    corpus: Corpus,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    return Run(tiny, stage, learner(tiny), seed=3).fit(corpus, checkpoint, progress)
 
 
 def test_a_few_slices_can_be_learnt_by_heart(bloody: Series) -> None:
-    losses: list[float] = []
-    tiny = _recipe(40)
-    Run(tiny, tiny.pretrain, seed=1).fit(Corpus((), [bloody]), progress=lambda *args: losses.append(args[2]))
+    fitted = _fit(_recipe(), _stage(40), Corpus((), [bloody]))
+    losses = fitted.history.training
     assert len(losses) == 40
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
 
@@ -59,8 +70,8 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(
 ) -> None:
     monkeypatch.setattr("workers.training.fit.CHECKPOINT_EVERY", 2)
     assert CHECKPOINT_EVERY > 2
-    tiny, corpus = _recipe(5, Augmentation()), Corpus((), [bloody])
-    whole = Run(tiny, tiny.pretrain, seed=3).fit(corpus)
+    tiny, corpus = _recipe(Augmentation()), Corpus((), [bloody], [bloody])
+    whole = _fit(tiny, _stage(5), corpus)
 
     class Stopped(Exception):
         pass
@@ -71,38 +82,86 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(
 
     checkpoint = tmp_path / "run.ckpt"
     with pytest.raises(Stopped):
-        Run(tiny, tiny.pretrain, seed=3).fit(corpus, checkpoint, stop)
+        _fit(tiny, _stage(5), corpus, checkpoint, stop)
     seen: list[int] = []
-    resumed = Run(tiny, tiny.pretrain, seed=3).fit(corpus, checkpoint, lambda step, *_: seen.append(step))
+    resumed = _fit(tiny, _stage(5), corpus, checkpoint, lambda step, *_: seen.append(step))
     assert seen == [3, 4, 5]
-    for name, value in whole.items():
-        assert torch.allclose(value.float(), resumed[name].float(), atol=1e-5), name
+    for name, value in whole.weights.items():
+        assert torch.allclose(value.float(), resumed.weights[name].float(), atol=1e-5), name
+    assert np.allclose(whole.history.training, resumed.history.training, atol=1e-4)
+    assert [step for step, _, _ in resumed.history.validation] == [1, 2, 3, 4, 5]
+    over = _fit(tiny, _stage(5), corpus, checkpoint, lambda *_: pytest.fail("it was over"))
+    assert torch.equal(over.weights["class_head.weight"], resumed.weights["class_head.weight"])
 
 
-def test_unlabelled_blood_is_not_taught_as_an_empty_mask(bloody: Series) -> None:
-    dataset = SliceDataset([bloody])
-    place = int(np.flatnonzero(bloody.labels[:, 0])[0])
-    sample = dataset[place]
-    labels, mask = torch.from_numpy(sample.labels)[None], torch.zeros(1, *sample.mask.shape)
-    tiny = Run(_recipe(1), _recipe(1).pretrain, seed=0).network.eval()
+def test_a_checkpoint_of_other_settings_is_refused(bloody: Series, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.ckpt"
+    _fit(_recipe(), _stage(1), Corpus((), [bloody]), checkpoint)
+    with pytest.raises(PermanentError, match="other settings; remove it"):
+        _fit(_recipe(), _stage(2), Corpus((), [bloody]), checkpoint)
+
+
+def test_patience_ends_a_run_and_goes_back_to_its_best(bloody: Series) -> None:
+    upside_down = replace(bloody, labels=1 - bloody.labels)
+    stage = replace(_stage(60), patience=2, learning_rate=0.05, ema=0.0)
+    fitted = _fit(_recipe(), stage, Corpus((), [bloody], [upside_down]))
+    history = fitted.history
+    assert len(history.training) < 60 and len(history.validation) == history.best + 3
+    last = Run(_recipe(), stage, learner(_recipe()), 3)
+    last.start_from(fitted.weights)
+    last._validate([upside_down])
+    assert last.history.validation[0][1] == pytest.approx(history.validation[history.best][1], rel=1e-3)
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, Truth]:
+    pictures, *truth = (torch.from_numpy(getattr(batch, name)) for name in Batch.__dataclass_fields__)
+    labels, told, masks, known = truth
+    return pictures, Truth(labels, told, masks, known)
+
+
+def test_what_is_not_known_or_not_told_teaches_nothing(bloody: Series) -> None:
+    dataset = SliceDataset([bloody], (-1, 0, 1))
+    pictures, truth = _tensors(dataset.batch([int(np.flatnonzero(bloody.labels[:, 0])[0])]))
+    network = learner(_recipe()).network().eval()
     with torch.no_grad():
-        output = tiny(torch.from_numpy(sample.picture)[None])
-    weights = LossWeights(agreement=0)
-    unknown = loss(output, labels, mask, torch.zeros(1, 6), weights)
-    no_mask = loss(output, labels, mask, torch.zeros(1, 6), replace(weights, mask_pixels=0, mask_dice=0))
-    taught = loss(output, labels, mask, torch.ones(1, 6), weights)
-    assert float(unknown) == pytest.approx(float(no_mask), rel=1e-5)
-    assert taught > unknown
+        output = network(pictures)
+    weights, none = LossWeights(agreement=0), torch.zeros(1, 6)
+
+    def value(truth: Truth, weights: LossWeights = weights) -> float:
+        return float(multitask_loss(output, truth, pictures[:, 1:2], weights))
+
+    wrong = truth._replace(masks=torch.zeros_like(truth.masks))
+    unknown = value(wrong._replace(known=none))
+    assert unknown == pytest.approx(value(wrong, replace(weights, mask_pixels=0, mask_dice=0)), rel=1e-5)
+    assert value(wrong) > unknown
+    untold = wrong._replace(known=none, told=none)
+    assert value(untold) == 0 and value(untold._replace(labels=1 - truth.labels)) == 0
 
 
 def test_batches_mix_phantoms_and_real_slices_by_share(bloody: Series) -> None:
     real = replace(bloody, patient="real", labels=np.zeros_like(bloody.labels))
-    stage = replace(RECIPES[0].finetune[0], batch=12, phantom_share=0.25, positive_share=1.0)
-    pictures, labels, _, _ = Sampler(Corpus([real], [bloody]), stage).batch(np.random.default_rng(0))
-    assert pictures.shape[0] == 12
-    assert int(labels[:, 0].sum()) == 3
+    stage = replace(_stage(1), batch=12, phantom_share=0.25, positive_share=1.0)
+    batch = Sampler(Corpus([real], [bloody]), stage, (-1, 0, 1)).batch(np.random.default_rng(0))
+    assert batch.pictures.shape == (12, 3, 128, 128)
+    assert int(batch.labels[:, 0].sum()) == 3
     with pytest.raises(ValueError, match="nothing to learn"):
         Sampler(Corpus((), ()), stage)
+
+
+def test_neighbours_are_the_slices_around_and_the_ends_stand_in(bloody: Series) -> None:
+    dataset = SliceDataset([bloody], (1, 0, -1))
+    first, second = dataset.batch([0, 1]).pictures
+    assert np.array_equal(first[1], first[2]) and np.array_equal(first[0], second[1])
+    assert np.array_equal(SliceDataset([bloody]).batch([1]).pictures[0, 0], second[1])
+
+
+def test_schedules_start_full_and_end_low() -> None:
+    for kind in ("cosine", "halving", "restarts"):
+        assert schedule(kind, 0.051) > 0.9 and schedule(kind, 0.999) < 0.05, kind
+    assert schedule("restarts", 0.26) > 0.95
+    assert schedule("constant", 1.0) == 1.0
+    with pytest.raises(KeyError, match="cosine"):
+        schedule("no such", 0)
 
 
 def test_augmentation_keeps_shapes_and_moves_masks_with_pictures() -> None:
@@ -120,9 +179,3 @@ def test_augmentation_keeps_shapes_and_moves_masks_with_pictures() -> None:
     assert overlap > 0.95
     same, _ = augment(pictures, masks, np.random.default_rng(1), STILL)
     assert torch.allclose(same, pictures, atol=1e-4)
-
-
-def test_recipes_are_found_by_name() -> None:
-    assert recipe("default") is RECIPES[0]
-    with pytest.raises(KeyError, match="default"):
-        recipe("no such recipe")

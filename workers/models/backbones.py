@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
-from workers.models.contract import Spacing, Volume
-from workers.preprocess import NetworkInput, _slabs, find_head, resample
+from workers.preprocess import BONE, BRAIN, SUBDURAL, Window
 
 MEAN, STD = 0.456, 0.224
 """What the input 0..1 is normalised by, the same for every channel."""
@@ -31,22 +29,6 @@ STRIDE = 32
 """Input pixels from one cell of the last feature maps to the next, in every backbone here."""
 SMALLEST = 2 * STRIDE
 """Smallest side of a picture: a map needs two cells a side to be drawn."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A display window in HU (DICOM Window Center and Width, PS3.3 C.11.2)."""
-
-    level: float
-    width: float
-
-    def apply(self, hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        """HU as 0..1, cut off at both ends."""
-        low = self.level - self.width / 2
-        return np.clip((hu - low) / self.width, 0, 1).astype(np.float32)
-
-
-BRAIN, SUBDURAL, BONE = Window(40, 80), Window(80, 200), Window(600, 2800)
 
 
 @dataclass(frozen=True)
@@ -204,24 +186,6 @@ def _head(width: int, spec: BackboneSpec) -> nn.Module:
 def windows_of(specs: Sequence[BackboneSpec]) -> tuple[Window, ...]:
     """Every window that any of the specs looks through, once."""
     return tuple(dict.fromkeys(window for one in specs for window in one.windows))
-
-
-def head_pictures(hu: Volume, spacing_mm: Spacing, windows: Sequence[Window], size: int) -> NetworkInput:
-    """The head through each window: `pictures` are (n, windows, size, size), 0..1.
-
-    Windowed before thin slices are averaged and before resampling, as `workers.preprocess` does it.
-    """
-    if hu.ndim != 3 or 0 in hu.shape:
-        raise PermanentError("VOLUME_INVALID", f"a volume (z, y, x) is needed, got shape {hu.shape}")
-    frame, slabs = find_head(hu, spacing_mm), _slabs(hu.shape[0], spacing_mm[0])
-    pictures = np.stack(
-        [
-            [resample(window.apply(hu[start:stop]).mean(axis=0), frame, size) for window in windows]
-            for start, stop in slabs
-        ]
-    )
-    centres = np.asarray([(start + stop - 1) / 2 for start, stop in slabs], np.float32)
-    return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
-from workers.models.backbones import BRAIN, MEAN, STD, BackboneSpec, SliceNetwork
+from workers.models.backbones import MEAN, STD, BackboneSpec, SliceNetwork
+from workers.preprocess import BRAIN
 
 SIGMOID = BackboneSpec("small-cnn", "small", windows=(BRAIN,), size=128)
 SOFTMAX = BackboneSpec("small-cnn-softmax", "small-softmax", windows=(BRAIN,), size=128)

@@ -20,15 +20,16 @@ from node.domain.findings import CLASSES, ModelIdentity
 from workers import preprocess
 from workers.models import baseline
 from workers.models.aggregate import Aggregation
-from workers.models.backbones import BRAIN, SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
+from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.contract import Pipeline
 from workers.models.gated import GatedPipeline
-from workers.models.multitask import Operating
+from workers.models.picture import Operating
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import UNet
+from workers.preprocess import BRAIN
 
 Facts = Mapping[str, Any]
 State = Mapping[str, Tensor]

@@ -19,6 +19,7 @@ from node.domain.findings import CLASSES
 BLOCK = 2
 FIRST_CENTRE = (BLOCK - 1) / 2
 """Input pixel on which the receptive field of the first deepest feature is centred."""
+PICTURE_HEAD = "picture_head."
 MASK_PRIOR, CLASS_PRIOR = -4.0, -1.5
 """Logits the heads start from: blood is rare, so the first steps need not be spent on learning that."""
 TOP_FRACTION = 0.001
@@ -26,11 +27,13 @@ TOP_FRACTION = 0.001
 
 
 class Output(NamedTuple):
-    """Class logits (n, 6), mask logits (n, 6, y, x), deepest features (n, channels, y/16, x/16)."""
+    """Class logits (n, 6), mask logits (n, 6, y, x), deepest features (n, channels, y/16, x/16), and the
+    middle slice drawn from those alone (n, 1, y, x), where the network has a head for it."""
 
     classes: Tensor
     masks: Tensor
     features: Tensor
+    picture: Tensor | None = None
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -59,11 +62,20 @@ class MultiTaskNet(nn.Module):
     """Input (n, 3, y, x) 0..1, sides divisible by 16; see `Output` for what comes out.
 
     Two by two pixels go in and come out as channels (sub-pixel convolution, Shi et al., CVPR
-    2016), so no convolution runs at full resolution: that halves the time on a CPU.
+    2016), so no convolution runs at full resolution: that halves the time on a CPU. `reconstruct`
+    adds a head for training only, whose weights begin with PICTURE_HEAD.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 192), dropout: float = 0.3) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (32, 64, 128, 192),
+        dropout: float = 0.3,
+        reconstruct: bool = False,
+    ) -> None:
         super().__init__()
+        patch = BLOCK * 2 ** (len(widths) - 1)
+        self.picture_head = nn.Conv2d(widths[-1], patch**2, 1) if reconstruct else None
+        self.patch = patch
         self.stem = _conv(3 * BLOCK**2, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(_conv(narrow, wide, 2), Residual(wide)) for narrow, wide in pairwise(widths)
@@ -87,7 +99,10 @@ class MultiTaskNet(nn.Module):
             picture = functional.interpolate(picture, scale_factor=2.0, mode="nearest")
             picture = stage(torch.cat((picture, skips.pop()), dim=1))
         masks = functional.pixel_shuffle(self.mask_head(picture), BLOCK)
-        return Output(self.classify(features), masks, features)
+        drawn = None
+        if self.picture_head is not None:
+            drawn = functional.pixel_shuffle(self.picture_head(features), self.patch)
+        return Output(self.classify(features), masks, features, drawn)
 
     def classify(self, features: Tensor) -> Tensor:
         """Class logits from the deepest features: their mean and maximum over the picture."""

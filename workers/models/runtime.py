@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from workers import preprocess
 from workers.models.aggregate import Aggregation
 from workers.models.catalogue import entry
 from workers.models.contract import Pipeline
-from workers.models.multitask import MultiTaskPipeline, Operating
+from workers.models.multitask import MultiTaskPipeline
 from workers.models.network import MultiTaskNet
+from workers.models.picture import Operating
+from workers.preprocess import DEFAULT_VIEW, View
 
 MULTITASK = "multitask"
+State = Mapping[str, Tensor]
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -56,7 +60,8 @@ def _load(sidecar: Path, device: torch.device) -> Pipeline:
         from workers.models import families  # brings all of MONAI along, which the default does not need
 
         return families.build(tensors, facts, device)
-    if facts["preprocessing"] != preprocessing_facts():
+    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
+    if facts["preprocessing"] != preprocessing_facts(view):
         raise PermanentError(
             "MODEL_PREPROCESSING_MISMATCH",
             f"{sidecar.name}: these weights were trained with another preprocessing; train them anew",
@@ -67,7 +72,7 @@ def _load(sidecar: Path, device: torch.device) -> Pipeline:
         aggregation=Aggregation.from_json(facts["aggregation"]),
     )
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-    return MultiTaskPipeline(identity, _members(tensors, facts), operating, device)
+    return MultiTaskPipeline(identity, _members(tensors, facts), operating, device, view)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -116,12 +121,15 @@ def _members(tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[MultiTas
     return members
 
 
-def save_pipeline(sidecar: Path, members: list[dict[str, Tensor]], facts: dict[str, Any]) -> ModelIdentity:
-    """Write weights (float16) and sidecar; `facts` lack what follows from the weights themselves."""
+def save_pipeline(sidecar: Path, members: Sequence[State], facts: dict[str, Any]) -> ModelIdentity:
+    """Write weights (float16) and sidecar; `facts` lack what follows from the weights themselves.
+
+    Raises PermanentError MODEL_INVALID for a weight that is no number, or too large for float16.
+    """
     sidecar.parent.mkdir(parents=True, exist_ok=True)
     weights = sidecar.with_suffix(".safetensors")
     tensors = {
-        f"{index}.{name}": _compact(value)
+        f"{index}.{name}": _compact(name, value)
         for index, member in enumerate(members)
         for name, value in member.items()
     }
@@ -131,27 +139,34 @@ def save_pipeline(sidecar: Path, members: list[dict[str, Tensor]], facts: dict[s
     written = {
         "name": facts["name"],
         "version": facts["version"],
-        "family": MULTITASK,
+        "family": facts["family"],
         "weights": weights.name,
         "sha256": digest,
         "members": len(members),
-        "preprocessing": preprocessing_facts(),
-        **{key: value for key, value in facts.items() if key not in ("name", "version")},
+        **{key: value for key, value in facts.items() if key not in ("name", "version", "family")},
     }
     sidecar.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return ModelIdentity(facts["name"], facts["version"], digest)
 
 
-def _compact(value: Tensor) -> Tensor:
+def _compact(name: str, value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() else value
+    if not value.is_floating_point():
+        return value
+    half = value.half()
+    if not torch.isfinite(half).all():
+        raise PermanentError(
+            "MODEL_INVALID", f"{name} is NaN, infinite or too large for float16; train with a lower rate"
+        )
+    return half
 
 
-def preprocessing_facts() -> dict[str, Any]:
-    """What weights and preprocessing must agree on."""
+def preprocessing_facts(view: View = DEFAULT_VIEW) -> dict[str, Any]:
+    """What weights and preprocessing of the multi-task family must agree on."""
+    (window,) = view.windows
     return {
-        "size": preprocess.SIZE,
-        "window_hu": list(preprocess.WINDOW_HU),
+        "size": view.size,
+        "window_hu": [window.low, window.low + window.width],
         "margin": preprocess.MARGIN,
         "step_mm": preprocess.STEP_MM,
         "neighbours": 1,

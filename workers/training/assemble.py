@@ -12,8 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.preprocess import SIZE, HeadFrame, NetworkInput, network_input, resample
-from workers.training.datasets import MASKS, Series, quantise
+from workers.preprocess import (
+    DEFAULT_VIEW,
+    STEP_MM,
+    HeadFrame,
+    NetworkInput,
+    Spacing,
+    View,
+    network_input,
+    resample,
+)
+from workers.training.datasets import MASKS, Series, cell_mm, quantise
 
 COVERED = 0.4
 """A network pixel is blood from this share of it on."""
@@ -24,29 +33,53 @@ class SliceTruth:
     """What is known of every source slice, feet to head.
 
     `labels` (z, 6) in the order of CLASSES; `known` (z, 6) mask channels that may be trained on;
-    `masks` (z, y, x) uint8 on the source grid, bit k for channel k, or None where nothing is drawn.
+    `masks` (z, y, x) uint8 on the source grid, bit k for channel k, or None where nothing is drawn, by
+    hand. `told` (z, 6) are the labels that are known, None for all.
     """
 
     labels: NDArray[np.uint8]
     known: NDArray[np.bool_]
     masks: NDArray[np.uint8] | None = None
+    told: NDArray[np.bool_] | None = None
 
 
 def assemble(
-    patient: str, hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], truth: SliceTruth
+    patient: str,
+    hu: NDArray[np.float32],
+    spacing_mm: Spacing,
+    truth: SliceTruth,
+    *,
+    name: str = "",
+    view: View = DEFAULT_VIEW,
 ) -> Series:
     """The network's pictures with slab labels. A mask too small for the network's grid is not known there."""
-    prepared = network_input(hu, spacing_mm)
+    prepared = network_input(hu, spacing_mm, view)
     starts = slab_starts(prepared)
     labels = np.maximum.reduceat(truth.labels, starts, axis=0)
     known = np.logical_and.reduceat(truth.known, starts, axis=0)
-    masks = np.zeros((len(starts), SIZE, SIZE), np.uint8)
+    told = np.ones(known.shape, bool)
+    if truth.told is not None:
+        told = np.logical_and.reduceat(truth.told, starts, axis=0) | (labels > 0)
+    masks = np.zeros((len(starts), view.size, view.size), np.uint8)
     if truth.masks is not None:
         slabs = np.bitwise_or.reduceat(truth.masks, starts, axis=0)
-        masks = np.stack([_shrink(slab, prepared.frame) for slab in slabs])
+        masks = np.stack([_shrink(slab, prepared.frame, view.size) for slab in slabs])
     drawn = np.stack([((masks >> bit) & 1).any(axis=(1, 2)) for bit in range(len(MASKS))], axis=1)
     known &= drawn | (labels == 0)
-    return Series(patient, quantise(prepared.pictures), labels, masks, known)
+    by_hand = np.full(len(starts), truth.masks is not None)
+    step_mm = prepared.cell[0] * spacing_mm[0] or STEP_MM
+    return Series(
+        patient,
+        quantise(prepared.pictures),
+        labels,
+        masks,
+        known,
+        told,
+        by_hand,
+        name,
+        step_mm,
+        cell_mm(prepared, spacing_mm),
+    )
 
 
 def slab_starts(prepared: NetworkInput) -> NDArray[np.int_]:
@@ -55,12 +88,12 @@ def slab_starts(prepared: NetworkInput) -> NDArray[np.int_]:
     return np.arange(0, prepared.shape[0], count)
 
 
-def _shrink(mask: NDArray[np.uint8], frame: HeadFrame) -> NDArray[np.uint8]:
+def _shrink(mask: NDArray[np.uint8], frame: HeadFrame, size: int) -> NDArray[np.uint8]:
     """One packed mask (y, x) on the network's grid, channel by channel."""
-    packed = np.zeros((SIZE, SIZE), np.uint8)
+    packed = np.zeros((size, size), np.uint8)
     for bit in range(len(MASKS)):
         channel = (mask >> bit) & 1
         if channel.any():
-            covered = resample(channel.astype(np.float32), frame, SIZE) > COVERED
+            covered = resample(channel.astype(np.float32), frame, size) > COVERED
             packed |= covered.astype(np.uint8) << bit
     return packed

@@ -23,8 +23,8 @@ from node.domain.findings import CLASSES
 from node.domain.instance import Instance
 from node.headers import read_instance
 from workers.load import load_volume
-from workers.preprocess import network_input
-from workers.training.datasets import quantise
+from workers.preprocess import DEFAULT_VIEW, STEP_MM, Spacing, View, network_input
+from workers.training.datasets import Series, cell_mm, quantise
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,15 @@ _COLUMNS = dict(zip(CLASSES, ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH"), strict=
 class Study:
     """One patient's chosen series with what the readers said of the whole study.
 
-    `pictures` (n, SIZE, SIZE) uint8 of the brain window, feet to head; `votes` (6,) in the order of
-    CLASSES, how many of the three readers saw the class.
+    `pictures` (n, windows, size, size) uint8, feet to head; `votes` (6,) in the order of CLASSES, how
+    many of the three readers saw the class; `cell_mm` the size of a picture's cell.
     """
 
     patient: str
     series_instance_uid: str
     pictures: NDArray[np.uint8]
     votes: NDArray[np.uint8]
+    cell_mm: Spacing
 
     @property
     def labels(self) -> NDArray[np.uint8]:
@@ -57,15 +58,37 @@ class Study:
         """Where all readers agree (6,)."""
         return (self.votes == 0) | (self.votes == len(READERS))
 
+    def series(self) -> Series:
+        """The study as a series of which no slice is told, only the majority about the whole."""
+        none = np.zeros((len(self.pictures), len(CLASSES)), bool)
+        return Series(
+            self.patient,
+            self.pictures,
+            none.astype(np.uint8),
+            np.zeros((len(self.pictures), *self.pictures.shape[2:]), np.uint8),
+            known=none,
+            told=none,
+            by_hand=none[:, 0],
+            name=self.series_instance_uid,
+            step_mm=self.cell_mm[0] or STEP_MM,
+            cell_mm=self.cell_mm,
+            study=tuple(int(label) for label in self.labels),
+        )
 
-def cq500(folder: Path, rules: Rules = DEFAULT_RULES) -> Iterator[Study]:
+
+def cq500_series(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
+    """Every study of `cq500` as a `Series`, for evaluation."""
+    return (study.series() for study in cq500(folder, view=view))
+
+
+def cq500(folder: Path, rules: Rules = DEFAULT_RULES, view: View = DEFAULT_VIEW) -> Iterator[Study]:
     """Every study of reads.csv with a series the node would analyse; any other is named in the log.
 
     Raises PermanentError FILE_MISSING, READS_UNREADABLE, or what is wrong with the chosen files.
     """
     for name, votes in read_votes(folder / TABLE).items():
         try:
-            study = _study(name, _place(folder, name), votes, rules)
+            study = _study(name, _place(folder, name), votes, rules, view)
         except PermanentError as error:
             raise PermanentError(error.code, f"study {name}: {error}") from error
         if study is not None:
@@ -105,7 +128,7 @@ def _place(folder: Path, name: str) -> Path:
     return lower[0] if lower else folder / f"{number} {number}"
 
 
-def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules) -> Study | None:
+def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules, view: View) -> Study | None:
     """The study with its chosen series, or None where the node would analyse none of them."""
     paths = sorted(folder.rglob("*.dcm"))
     if not paths:
@@ -123,8 +146,9 @@ def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules) -> S
         log.warning("study %s left out, no series can be analysed: %s", name, reasons)
         return None
     volume = load_volume(files[choice.chosen])
-    pictures = network_input(volume.canonical(), volume.spacing_mm).pictures
-    return Study(name.lower(), choice.chosen, quantise(pictures), votes)
+    source = network_input(volume.canonical(), volume.spacing_mm, view)
+    cell = cell_mm(source, volume.spacing_mm)
+    return Study(name.lower(), choice.chosen, quantise(source.pictures), votes, cell)
 
 
 def _named(instance: Instance, path: Path) -> Instance:

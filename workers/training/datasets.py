@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from scipy import ndimage
 
 from node.domain.findings import CLASSES, SUBTYPES
 from workers.phantom import volume
-from workers.preprocess import SIZE, NetworkInput, network_input, resample
+from workers.preprocess import DEFAULT_VIEW, STEP_MM, NetworkInput, Spacing, View, network_input, resample
 
 MASKS = CLASSES
 """Order of the mask channels: any, then the subtypes."""
@@ -39,11 +38,13 @@ _BOX_HU = (48.0, 95.0)
 
 @dataclass(frozen=True)
 class Series:
-    """One patient's network pictures with labels, feet to head.
+    """One series' network pictures with labels, feet to head. A patient may have several.
 
-    `pictures` (n, SIZE, SIZE) uint8 of the brain window; `labels` (n, 6) in the order of CLASSES;
-    `masks` (n, SIZE, SIZE) uint8, bit k set where mask channel k has blood; `known` (n, 6) tells
-    which mask channels may be trained on (unlabelled blood is never taught as an empty mask).
+    `pictures` (n, windows, size, size) uint8; `labels` (n, 6) in the order of CLASSES, of which `told`
+    (n, 6) are known; `masks` (n, size, size) uint8, bit k set where mask channel k has blood; `known`
+    (n, 6) tells which mask channels may be trained on (unlabelled blood is never taught as an empty
+    mask), `by_hand` (n,) where a person drew them. `study` (6,) is the truth of the whole where slices
+    have none. `cell_mm` (z, y, x) is the size of a picture's cell, None where the source does not tell.
     """
 
     patient: str
@@ -51,41 +52,71 @@ class Series:
     labels: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     known: NDArray[np.bool_]
+    told: NDArray[np.bool_]
+    by_hand: NDArray[np.bool_]
+    name: str = ""
+    step_mm: float = STEP_MM
+    cell_mm: Spacing | None = None
+    study: tuple[int, ...] | None = None
+
+    @property
+    def truth(self) -> NDArray[np.uint8]:
+        """Labels of the whole (6,): those of the study, else what any slice has."""
+        if self.study is not None:
+            return np.asarray(self.study, np.uint8)
+        return np.asarray((self.labels * self.told).max(axis=0), np.uint8)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One slice: picture (3, SIZE, SIZE) 0..1, labels (6,), mask (6, SIZE, SIZE), known channels (6,)."""
+class Batch:
+    """Slices: pictures (n, channels, size, size) 0..1, labels and `told` (n, 6), masks (n, 6, size, size),
+    known mask channels (n, 6); all float32."""
 
-    picture: NDArray[np.float32]
+    pictures: NDArray[np.float32]
     labels: NDArray[np.float32]
-    mask: NDArray[np.float32]
+    told: NDArray[np.float32]
+    masks: NDArray[np.float32]
     known: NDArray[np.float32]
 
 
 class SliceDataset:
-    """Every slice of some series as a `Sample`; the neighbours are its channels."""
+    """Every slice of some series; neighbours, where wanted, become the channels.
 
-    def __init__(self, series: Sequence[Series]) -> None:
+    `neighbours` are steps along the slices, (-1, 0, 1) say, and take the first window only; empty: every
+    window of the slice itself.
+    """
+
+    def __init__(self, series: Sequence[Series], neighbours: tuple[int, ...] = ()) -> None:
         self.series = list(series)
+        self.neighbours = neighbours
         self.index = [(s, i) for s, one in enumerate(self.series) for i in range(len(one.pictures))]
-        self.labels = np.concatenate([one.labels for one in self.series])
+        self.labels = np.concatenate([one.labels * one.told for one in self.series])
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> Sample:
-        place, middle = self.index[item]
-        series = self.series[place]
-        last = len(series.pictures) - 1
-        around = [max(middle - 1, 0), middle, min(middle + 1, last)]
-        bits = series.masks[middle][None] >> np.arange(len(MASKS), dtype=np.uint8)[:, None, None]
-        return Sample(
-            series.pictures[around].astype(np.float32) / np.float32(255),
-            series.labels[middle].astype(np.float32),
-            (bits & 1).astype(np.float32),
-            series.known[middle].astype(np.float32),
+    def batch(self, items: Iterable[int]) -> Batch:
+        """These slices, in this order."""
+        parts = [self._slice(int(item)) for item in items]
+        pictures, labels, told, masks, known = (np.stack(part) for part in zip(*parts, strict=True))
+        bits = np.arange(len(MASKS), dtype=np.uint8)[None, :, None, None]
+        return Batch(
+            pictures.astype(np.float32) / np.float32(255),
+            labels.astype(np.float32),
+            told.astype(np.float32),
+            ((masks[:, None] >> bits) & 1).astype(np.float32),
+            known.astype(np.float32),
         )
+
+    def _slice(self, item: int) -> tuple[NDArray[np.generic], ...]:
+        place, middle = self.index[item]
+        one = self.series[place]
+        if self.neighbours:
+            last = len(one.pictures) - 1
+            pictures = one.pictures[[min(max(middle + step, 0), last) for step in self.neighbours], 0]
+        else:
+            pictures = one.pictures[middle]
+        return pictures, one.labels[middle], one.told[middle], one.masks[middle], one.known[middle]
 
 
 def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -101,16 +132,16 @@ def quantise(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def phantom_series(seed: int, *, slices: int = 24, size: int = 192) -> Series:
+def phantom_series(seed: int, *, slices: int = 24, size: int = 192, view: View = DEFAULT_VIEW) -> Series:
     """A phantom head (chance decides about bleeds) cut at a random height, through the real preprocessing."""
     lowest_mm = float(np.random.default_rng((seed, 1)).uniform(-72, -45))
     head = volume(seed, None, slices=slices, size=size, lowest_mm=lowest_mm)
-    pictures = network_input(head.hu, head.spacing_mm)
+    source = network_input(head.hu, head.spacing_mm, view)
     masks = np.stack(
         [
-            [resample(mask.astype(np.float32), pictures.frame, SIZE) > 0.4 for mask in channel]
+            [resample(mask.astype(np.float32), source.frame, view.size) > 0.4 for mask in channel]
             if channel.any()
-            else np.zeros(pictures.pictures.shape, bool)
+            else np.zeros((len(source.pictures), view.size, view.size), bool)
             for channel in head.masks
         ]
     )
@@ -118,16 +149,27 @@ def phantom_series(seed: int, *, slices: int = 24, size: int = 192) -> Series:
     labels = np.concatenate((enough.any(axis=0)[None], enough)).T.astype(np.uint8)
     return Series(
         f"phantom-{seed}",
-        quantise(pictures.pictures),
+        quantise(source.pictures),
         labels,
         pack_masks(masks),
-        np.ones(labels.shape, bool),
+        known=np.ones(labels.shape, bool),
+        told=np.ones(labels.shape, bool),
+        by_hand=np.zeros(len(labels), bool),
+        cell_mm=cell_mm(source, head.spacing_mm),
     )
 
 
-def phantoms(seeds: Iterable[int], workers: int = 1, size: int = 192) -> Iterator[Series]:
+def cell_mm(source: NetworkInput, spacing_mm: Spacing) -> Spacing:
+    """Size (z, y, x) of a picture's cell in mm."""
+    z, y, x = (cells * mm for cells, mm in zip(source.cell, spacing_mm, strict=True))
+    return z, y, x
+
+
+def phantoms(
+    seeds: Iterable[int], workers: int = 1, size: int = 192, view: View = DEFAULT_VIEW
+) -> Iterator[Series]:
     """Phantom series for the seeds, in order, drawn by `workers` processes."""
-    build: Callable[[int], Series] = partial(phantom_series, size=size)
+    build: Callable[[int], Series] = partial(phantom_series, size=size, view=view)
     if workers <= 1:
         yield from map(build, seeds)
         return
@@ -135,7 +177,7 @@ def phantoms(seeds: Iterable[int], workers: int = 1, size: int = 192) -> Iterato
         yield from pool.map(build, seeds, chunksize=4)
 
 
-def ct_ich(folder: Path) -> Iterator[Series]:
+def ct_ich(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
     """Every patient of the CT-ICH pictures in `folder` (index.csv, boxes.csv, brain/, bone/, masks/)."""
     with (folder / "index.csv").open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: (int(row["patient"]), int(row["slice"])))
@@ -144,21 +186,29 @@ def ct_ich(folder: Path) -> Iterator[Series]:
         for box in csv.DictReader(file):
             boxes.setdefault((box["patient"], box["slice"]), []).append(box)
     for patient in dict.fromkeys(row["patient"] for row in rows):
-        yield _ich_patient(folder, [row for row in rows if row["patient"] == patient], boxes)
+        yield _ich_patient(folder, [row for row in rows if row["patient"] == patient], boxes, view)
 
 
 def _ich_patient(
-    folder: Path, rows: list[dict[str, str]], boxes: dict[tuple[str, str], list[dict[str, str]]]
+    folder: Path, rows: list[dict[str, str]], boxes: dict[tuple[str, str], list[dict[str, str]]], view: View
 ) -> Series:
     hu = np.stack([_ich_hounsfield(folder, row) for row in rows])
-    pictures = network_input(hu, _ICH_SPACING_MM)
+    source = network_input(hu, _ICH_SPACING_MM, view)
     labels = np.asarray([[int(row[name]) for name in CLASSES] for row in rows], np.uint8)
-    masks = np.zeros((len(rows), SIZE, SIZE), np.uint8)
+    masks = np.zeros((len(rows), view.size, view.size), np.uint8)
     known = np.zeros(labels.shape, bool)
     for index, row in enumerate(rows):
         found = boxes.get((row["patient"], row["slice"]), [])
-        masks[index], known[index] = _ich_mask(folder, row, labels[index], found, hu[index], pictures)
-    return Series(f"ct-ich-{int(rows[0]['patient']):03d}", quantise(pictures.pictures), labels, masks, known)
+        masks[index], known[index] = _ich_mask(folder, row, labels[index], found, hu[index], source)
+    return Series(
+        f"ct-ich-{int(rows[0]['patient']):03d}",
+        quantise(source.pictures),
+        labels,
+        masks,
+        known,
+        told=np.ones(labels.shape, bool),
+        by_hand=np.asarray([bool(row["mask_path"]) for row in rows]),
+    )
 
 
 def _ich_hounsfield(folder: Path, row: dict[str, str]) -> NDArray[np.float32]:
@@ -186,7 +236,7 @@ def _ich_mask(
     labels: NDArray[np.uint8],
     boxes: list[dict[str, str]],
     hu: NDArray[np.float32],
-    pictures: NetworkInput,
+    source: NetworkInput,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Packed mask on the network grid and which channels it speaks for.
 
@@ -194,13 +244,13 @@ def _ich_mask(
     there is one only. A loose box is filled by threshold and speaks for its subtype, and for "any"
     when every subtype of the slice has a box.
     """
-    known = labels == 0
-    subtypes = np.zeros((len(SUBTYPES), SIZE, SIZE), bool)
+    known, size = labels == 0, source.pictures.shape[-1]
+    subtypes = np.zeros((len(SUBTYPES), size, size), bool)
     present = [name for name, label in zip(SUBTYPES, labels[1:], strict=True) if label]
     if row["mask_path"]:
         with Image.open(folder / row["mask_path"]) as image:
             mask = np.asarray(image.convert("L").resize((_ICH_SIZE, _ICH_SIZE)), np.float32) > 127
-        small = resample(mask.astype(np.float32), pictures.frame, SIZE) > 0.4
+        small = resample(mask.astype(np.float32), source.frame, size) > 0.4
         packed = small.astype(np.uint8)
         known[0] = True
         if len(present) == 1:
@@ -212,7 +262,7 @@ def _ich_mask(
         name = _BOX_NAMES[box["subtype"]]
         if name in present:
             filled = box_mask(hu, tuple(float(box[key]) for key in ("xc", "yc", "w", "h")))
-            subtypes[SUBTYPES.index(name)] |= resample(filled.astype(np.float32), pictures.frame, SIZE) > 0.4
+            subtypes[SUBTYPES.index(name)] |= resample(filled.astype(np.float32), source.frame, size) > 0.4
     filled_names = [name for name, mask in zip(SUBTYPES, subtypes, strict=True) if mask.any()]
     for name in filled_names:
         known[CLASSES.index(name)] = True
@@ -247,28 +297,3 @@ def _outside_skull(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
     labels, _ = ndimage.label(~bone)
     edge = np.unique(np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1])))
     return np.isin(labels, edge[edge > 0])
-
-
-def save_series(path: Path, series: Sequence[Series]) -> None:
-    """Keep prepared series in one .npz, for reuse between runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        path,
-        patients=np.asarray([one.patient for one in series for _ in one.pictures]),
-        pictures=np.concatenate([one.pictures for one in series]),
-        labels=np.concatenate([one.labels for one in series]),
-        masks=np.concatenate([one.masks for one in series]),
-        known=np.concatenate([one.known for one in series]),
-    )
-
-
-def load_series(path: Path) -> list[Series]:
-    """Read back what `save_series` wrote."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    patients = arrays.pop("patients")
-    edges = [0, *(np.flatnonzero(patients[1:] != patients[:-1]) + 1).tolist(), len(patients)]
-    return [
-        Series(str(patients[start]), **{name: array[start:stop] for name, array in arrays.items()})
-        for start, stop in pairwise(edges)
-    ]

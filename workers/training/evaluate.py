@@ -1,10 +1,12 @@
-"""Judge predictions on patients the network had not seen. Fits calibration and thresholds, never weights."""
+"""Judge predictions on patients the network had not seen. Fits calibration and thresholds, never weights.
+
+Calibration and thresholds are cross-fitted: those a patient is judged by come from the other folds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,13 @@ from scipy.optimize import minimize
 
 from node.domain.findings import CLASSES
 from workers.models.aggregate import Aggregation
-from workers.models.multitask import MultiTaskPipeline
-from workers.preprocess import SIZE, HeadFrame, NetworkInput
 from workers.training import metrics
 from workers.training.datasets import Series
+from workers.training.predict import Prediction
+from workers.training.report.case import Case, study
 
 SPECIFICITY = 0.90
-"""Where sensitivity is reported, and where the thresholds of the subtypes lie."""
+"""Where the thresholds of the subtypes lie."""
 ALARM_SPECIFICITY = 0.80
 """Where the threshold of "any" lies: a false alarm moves a study up the list, a missed bleed lets it wait."""
 FEW = 10
@@ -31,18 +33,101 @@ MIXTURES = ((1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One patient as the network saw it: truth (n, 6), logits (n, 6), overlap of mask with known masks.
+class Fitted:
+    """How logits become probabilities, and from which series probability on a class is called present."""
 
-    `overlap` (n, 3): drawn pixels, true pixels and pixels in both, of the "any" channel on the
-    network's grid; NaN where the slice's mask is not known.
+    aggregation: Aggregation
+    thresholds: Mapping[str, float]
+
+
+def fit_operating(predictions: Sequence[Prediction]) -> Fitted:
+    """Mixture, calibration and thresholds from these predictions."""
+    aggregation = calibrate(predictions, choose_mixture(predictions))
+    return Fitted(aggregation, thresholds(predictions, aggregation))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A series as it would be reported, and whether each class (6,) would be called present."""
+
+    case: Case
+    called: NDArray[np.bool_]
+
+
+def cross_fitted(predictions: Sequence[Prediction], parts: Sequence[Sequence[int]]) -> list[Judged]:
+    """In the order of `predictions`; `parts` are the indices of each fold's own.
+
+    Each fold is calibrated and thresholded by what the others say. Where there is one fold only, it is by
+    itself, which flatters.
     """
+    found: dict[int, Judged] = {}
+    for part in parts:
+        inside = set(part)
+        others = [one for index, one in enumerate(predictions) if index not in inside]
+        fitted = fit_operating(others or predictions)
+        found.update((index, judge(predictions[index], fitted)) for index in part)
+    return [found[index] for index in sorted(found)]
 
-    patient: str
-    labels: NDArray[np.uint8]
-    class_logits: NDArray[np.float32]
-    mask_logits: NDArray[np.float32]
-    overlap: NDArray[np.float32]
+
+def judge(prediction: Prediction, fitted: Fitted) -> Judged:
+    """One series as it would be reported."""
+    aggregation = fitted.aggregation
+    evidence = aggregation.evidence(prediction.class_logits, prediction.mask_logits)
+    known = np.asarray([name in prediction.knows for name in CLASSES])
+    series = aggregation.series_probabilities(evidence)
+    at = np.asarray([fitted.thresholds[name] for name in CLASSES])
+    told = bool(prediction.told.all())
+    one = Case(
+        patient=prediction.patient,
+        labels=prediction.labels,
+        slices=np.where(known, aggregation.slice_probabilities(evidence), 0).astype(np.float32),
+        series=np.where(known, series, 0).astype(np.float32),
+        study_labels=None if told else prediction.truth,
+        drawn=prediction.drawn,
+        truth=prediction.mask,
+        mask_known=prediction.mask_known,
+        by_hand=prediction.by_hand,
+        cell_mm=prediction.cell_mm,
+        explanation=prediction.heat,
+    )
+    return Judged(one, (series >= at) & known)
+
+
+def gated(classified: Sequence[Judged], segmented: Sequence[Judged]) -> list[Judged]:
+    """The classifier's verdicts with the segmenter's masks, where the classifier called "any" present."""
+    found = []
+    for one, other in zip(classified, segmented, strict=True):
+        drawn = other.case.drawn
+        if drawn is not None and not one.called[0]:
+            drawn = np.zeros_like(drawn)
+        known = other.case
+        whole = replace(
+            one.case, drawn=drawn, truth=known.truth, mask_known=known.mask_known, by_hand=known.by_hand
+        )
+        found.append(Judged(whole, one.called))
+    return found
+
+
+def agreement(classified: Sequence[Judged], segmented: Sequence[Judged]) -> dict[str, int]:
+    """How often both, one or none of two models call a series bloody (any mask counts for the segmenter)."""
+    told = {"both": 0, "classifier_only": 0, "mask_only": 0, "neither": 0}
+    for one, other in zip(classified, segmented, strict=True):
+        spoken, drawn = bool(one.called[0]), other.case.drawn is not None and bool(other.case.drawn.any())
+        name = ("both" if drawn else "classifier_only") if spoken else ("mask_only" if drawn else "neither")
+        told[name] += 1
+    return told
+
+
+def operating_point(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Share of series with and without any bleed that are called right, thresholds cross-fitted."""
+    called = np.asarray([one.called[0] for one in judged], bool)
+    positive = np.asarray([bool(study(one.case)[0]) for one in judged])
+    return {
+        "positive": int(positive.sum()),
+        "negative": int((~positive).sum()),
+        "sensitivity": round(float(called[positive].mean()), 3) if positive.any() else None,
+        "specificity": round(float((~called[~positive]).mean()), 3) if (~positive).any() else None,
+    }
 
 
 def folds(series: Sequence[Series], count: int, seed: int) -> list[list[int]]:
@@ -55,7 +140,7 @@ def folds(series: Sequence[Series], count: int, seed: int) -> list[list[int]]:
     for index, one in enumerate(series):
         of_patient.setdefault(one.patient, []).append(index)
     patients = list(of_patient.values())
-    positive = np.asarray([any(series[i].labels[:, 0].any() for i in own) for own in patients])
+    positive = np.asarray([any(series[i].truth[0] for i in own) for own in patients])
     parts: list[list[int]] = [[] for _ in range(count)]
     for group in (np.flatnonzero(positive), np.flatnonzero(~positive)):
         for place, patient in enumerate(rng.permutation(group)):
@@ -63,55 +148,17 @@ def folds(series: Sequence[Series], count: int, seed: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def as_input(series: Series) -> NetworkInput:
-    """Prepared pictures as the pipeline takes them."""
-    count = len(series.pictures)
-    pictures = series.pictures.astype(np.float32) / np.float32(255)
-    frame = HeadFrame(0, 0, SIZE, SIZE)
-    return NetworkInput(pictures, np.arange(count, dtype=np.float32), frame, (count, SIZE, SIZE))
-
-
-def predict(pipeline: MultiTaskPipeline, series: Series) -> Prediction:
-    """What the pipeline's networks say about one prepared patient."""
-    reading = pipeline.read(as_input(series))
-    drawn = reading.masks[:, 0] >= pipeline.operating.mask_threshold
-    truth = (series.masks & 1) > 0
-    overlap = np.stack((drawn.sum((1, 2)), truth.sum((1, 2)), (drawn & truth).sum((1, 2))), axis=1)
-    known = np.where(series.known[:, :1], overlap, np.nan).astype(np.float32)
-    return Prediction(series.patient, series.labels, reading.class_logits, reading.mask_logits, known)
-
-
-def save(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Keep predictions in one .npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = ("labels", "class_logits", "mask_logits", "overlap")
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(one, name) for one in predictions]) for name in names
-    }
-    patients = np.asarray([one.patient for one in predictions for _ in one.labels])
-    np.savez(path, patients=patients, **arrays)
-
-
-def load(path: Path) -> list[Prediction]:
-    """Read back what `save` wrote."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    patients = arrays.pop("patients")
-    return [
-        Prediction(str(name), **{key: value[patients == name] for key, value in arrays.items()})
-        for name in dict.fromkeys(patients)
-    ]
-
-
 def choose_mixture(predictions: Sequence[Prediction]) -> Aggregation:
     """The mixture with the best sum of slice and patient AUC of "any"; those of MIXTURES, no more."""
 
     def merit(aggregation: Aggregation) -> float:
         evidence = [aggregation.evidence(one.class_logits, one.mask_logits)[:, 0] for one in predictions]
-        labels = [one.labels[:, 0].astype(float) for one in predictions]
-        strongest = np.stack([aggregation.strongest(one) for one in evidence])
-        by_slice = metrics.auc(np.concatenate(labels), np.concatenate(evidence).astype(float))
-        return by_slice + metrics.auc(np.stack([one.max() for one in labels]), strongest.astype(float))
+        told = np.concatenate([one.told[:, 0] for one in predictions])
+        labels = np.concatenate([one.labels[:, 0] for one in predictions]).astype(float)
+        strongest = np.stack([aggregation.strongest(one) for one in evidence]).astype(float)
+        by_slice = metrics.auc(labels[told], np.concatenate(evidence).astype(float)[told])
+        by_series = metrics.auc(np.stack([one.truth[0] for one in predictions]).astype(float), strongest)
+        return float(np.nansum([by_slice, by_series]))
 
     return max((Aggregation.plain(*weights) for weights in MIXTURES), key=merit)
 
@@ -122,10 +169,11 @@ def calibrate(predictions: Sequence[Prediction], aggregation: Aggregation) -> Ag
     slices = np.concatenate(evidence), np.concatenate([one.labels for one in predictions])
     series = (
         np.stack([aggregation.strongest(one) for one in evidence]),
-        np.stack([one.labels.max(axis=0) for one in predictions]),
+        np.stack([one.truth for one in predictions]),
     )
-    slice_scale, slice_bias = _platt(*slices)
-    series_scale, series_bias = _platt(*series)
+    told = np.concatenate([one.told for one in predictions])
+    slice_scale, slice_bias = _platt(*slices, told)
+    series_scale, series_bias = _platt(*series, np.ones(series[1].shape, bool))
     return replace(
         aggregation,
         slice_scale=slice_scale,
@@ -136,13 +184,15 @@ def calibrate(predictions: Sequence[Prediction], aggregation: Aggregation) -> Ag
 
 
 def _platt(
-    evidence: NDArray[np.float32], labels: NDArray[np.uint8]
+    evidence: NDArray[np.float32], labels: NDArray[np.uint8], told: NDArray[np.bool_]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     scales: list[float] = []
     biases: list[float] = []
     for place in range(len(CLASSES)):
-        few = labels[:, place].sum() < FEW
-        scale, bias = _fit_platt(evidence[:, place], labels[:, place], scales[0] if few and scales else None)
+        seen = told[:, place]
+        few = labels[seen, place].sum() < FEW
+        given = scales[0] if few and scales else None
+        scale, bias = _fit_platt(evidence[seen, place], labels[seen, place], given)
         scales.append(round(scale, 4))
         biases.append(round(bias, 4))
     return tuple(scales), tuple(biases)
@@ -173,50 +223,8 @@ def thresholds(predictions: Sequence[Prediction], aggregation: Aggregation) -> d
     for place, name in enumerate(CLASSES):
         wanted = ALARM_SPECIFICITY if name == "any" else SPECIFICITY
         threshold = metrics.threshold_at_specificity(truth[:, place], score[:, place], wanted)
-        chosen[name] = round(threshold + 5e-5, 4)
+        chosen[name] = round(threshold + 5e-5, 4) if np.isfinite(threshold) else 0.5
     return chosen
-
-
-def operating_point(
-    predictions: Sequence[Prediction], aggregation: Aggregation, at: Mapping[str, float]
-) -> dict[str, Any]:
-    """Share of patients with and without any bleed that are called right at the threshold of "any"."""
-    truth, score = _series(predictions, aggregation)
-    called = score[:, 0] >= at["any"]
-    positive = truth[:, 0] > 0
-    return {
-        "positive": int(positive.sum()),
-        "negative": int((~positive).sum()),
-        "sensitivity": round(float(called[positive].mean()), 3) if positive.any() else None,
-        "specificity": round(float((~called[~positive]).mean()), 3) if (~positive).any() else None,
-    }
-
-
-def report(predictions: Sequence[Prediction], aggregation: Aggregation, draws: int = 1000) -> dict[str, Any]:
-    """Slice and patient figures a class, each [value, low, high], and mask overlap; plain JSON types."""
-    slices = np.concatenate(
-        [
-            aggregation.slice_probabilities(aggregation.evidence(p.class_logits, p.mask_logits))
-            for p in predictions
-        ]
-    ).astype(float)
-    labels = np.concatenate([one.labels for one in predictions]).astype(float)
-    owners = np.asarray([one.patient for one in predictions for _ in one.labels])
-    truth, score = _series(predictions, aggregation)
-    patients = np.asarray([one.patient for one in predictions])
-    return {
-        "patients": len(predictions),
-        "slices": len(labels),
-        "slice": {
-            name: _figures(labels[:, place], slices[:, place], owners, draws)
-            for place, name in enumerate(CLASSES)
-        },
-        "patient": {
-            name: _figures(truth[:, place], score[:, place], patients, draws)
-            for place, name in enumerate(CLASSES)
-        },
-        "mask": mask_figures(predictions),
-    }
 
 
 def _series(
@@ -227,35 +235,4 @@ def _series(
         aggregation.series_probabilities(aggregation.evidence(one.class_logits, one.mask_logits))
         for one in predictions
     ]
-    return np.stack([one.labels.max(axis=0) for one in predictions]).astype(float), np.stack(score).astype(
-        float
-    )
-
-
-def _figures(
-    truth: metrics.Array, score: metrics.Array, owners: NDArray[np.str_], draws: int
-) -> dict[str, Any]:
-    wanted: dict[str, metrics.Metric] = {
-        "auc": metrics.auc,
-        "ap": metrics.average_precision,
-        f"sensitivity_at_specificity_{SPECIFICITY:.2f}": metrics.sensitivity_at(SPECIFICITY),
-    }
-    figures: dict[str, Any] = {"positive": int(truth.sum()), "cases": len(truth)}
-    for name, metric in wanted.items():
-        values = metrics.bootstrap(metric, truth, score, owners, draws)
-        figures[name] = [round(value, 3) if np.isfinite(value) else None for value in values]
-    return figures
-
-
-def mask_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Pooled Dice of the "any" mask over slices with a known mask that holds blood."""
-    overlap = np.concatenate([one.overlap for one in predictions])
-    bloody = overlap[np.isfinite(overlap[:, 0]) & (overlap[:, 1] > 0)]
-    if len(bloody) == 0:
-        return {"slices": 0, "dice_pooled": None, "dice_mean": None}
-    drawn, truth, both = bloody.T
-    return {
-        "slices": len(bloody),
-        "dice_pooled": round(float(2 * both.sum() / (drawn.sum() + truth.sum())), 3),
-        "dice_mean": round(float((2 * both / (drawn + truth)).mean()), 3),
-    }
+    return np.stack([one.truth for one in predictions]).astype(float), np.stack(score).astype(float)

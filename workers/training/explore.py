@@ -7,7 +7,7 @@ A class whose label is not told in a set is counted as not told, never as absent
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,20 +18,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from node.domain.findings import CLASSES
-from workers.preprocess import WINDOW_HU
-from workers.training.cq500 import Study, cq500
-from workers.training.datasets import Series, ct_ich
-from workers.training.nifti import MaskedVolume, bhsd, ct_ich_volumes, instance_2022
-from workers.training.rsna import rsna
+from workers.preprocess import WIDE_BRAIN
+from workers.training.datasets import Series
+from workers.training.sources import source
 
-Item = Series | Study | MaskedVolume
-Reader = Callable[[Path], Iterator[Item]]
-KINDS: tuple[tuple[str, Reader], ...] = (
-    ("ct-ich", ct_ich), ("ct-ich-nifti", ct_ich_volumes), ("rsna", rsna), ("cq500", cq500), ("bhsd", bhsd),
-    ("instance", instance_2022),
-)  # fmt: skip
-"""Every set that can be read, by the name of its kind."""
-
+HU_RANGE = (WIDE_BRAIN.low, WIDE_BRAIN.low + WIDE_BRAIN.width)
 EXAMPLES = 4
 """Pictures shown of each class."""
 
@@ -57,10 +48,7 @@ def explore(kind: str, data: Path, out: Path, limit: int | None = None) -> dict[
 
     Raises KeyError for an unknown kind, and what the reader of the set raises.
     """
-    readers = dict(KINDS)
-    if kind not in readers:
-        raise KeyError(f"no kind {kind!r}; there are {', '.join(readers)}")
-    tally = count(islice(readers[kind](data), limit))
+    tally = count(islice(source(kind).read(data), limit))
     facts = {"kind": kind, "limit": limit, **summary(tally)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "explore.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -69,7 +57,7 @@ def explore(kind: str, data: Path, out: Path, limit: int | None = None) -> dict[
     return facts
 
 
-def count(items: Iterable[Item]) -> Tally:
+def count(items: Iterable[Series]) -> Tally:
     """Everything to be told about the items, holding one of them at a time."""
     tally = Tally()
     for item in items:
@@ -77,20 +65,18 @@ def count(items: Iterable[Item]) -> Tally:
         tally.series += 1
         tally.slices += len(item.pictures)
         tally.grey += np.bincount(item.pictures.ravel(), minlength=256)
-        if isinstance(item, Study):
-            tally.told_series += 1
-            tally.positive_series += item.labels
-            middle = np.full(1, len(item.pictures) // 2)
-            _keep(
-                tally, item, {name: middle for name, seen in zip(CLASSES, item.labels, strict=True) if seen}
-            )
-        else:
+        if item.study is None:
             _count_slices(tally, item)
+            continue
+        tally.told_series += 1
+        tally.positive_series += item.truth
+        middle = np.full(1, len(item.pictures) // 2)
+        _keep(tally, item, {name: middle for name, seen in zip(CLASSES, item.truth, strict=True) if seen})
     return tally
 
 
-def _count_slices(tally: Tally, item: Series | MaskedVolume) -> None:
-    labels, told = _labels(item)
+def _count_slices(tally: Tally, item: Series) -> None:
+    labels, told = item.labels, item.told
     positive = (labels > 0) & told
     tally.told_slices += told.sum(axis=0)
     tally.positive_slices += positive.sum(axis=0)
@@ -101,24 +87,13 @@ def _count_slices(tally: Tally, item: Series | MaskedVolume) -> None:
     _keep(tally, item, {name: found for name, found in places.items() if len(found)})
 
 
-def _labels(item: Series | MaskedVolume) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Labels (n, 6) and which of them the set tells."""
-    if isinstance(item, Series):
-        return item.labels, np.ones(item.labels.shape, bool)
-    labels = np.zeros(item.known.shape, np.uint8)
-    labels[:, 0] = item.bleeding
-    told = np.repeat(item.bleeding[:, None] == 0, len(CLASSES), axis=1)
-    told[:, 0] = True
-    return labels, told
-
-
-def _keep(tally: Tally, item: Item, places: dict[str, NDArray[np.int_]]) -> None:
+def _keep(tally: Tally, item: Series, places: dict[str, NDArray[np.int_]]) -> None:
     """One picture of this item for each class at hand, or its middle one for "none"."""
     chosen = places or {"none": np.full(1, len(item.pictures) // 2)}
     for name, found in chosen.items():
         kept = tally.examples.setdefault(name, [])
         if len(kept) < EXAMPLES:
-            kept.append(item.pictures[int(found[len(found) // 2])].copy())
+            kept.append(item.pictures[int(found[len(found) // 2]), 0].copy())
 
 
 def summary(tally: Tally) -> dict[str, Any]:
@@ -130,7 +105,7 @@ def summary(tally: Tally) -> dict[str, Any]:
             for place, name in enumerate(CLASSES)
         }
 
-    low, high = WINDOW_HU
+    low, high = HU_RANGE
     return {
         "patients": len(tally.patients),
         "series": tally.series,
@@ -146,7 +121,7 @@ def summary(tally: Tally) -> dict[str, Any]:
 def _histogram(tally: Tally) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.step(np.linspace(*WINDOW_HU, 256)[1:-1], tally.grey[1:-1], where="mid")
+    axes.step(np.linspace(*HU_RANGE, 256)[1:-1], tally.grey[1:-1], where="mid")
     axes.set(xlabel="HU", ylabel="pixels", title="Inside the brain window; its ends are left out")
     return figure
 

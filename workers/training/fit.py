@@ -1,4 +1,4 @@
-"""Fit the multi-task network to series, seeded and resumable. Reads no picture file, writes only checkpoints.
+"""Fit one network to series, seeded and resumable. Reads no picture file, writes only checkpoints.
 
 Every batch is a function of (seed, step), so a run that is stopped and resumed sees what an
 unbroken run would have seen.
@@ -6,24 +6,30 @@ unbroken run would have seen.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.models.network import MultiTaskNet
-from workers.training.augment import Augmentation, augment
-from workers.training.datasets import Series, SliceDataset
-from workers.training.losses import loss
+from node.domain.errors import PermanentError
+from workers.training import metrics
+from workers.training.augment import augment
+from workers.training.datasets import Batch, Series, SliceDataset
+from workers.training.learners import Learner
+from workers.training.losses import Truth, class_loss
 from workers.training.recipes import Recipe, Stage
 
 CHECKPOINT_EVERY = 100
+VALIDATION_BATCH = 64
 _WARM_UP = 0.05
+_RESTARTS = 4
 
 Progress = Callable[[int, int, float], None]
 """Called with (step, steps, loss) after each step."""
@@ -31,99 +37,202 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """What one run may learn from; either part may be empty, not both."""
+    """What one run may learn from (either part may be empty, not both), and what only tells when to stop."""
 
     real: Sequence[Series]
     phantoms: Sequence[Series]
+    validation: Sequence[Series] = ()
+
+    @property
+    def slices(self) -> int:
+        return sum(len(one.pictures) for one in (self.real or self.phantoms))
+
+
+@dataclass
+class History:
+    """The course of a run: losses of training by step, of validation by (step, loss, AUC of "any")."""
+
+    training: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Place of the lowest validation loss, -1 before there is any."""
+        losses = [loss for _, loss, _ in self.validation]
+        return int(np.argmin(losses)) if losses else -1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The weights to go on with, and how they came about."""
+
+    weights: dict[str, Tensor]
+    history: History
 
 
 class Sampler:
     """Draws batches: phantoms and real slices by share, positives more often than they occur."""
 
-    def __init__(self, corpus: Corpus, stage: Stage) -> None:
+    def __init__(self, corpus: Corpus, stage: Stage, neighbours: tuple[int, ...] = ()) -> None:
         self.stage = stage
-        self.real = SliceDataset(corpus.real) if corpus.real else None
-        self.phantoms = SliceDataset(corpus.phantoms) if corpus.phantoms else None
-        if self.real is None and self.phantoms is None:
+        self.parts = [
+            (SliceDataset(series, neighbours), phantom)
+            for series, phantom in ((corpus.phantoms, True), (corpus.real, False))
+            if series
+        ]
+        if not self.parts:
             raise ValueError("nothing to learn from: give real series, phantoms, or both")
+        self.weights = [_weights(dataset, stage) for dataset, _ in self.parts]
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pictures (n, 3, y, x), labels (n, 6), masks (n, 6, y, x), known (n, 6)."""
-        share = 0.0 if self.phantoms is None else 1.0 if self.real is None else self.stage.phantom_share
-        count = round(self.stage.batch * share)
-        samples = []
-        for dataset, wanted in ((self.phantoms, count), (self.real, self.stage.batch - count)):
-            if dataset is not None and wanted:
-                weights = _weights(dataset.labels, self.stage.positive_share)
-                samples += [dataset[int(item)] for item in rng.choice(len(dataset), wanted, p=weights)]
-        parts = zip(*((one.picture, one.labels, one.mask, one.known) for one in samples), strict=True)
-        pictures, labels, masks, known = (torch.from_numpy(np.stack(part)) for part in parts)
-        return pictures, labels, masks, known
+    def batch(self, rng: np.random.Generator) -> Batch:
+        share = self.stage.phantom_share if len(self.parts) == 2 else float(self.parts[0][1])
+        phantoms = round(self.stage.batch * share)
+        drawn: list[Batch] = []
+        for (dataset, phantom), weights in zip(self.parts, self.weights, strict=True):
+            count = phantoms if phantom else self.stage.batch - phantoms
+            if count:
+                drawn.append(dataset.batch(rng.choice(len(dataset), count, p=weights)))
+        return Batch(
+            *(np.concatenate([getattr(one, name) for one in drawn]) for name in Batch.__dataclass_fields__)
+        )
 
 
-def _weights(labels: NDArray[np.uint8], positive_share: float) -> NDArray[np.float64]:
+def _weights(dataset: SliceDataset, stage: Stage) -> NDArray[np.float64]:
     """Probability of each slice: positives take `positive_share`, rarer subtypes more (inverse root)."""
-    positive = labels[:, 0] > 0
-    if positive.all() or not positive.any():
-        return np.full(len(labels), 1 / len(labels))
-    rarity = 1 / np.sqrt(np.maximum(labels[:, 1:].sum(axis=0), 1))
-    weight = np.where(positive, np.maximum((labels[:, 1:] * rarity).max(axis=1), rarity.min()), 1.0)
-    weight[positive] *= positive_share / weight[positive].sum()
-    weight[~positive] *= (1 - positive_share) / weight[~positive].sum()
-    return weight
+    weight = np.ones(len(dataset))
+    if stage.mid_volume:
+        place = np.asarray([(i + 0.5) / len(dataset.series[s].pictures) for s, i in dataset.index])
+        weight *= 1 - np.abs(2 * place - 1) / 2
+    positive = dataset.labels[:, 0] > 0
+    if stage.positive_share is not None and positive.any() and not positive.all():
+        rarity = 1 / np.sqrt(np.maximum(dataset.labels[:, 1:].sum(axis=0), 1))
+        weight *= np.where(
+            positive, np.maximum((dataset.labels[:, 1:] * rarity).max(axis=1), rarity.min()), 1
+        )
+        weight[positive] *= stage.positive_share / weight[positive].sum()
+        weight[~positive] *= (1 - stage.positive_share) / weight[~positive].sum()
+    normalised: NDArray[np.float64] = weight / weight.sum()
+    return normalised
 
 
 class Run:
-    """One stage of one recipe on one corpus: the network, its running average, and how far it has come."""
+    """One stage of one recipe: the network, its running average, and how far it has come."""
 
-    def __init__(self, recipe: Recipe, stage: Stage, seed: int) -> None:
+    def __init__(
+        self, recipe: Recipe, stage: Stage, learner: Learner, seed: int, device: torch.device | None = None
+    ) -> None:
         torch.manual_seed(seed)
-        self.recipe, self.stage, self.seed, self.step = recipe, stage, seed, 0
-        network = MultiTaskNet(recipe.widths, recipe.dropout)
-        self.network: MultiTaskNet = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(
+        self.recipe, self.stage, self.learner, self.seed, self.step = recipe, stage, learner, seed, 0
+        self.device = device or torch.device("cpu")
+        network = learner.network().to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = self._copy()
+        self.best: dict[str, Tensor] | None = None
+        self.history = History()
+        kind = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
+        self.optimiser = kind(
             self.network.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay
         )
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with the weights of an earlier stage."""
-        self.network.load_state_dict(weights)
-        self.average = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(dict(weights))
+        self.average = self._copy()
 
-    def fit(
-        self, corpus: Corpus, checkpoint: Path | None = None, progress: Progress | None = None
-    ) -> dict[str, Tensor]:
-        """Train to the stage's last step, resuming `checkpoint` if it is there; the averaged weights."""
+    def fit(self, corpus: Corpus, checkpoint: Path | None = None, progress: Progress | None = None) -> Fitted:
+        """Train to the last step or until patience ends, resuming `checkpoint` if it is there.
+
+        Raises PermanentError CHECKPOINT_FOREIGN when that was made by other settings.
+        """
         if checkpoint and checkpoint.exists():
             self._load(checkpoint)
-        sampler = Sampler(corpus, self.stage)
-        self.network.train()
-        while self.step < self.stage.steps:
-            value = self._step(sampler, self.recipe.augmentation)
+        sampler = Sampler(corpus, self.stage, self.learner.neighbours)
+        steps = self.stage.length(corpus.slices)
+        epoch = max(1, min(steps, corpus.slices // self.stage.batch))
+        while self.step < steps and not self._stalled():
+            value = self._step(sampler, steps)
+            self.history.training.append(value)
             if progress:
-                progress(self.step, self.stage.steps, value)
-            if checkpoint and (self.step % CHECKPOINT_EVERY == 0 or self.step == self.stage.steps):
-                self._save(checkpoint)
-        return self.average
+                progress(self.step, steps, value)
+            if corpus.validation and (self.step % epoch == 0 or self.step == steps):
+                self._validate(corpus.validation)
+            over = self.step == steps or self._stalled()
+            if checkpoint and (self.step % CHECKPOINT_EVERY == 0 or over):
+                self._save(checkpoint, over)
+        return Fitted(self._weights(), self.history)
 
-    def _step(self, sampler: Sampler, augmentation: Augmentation) -> float:
+    def _stalled(self) -> bool:
+        """Whether the last `patience` epochs brought no better validation loss."""
+        told = len(self.history.validation)
+        return self.stage.patience > 0 and told - 1 - self.history.best >= self.stage.patience
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What the run ends with: the best of early stopping, the average, or the last; on the CPU."""
+        if self.stage.patience and self.best is not None:
+            chosen = self.best
+        else:
+            chosen = self.average if self.stage.ema else self._copy()
+        return {name: value.cpu() for name, value in chosen.items()}
+
+    def _step(self, sampler: Sampler, steps: int) -> float:
         rng = np.random.default_rng((self.seed, self.step))
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        pictures, labels, masks, known = sampler.batch(rng)
-        pictures, masks = augment(pictures, masks, rng, augmentation)
+        batch = sampler.batch(rng)
+        pictures, labels, told, masks, known = (
+            torch.from_numpy(getattr(batch, name)).to(self.device) for name in Batch.__dataclass_fields__
+        )
+        pictures, masks = augment(
+            pictures, masks, rng, self.recipe.augmentation, slices=bool(self.learner.neighbours)
+        )
+        rate = self.stage.learning_rate * schedule(self.stage.schedule, self.step / steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.stage.learning_rate * _schedule(self.step / self.stage.steps)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = self.network(pictures.contiguous(memory_format=torch.channels_last))
-        value = loss(output, labels, masks, known, self.recipe.loss)
+            group["lr"] = rate
+        self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            seen = pictures.contiguous(memory_format=torch.channels_last)
+            value = self.learner.loss(self.network, seen, Truth(labels, told, masks, known))
         self.optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
         self.step += 1
-        self._average()
+        if self.stage.ema:
+            self._average()
         return float(value.detach())
+
+    def _validate(self, series: Sequence[Series]) -> None:
+        """Loss and AUC of "any" over every slice, with the weights that would be kept."""
+        own = self._copy()
+        if self.stage.ema:
+            self.network.load_state_dict(self.average)
+        logits, labels, told = self._predict(SliceDataset(series, self.learner.neighbours))
+        if not self.learner.knows_classes:
+            told = told * (torch.arange(told.shape[1]) == 0)
+        loss = float(class_loss(logits, labels, told))
+        seen = told[:, 0] > 0
+        auc = metrics.auc(labels[seen, 0].double().numpy(), logits[seen, 0].double().numpy())
+        self.history.validation.append((self.step, loss, auc))
+        if self.history.best == len(self.history.validation) - 1:
+            self.best = self._copy()
+        self.network.load_state_dict(own)
+
+    @torch.no_grad()
+    def _predict(self, dataset: SliceDataset) -> tuple[Tensor, Tensor, Tensor]:
+        self.network.eval()
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(dataset), VALIDATION_BATCH):
+            batch = dataset.batch(range(start, min(start + VALIDATION_BATCH, len(dataset))))
+            pictures = torch.from_numpy(batch.pictures).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits = self.learner.logits(
+                    self.network, pictures.contiguous(memory_format=torch.channels_last)
+                )
+            found.append((logits.float().cpu(), torch.from_numpy(batch.labels), torch.from_numpy(batch.told)))
+        logits, labels, told = (torch.cat(part) for part in zip(*found, strict=True))
+        return logits, labels, told
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def _average(self) -> None:
         """Exponential moving average; short at first, so that the start is forgotten."""
@@ -135,28 +244,54 @@ class Run:
                 else:  # batch normalisation counts its batches
                     self.average[name].copy_(value)
 
-    def _save(self, path: Path) -> None:
+    def _digest(self) -> str:
+        """Of everything that decides the course of this run."""
+        facts = repr((asdict(self.recipe), asdict(self.stage), self.seed))
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    def _save(self, path: Path, over: bool) -> None:
+        """What it takes to go on, which is less once the run is over."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
+            "settings": self._digest(),
             "step": self.step,
             "network": self.network.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "average": self.average if self.stage.ema else None,
+            "best": self.best if self.stage.patience else None,
+            "optimiser": None if over else self.optimiser.state_dict(),
+            "history": asdict(self.history),
         }
         temporary = path.with_suffix(".part")
         torch.save(state, temporary)
         temporary.replace(path)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+        if state.get("settings") != self._digest():
+            raise PermanentError(
+                "CHECKPOINT_FOREIGN",
+                f"{path} was made by other settings; remove it, or give another --out",
+            )
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
-        self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.average, self.best = state["average"] or self._copy(), state["best"]
+        if state["optimiser"] is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+        told = [(int(step), float(loss), float(auc)) for step, loss, auc in state["history"]["validation"]]
+        self.history = History(list(state["history"]["training"]), told)
 
 
-def _schedule(done: float) -> float:
-    """Linear warm-up, then half a cosine down to 2 %."""
-    if done < _WARM_UP:
-        return (done + 1e-3) / _WARM_UP
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
+def schedule(kind: str, done: float) -> float:
+    """Factor of the learning rate when `done` (0..1) of the run is over. Raises KeyError for another kind."""
+    if kind == "constant":
+        return 1.0
+    if kind == "halving":  # 0.5 to the power of the epoch, as six equal epochs
+        return 0.5 ** int(6 * done)
+    if kind == "restarts":
+        done = done * _RESTARTS % 1.0
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+    if kind == "cosine":  # a linear warm-up, then half a cosine down to 2 %
+        if done < _WARM_UP:
+            return (done + 1e-3) / _WARM_UP
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
+    raise KeyError(f"no schedule {kind!r}: there are constant, halving, restarts, cosine")

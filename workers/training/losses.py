@@ -1,8 +1,12 @@
-"""What the multi-task network is punished for: wrong classes, wrong masks, heads that disagree. No state."""
+"""What networks are punished for: wrong classes, wrong masks, heads that disagree. No state.
+
+Labels that are not told and masks that are not known teach nothing.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,21 +25,42 @@ class LossWeights:
     mask_dice: float = 1.0
     agreement: float = 0.25
     blood: float = 4.0
+    picture: float = 1.0
 
 
-def loss(output: Output, labels: Tensor, mask: Tensor, known: Tensor, weights: LossWeights) -> Tensor:
-    """Scalar loss; `known` (n, 6) switches mask channels off where blood is unlabelled."""
-    logits, masks = output.classes.float(), output.masks.float()
-    weight = torch.tensor(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)
-    classes = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    total = weights.classes * (classes * weight.to(logits)).sum(dim=1).mean()
+class Truth(NamedTuple):
+    """Labels and `told` (n, 6), masks (n, 6, y, x) and `known` (n, 6) channels of them."""
+
+    labels: Tensor
+    told: Tensor
+    masks: Tensor
+    known: Tensor
+
+
+def class_loss(logits: Tensor, labels: Tensor, told: Tensor) -> Tensor:
+    """RSNA 2019's weighted log loss of logits (n, 6), a mean over slices."""
+    weight = torch.tensor(CLASS_WEIGHTS, device=logits.device) / sum(CLASS_WEIGHTS)
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+    return (losses * weight * told).sum(dim=1).mean()
+
+
+def mask_loss(masks: Tensor, truth: Tensor, known: Tensor, weights: LossWeights) -> Tensor:
+    """Cross-entropy and soft Dice of mask logits (n, k, y, x), over known channels (n, k)."""
+    masks = masks.float()
     pixels = functional.binary_cross_entropy_with_logits(
-        masks, mask, reduction="none", pos_weight=torch.tensor(weights.blood)
+        masks, truth, reduction="none", pos_weight=torch.tensor(weights.blood, device=masks.device)
     )
-    share = known.sum().clamp(min=1)
-    total = total + weights.mask_pixels * (pixels.mean((2, 3)) * known).sum() / share
-    total = total + weights.mask_dice * _dice(masks, mask, known)
-    return total + weights.agreement * _agreement(logits, masks)
+    total = weights.mask_pixels * (pixels.mean((2, 3)) * known).sum() / known.sum().clamp(min=1)
+    return total + weights.mask_dice * _dice(masks, truth, known)
+
+
+def multitask_loss(output: Output, truth: Truth, middle: Tensor, weights: LossWeights) -> Tensor:
+    """Classes, masks, that the two agree, and the `middle` slice (n, 1, y, x) where it is drawn again."""
+    total = weights.classes * class_loss(output.classes, truth.labels, truth.told)
+    total = total + mask_loss(output.masks, truth.masks, truth.known, weights)
+    if output.picture is not None:
+        total = total + weights.picture * functional.mse_loss(output.picture.float(), middle)
+    return total + weights.agreement * _agreement(output.classes.float(), output.masks.float())
 
 
 def _dice(masks: Tensor, mask: Tensor, known: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ CT-ICH v1.3.1 (PhysioNet Restricted Health Data License 1.5.0): Hssayeni et al.,
 `ct_scans/`, `masks/` (0 and 255) and a table of subtypes a slice. BHSD: Wu et al., MLMI 2023,
 doi:10.48550/arXiv.2308.11298: `images/`, `ground truths/`, values 1–5; derived from RSNA 2019, so not
 external to models trained on that.
-INSTANCE 2022: Li et al., doi:10.48550/arXiv.2301.03281: `data/`, `label/` (binary): no subtype is known,
-so its volumes are `MaskedVolume`, not `Series`, whose subtype labels would teach absence.
+INSTANCE 2022: Li et al., doi:10.48550/arXiv.2301.03281: `data/`, `label/` (binary): no subtype is told
+where anything bleeds.
 
 NIfTI axes are (i, j, k) with an affine to patient RAS mm; here volumes are (z, y, x) with x to patient
 left, y to posterior, z from feet to head (LPS), found from the affine and nothing else.
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, SUBTYPES
 from node.pixels import LOWEST_HU
+from workers.preprocess import DEFAULT_VIEW, View
 from workers.training.assemble import SliceTruth, assemble
 from workers.training.datasets import Series
 
@@ -59,22 +60,7 @@ class Canonical:
     reversed: bool
 
 
-@dataclass(frozen=True)
-class MaskedVolume:
-    """One patient with drawn blood of unknown subtype, feet to head.
-
-    `pictures` (n, SIZE, SIZE) uint8; `bleeding` (n,) is the label of "any"; `masks` (n, SIZE, SIZE)
-    uint8 as in `Series`, bit 0 only; `known` (n, 6): subtypes are known (absent) where nothing bleeds.
-    """
-
-    patient: str
-    pictures: NDArray[np.uint8]
-    bleeding: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
-    known: NDArray[np.bool_]
-
-
-def ct_ich_volumes(folder: Path) -> Iterator[Series]:
+def ct_ich_volumes(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
     """CT-ICH from its NIfTI files: "any" drawn, subtypes a slice from the table of diagnoses."""
     diagnoses = read_diagnoses(folder / DIAGNOSES)
     for name, image, mask in pairs(folder / "ct_scans", folder / "masks"):
@@ -89,20 +75,20 @@ def ct_ich_volumes(folder: Path) -> Iterator[Series]:
             raise PermanentError("NOT_AXIAL", text)
         labels = found[::-1].copy() if head.reversed else found
         truth = _diagnosed(labels, drawn > 0)
-        yield _assemble(f"ct-ich-{int(name):03d}", image, head, truth)
+        yield _assemble(f"ct-ich-{int(name):03d}", image, head, truth, view)
 
 
-def bhsd(folder: Path) -> Iterator[Series]:
+def bhsd(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
     """BHSD: every subtype drawn, so labels and masks of all six channels are known."""
     for name, image, mask in pairs(folder / "images", folder / "ground truths"):
         head, drawn = read_pair(image, mask)
         packed = pack_values(drawn, BHSD_VALUES, mask)
         labels = np.stack([((packed >> bit) & 1).any(axis=(1, 2)) for bit in range(len(CLASSES))], axis=1)
         truth = SliceTruth(labels.astype(np.uint8), np.ones(labels.shape, bool), packed)
-        yield _assemble(f"bhsd-{name}", image, head, truth)
+        yield _assemble(f"bhsd-{name}", image, head, truth, view)
 
 
-def instance_2022(folder: Path) -> Iterator[MaskedVolume]:
+def instance_2022(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
     """INSTANCE 2022 training cases: blood is drawn, its subtype is not told."""
     for name, image, mask in pairs(folder / "data", folder / "label"):
         head, drawn = read_pair(image, mask)
@@ -112,14 +98,13 @@ def instance_2022(folder: Path) -> Iterator[MaskedVolume]:
         known[:, 0] = True
         labels = np.zeros(known.shape, np.uint8)
         labels[:, 0] = bleeding
-        truth = SliceTruth(labels, known, blood.astype(np.uint8))
-        made = _assemble(f"instance-{name}", image, head, truth)
-        yield MaskedVolume(made.patient, made.pictures, made.labels[:, 0], made.masks, made.known)
+        truth = SliceTruth(labels, known, blood.astype(np.uint8), told=known)
+        yield _assemble(f"instance-{name}", image, head, truth, view)
 
 
-def _assemble(patient: str, image: Path, head: Canonical, truth: SliceTruth) -> Series:
+def _assemble(patient: str, image: Path, head: Canonical, truth: SliceTruth, view: View) -> Series:
     try:
-        return assemble(patient, head.data, head.spacing_mm, truth)
+        return assemble(patient, head.data, head.spacing_mm, truth, view=view)
     except PermanentError as error:
         raise PermanentError(error.code, f"{image}: {error}") from error
 

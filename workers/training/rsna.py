@@ -25,6 +25,7 @@ from pydicom.uid import CTImageStorage
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from workers.load import read_dataset
+from workers.preprocess import DEFAULT_VIEW, View
 from workers.training.assemble import SliceTruth, assemble
 from workers.training.datasets import Series
 from workers.volume import build_volume
@@ -52,12 +53,12 @@ class SeriesFiles:
     paths: tuple[Path, ...]
 
 
-def rsna(folder: Path) -> Iterator[Series]:
+def rsna(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
     """Every usable series in `folder`; a mask is known only where a class is absent (empty)."""
     labels = read_labels(folder / TABLE)
     for files in index(folder / IMAGES, labels):
         try:
-            yield read_series(files, labels)
+            yield read_series(files, labels, view)
         except PermanentError as error:
             if error.code not in _UNUSABLE:
                 raise PermanentError(error.code, f"series {files.series_instance_uid}: {error}") from error
@@ -141,7 +142,7 @@ def _owner(path: Path) -> tuple[str, str]:
     return patient, series
 
 
-def read_series(files: SeriesFiles, labels: Mapping[str, Labels]) -> Series:
+def read_series(files: SeriesFiles, labels: Mapping[str, Labels], view: View = DEFAULT_VIEW) -> Series:
     """One series with the labels of its slices, feet to head by geometry. Raises as `build_volume`."""
     datasets = [_complete(read_dataset(path)) for path in files.paths]
     with disable_value_validation():
@@ -151,7 +152,12 @@ def read_series(files: SeriesFiles, labels: Mapping[str, Labels]) -> Series:
     known = np.stack([labels[images[uid]] for uid in volume.sop_instance_uids])
     truth = np.ascontiguousarray(volume.slices_from_canonical(known))
     return assemble(
-        f"rsna-{files.patient_id}", volume.canonical(), volume.spacing_mm, SliceTruth(truth, truth == 0)
+        f"rsna-{files.patient_id}",
+        volume.canonical(),
+        volume.spacing_mm,
+        SliceTruth(truth, truth == 0),
+        name=files.series_instance_uid,
+        view=view,
     )
 
 

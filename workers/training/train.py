@@ -1,207 +1,233 @@
-"""From a recipe to a shipped pipeline: phantoms, cross-validation, final members, calibration. No console.
+"""From a plan to figures and a shipped pipeline: phantoms, cross-validation, final members. No console.
 
-Reported figures are those of the recipe by cross-validation over patients; the shipped members
-are then trained on all of them. Everything is kept in the run's folder and resumed from there.
+Reported figures are those of the recipe by cross-validation over patients; the shipped members are then
+trained on all of them. Everything is kept in the run's folder and resumed from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from node.domain.findings import CLASSES, ModelIdentity
-from workers.models.aggregate import Aggregation
-from workers.models.multitask import MultiTaskPipeline, Operating
-from workers.models.network import MultiTaskNet
-from workers.models.runtime import save_pipeline
-from workers.training import evaluate
-from workers.training.datasets import Series, ct_ich, load_series, phantoms, save_series
-from workers.training.evaluate import Prediction
-from workers.training.fit import Corpus, Progress, Run
-from workers.training.recipes import Recipe, Stage
+from node.domain.errors import PermanentError
+from workers.models import families
+from workers.models.backbones import windows_of
+from workers.models.picture import Operating, PicturePipeline
+from workers.models.sequence import SequenceModel
+from workers.models.slicewise import SequencePipeline
+from workers.preprocess import View
+from workers.training import curves
+from workers.training.datasets import Series
+from workers.training.evaluate import folds
+from workers.training.fit import Corpus, Fitted, Progress, Run
+from workers.training.learners import identity, learner
+from workers.training.plan import Plan
+from workers.training.predict import Prediction, load, predict_all, save
+from workers.training.recipes import Recipe, Stage, recipe
+from workers.training.sequence_fit import fit_sequence
 
-PHANTOM_SEEDS = 100_000
-"""First seed of the training phantoms; held-out ones start at HELD_OUT_SEEDS."""
-HELD_OUT_SEEDS = 900_000
-CT_ICH_SOURCE = {
-    "name": "CT-ICH v1.0.0",
-    "citation": "Hssayeni et al., Data 5(1):14 (2020), doi:10.13026/w8q8-ky94",
-    "licence": "CC BY 4.0",
-}
+VALIDATION = 0.15
+"""Share of all patients that stop the training of a fold: 65 % teach, 15 % stop, 20 % are predicted."""
+FINAL = "final"
 
+State = Mapping[str, Tensor]
 Watch = Callable[[str], Progress]
 """Gives the progress callback of a named part of the work."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to do with a recipe: `data` is the CT-ICH folder, or None for phantoms only."""
+class Validated:
+    """Cross-validation: predictions of every series that has one, seed by seed, and whose fold each is in.
 
-    recipe: Recipe
-    out: Path
-    version: str
-    data: Path | None = None
-    phantoms: int = 800
-    folds: int = 5
-    members: int = 1
-    """Repetitions of fine-tuning on all patients with other seeds, each giving its snapshots."""
-    seed: int = 1
-    workers: int = 1
+    `lengths` are the steps after which each stage was best, fold by fold, for the final training.
+    """
 
+    predictions: dict[int, list[Prediction]]
+    parts: list[list[int]]
+    lengths: list[list[int]]
 
-def run(plan: Plan, watch: Watch) -> ModelIdentity:
-    """Do the whole plan; weights and sidecar end up as `<recipe>.safetensors` and `.json` in `plan.out`."""
-    drawn = phantom_corpus(plan.out, PHANTOM_SEEDS, plan.phantoms, plan.workers)
-    start = _fit(plan, plan.recipe.pretrain, Corpus((), drawn), None, "pretrain", plan.seed, watch)
-    held_out = phantom_corpus(plan.out, HELD_OUT_SEEDS, max(4, plan.phantoms // 20), plan.workers)
-    if plan.data is None:
-        members = [start]
-        predictions = _predict(plan.recipe, members, held_out)
-        patients: list[str] = []
-    else:
-        real = real_corpus(plan.out, plan.data)
-        predictions = cross_validate(plan, start, real, drawn, watch)
-        evaluate.save(plan.out / "out-of-fold.npz", predictions)
-        members = list(_members(plan, start, real, drawn, watch))
-        patients = [one.patient for one in real]
-    return ship(plan, members, predictions, held_out, patients)
+    def averaged(self) -> list[Prediction]:
+        """One prediction a series: the mean logits of all seeds, masks by majority, mean maps."""
+        return [average(same) for same in zip(*self.predictions.values(), strict=True)]
 
 
-def phantom_corpus(folder: Path, first: int, count: int, workers: int) -> list[Series]:
-    """Phantom series of `count` seeds from `first`, drawn once and kept in the run's folder."""
-    path = folder / "cache" / f"phantoms-{first}-{count}.npz"
-    if not path.exists():
-        save_series(path, list(phantoms(range(first, first + count), workers)))
-    return load_series(path)
+def average(same: Sequence[Prediction]) -> Prediction:
+    """Predictions of one series by several models as one."""
+    first = same[0]
+    if len(same) == 1:
+        return first
+    masks = [one.drawn for one in same if one.drawn is not None]
+    return replace(
+        first,
+        class_logits=np.mean([one.class_logits for one in same], axis=0, dtype=np.float32),
+        mask_logits=np.mean([one.mask_logits for one in same], axis=0, dtype=np.float32),
+        heat=np.mean([one.heat.astype(np.float32) for one in same], axis=0).astype(np.float16),
+        drawn=np.mean(masks, axis=0) >= 0.5 if masks else None,
+    )
 
 
-def real_corpus(folder: Path, data: Path) -> list[Series]:
-    """The CT-ICH patients in `data`, prepared once."""
-    path = folder / "cache" / "ct-ich.npz"
-    if not path.exists():
-        save_series(path, list(ct_ich(data)))
-    return load_series(path)
+def cross_validate(plan: Plan, watch: Watch) -> Validated:
+    """Out-of-fold predictions of the chosen folds; every recipe has the same folds of the same patients."""
+    real = plan.real(view_of(plan.recipe))
+    divided = folds(real, plan.folds, plan.seed)
+    order = [index for number in plan.chosen_folds for index in divided[number]]
+    place = {index: rank for rank, index in enumerate(order)}
+    parts = [[place[index] for index in divided[number]] for number in plan.chosen_folds]
+    lengths: list[list[int]] = []
+    predictions: dict[int, list[Prediction]] = {}
+    for seed in plan.all_seeds:
+        predictions[seed] = []
+        for number in plan.chosen_folds:
+            path = plan.folder / f"fold-{number}-seed-{seed}-{plan.digest()}.npz"
+            test = [real[index] for index in divided[number]]
+            states, best = fold(plan, number, seed, watch)
+            lengths.append(best)
+            if not path.exists():
+                save(path, predict_all(pipeline(plan, states), test))
+            predictions[seed] += load(path)
+    return Validated(predictions, parts, lengths)
 
 
-def cross_validate(
-    plan: Plan, start: dict[str, Tensor], real: Sequence[Series], drawn: Sequence[Series], watch: Watch
-) -> list[Prediction]:
-    """Out-of-fold predictions of every patient; each fold starts from the same phantom pretraining."""
-    predictions: dict[int, Prediction] = {}
-    for number, test in enumerate(evaluate.folds(real, plan.folds, plan.seed)):
-        kept = [one for index, one in enumerate(real) if index not in test]
-        name = f"fold-{number}"
-        weights = _finetune(plan, Corpus(kept, drawn), start, name, plan.seed + number, watch)
-        found = _predict(plan.recipe, weights, [real[index] for index in test])
-        predictions.update(zip(test, found, strict=True))
-    return [predictions[index] for index in range(len(real))]
+def fold(plan: Plan, number: int, seed: int, watch: Watch) -> tuple[list[State], list[int]]:
+    """Networks that have not seen the patients of one fold, and how long their stages were."""
+    real = plan.real(view_of(plan.recipe))
+    test = set(folds(real, plan.folds, plan.seed)[number])
+    rest = [one for index, one in enumerate(real) if index not in test]
+    stops = set(_stopping(rest, len(real), (plan.seed, number)))
+    corpus = Corpus(
+        [one for index, one in enumerate(rest) if index not in stops],
+        plan.drawn(view_of(plan.recipe)) if wants_phantoms(plan.recipe) else (),
+        [rest[index] for index in sorted(stops)],
+    )
+    if not _stops_early(plan.recipe):  # nothing to stop: these patients may teach too
+        corpus = replace(corpus, real=rest, validation=())
+    if not corpus.real:
+        raise PermanentError(
+            "TOO_FEW_PATIENTS", f"fold {number} leaves nobody to learn from; give more data or fewer --folds"
+        )
+    return networks(plan, corpus, f"fold-{number}-seed-{seed}", number, seed, watch)
 
 
-def _members(
-    plan: Plan, start: dict[str, Tensor], real: Sequence[Series], drawn: Sequence[Series], watch: Watch
-) -> Iterator[dict[str, Tensor]]:
-    for number in range(plan.members):
-        corpus, name = Corpus(real, drawn), f"member-{number}"
-        yield from _finetune(plan, corpus, start, name, plan.seed + 100 + number, watch)
+def _stopping(rest: Sequence[Series], total: int, seed: tuple[int, ...]) -> list[int]:
+    """Indices of the series, of whole patients, that make the validation part."""
+    count = max(2, round(1 / VALIDATION * len(rest) / total))
+    return folds(rest, count, int(np.random.default_rng(seed).integers(2**31)))[0]
 
 
-def _finetune(
-    plan: Plan, corpus: Corpus, start: dict[str, Tensor], name: str, seed: int, watch: Watch
-) -> list[dict[str, Tensor]]:
-    """The averaged weights at the end of each fine-tuning stage."""
-    snapshots: list[dict[str, Tensor]] = []
-    for number, stage in enumerate(plan.recipe.finetune):
-        begin = snapshots[-1] if snapshots else start
-        part = f"{name}-{stage.name}"
-        snapshots.append(_fit(plan, stage, corpus, begin, part, seed + 1000 * number, watch))
-    return snapshots
+def networks(
+    plan: Plan, corpus: Corpus, name: str, number: int | None, seed: int, watch: Watch
+) -> tuple[list[State], list[int]]:
+    """Train all networks of a recipe; for one of parts, the parts' own runs come first."""
+    if plan.recipe.parts:
+        states = [part_states(plan, part, number, seed, watch)[0] for part in plan.recipe.parts]
+        return [*states, _sequence(plan, states, corpus, name, seed, watch)], []
+    start = pretrained(plan, watch)
+    snapshots: list[State] = []
+    lengths: list[int] = []
+    for place, stage in enumerate(plan.recipe.stages):
+        fitted = _fit(plan, stage, corpus, snapshots[-1] if snapshots else start, f"{name}-{stage.name}",
+                      seed + 1000 * place, watch)  # fmt: skip
+        snapshots.append(fitted.weights)
+        history = fitted.history
+        stopped = history.validation[history.best][0] if stage.patience and history.validation else 0
+        lengths.append(stopped or len(history.training))
+    return snapshots[-plan.recipe.members :], lengths
+
+
+def part_states(plan: Plan, name: str, number: int | None, seed: int, watch: Watch) -> list[State]:
+    """The networks of a recipe that is a part, from its own run on the same fold, or on all patients."""
+    part = plan.of(_same_length(plan.recipe, recipe(name)))
+    return (fold(part, number, seed, watch) if number is not None else final(part, seed, (), watch))[0]
+
+
+def _same_length(whole: Recipe, part: Recipe) -> Recipe:
+    """A shortened whole has shortened parts."""
+    steps = {stage.steps for stage in whole.stages}
+    own = {stage.steps for stage in recipe(whole.name).stages}
+    return part.shortened(min(steps)) if steps != own else part
+
+
+def final(
+    plan: Plan, seed: int, lengths: Sequence[Sequence[int]], watch: Watch
+) -> tuple[list[State], list[int]]:
+    """Networks trained on all patients, as long as was best in the folds."""
+    view = view_of(plan.recipe)
+    stages = list(plan.recipe.stages)
+    for place, stage in enumerate(stages):
+        told = [fold_lengths[place] for fold_lengths in lengths if len(fold_lengths) > place]
+        if stage.patience and told:
+            stages[place] = replace(stage, steps=round(float(np.mean(told))), epochs=0.0, patience=0)
+        else:
+            stages[place] = replace(stage, patience=0)
+    phantoms = plan.drawn(view) if wants_phantoms(plan.recipe) else []
+    corpus = Corpus(plan.real(view), phantoms)
+    lasting = plan.of(replace(plan.recipe, stages=tuple(stages)))
+    return networks(lasting, corpus, f"{FINAL}-seed-{seed}", None, seed + 100, watch)
+
+
+def pretrained(plan: Plan, watch: Watch) -> State | None:
+    """Weights after phantoms alone, the same for every fold; None for a recipe that does not want them."""
+    stage = plan.recipe.pretrain
+    if stage is None:
+        return None
+    drawn = plan.drawn(view_of(plan.recipe))
+    return _fit(plan, stage, Corpus((), drawn), None, f"pretrain-seed-{plan.seed}", plan.seed, watch).weights
 
 
 def _fit(
-    plan: Plan,
-    stage: Stage,
-    corpus: Corpus,
-    start: dict[str, Tensor] | None,
-    name: str,
-    seed: int,
-    watch: Watch,
-) -> dict[str, Tensor]:
-    fitting = Run(plan.recipe, stage, seed)
+    plan: Plan, stage: Stage, corpus: Corpus, start: State | None, name: str, seed: int, watch: Watch
+) -> Fitted:
+    run = Run(plan.recipe, stage, learner(plan.recipe, plan.init), seed, plan.device)
     if start is not None:
-        fitting.start_from(start)
-    return fitting.fit(corpus, plan.out / f"{name}.ckpt", watch(name))
+        run.start_from(start)
+    fitted = run.fit(corpus, plan.folder / f"{name}.ckpt", watch(f"{plan.recipe.name} {name}"))
+    curves.draw(fitted.history, f"{plan.recipe.name}: {name}", plan.folder / "curves" / f"{name}.png")
+    return fitted
 
 
-def pipeline_of(
-    recipe: Recipe, members: Sequence[dict[str, Tensor]], operating: Operating | None = None
-) -> MultiTaskPipeline:
-    """A pipeline around fresh weights, uncalibrated unless told how to operate."""
-    networks = []
-    for weights in members:
-        network = MultiTaskNet(recipe.widths, recipe.dropout)
-        network.load_state_dict(weights)
-        networks.append(network)
-    plain = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain())
-    return MultiTaskPipeline(ModelIdentity(recipe.name, "0", ""), networks, operating or plain)
+def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed: int, watch: Watch) -> State:
+    path = plan.folder / f"{name}-sequence-{plan.digest()}.pt"
+    if path.exists():
+        kept: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return kept
+    reader = pipeline(plan, [*cnns, SequenceModel(len(cnns)).state_dict()])
+    assert isinstance(reader, SequencePipeline)
+    stage = plan.recipe.stages[0]
+    fitted = fit_sequence(reader, corpus.real, plan.recipe, stage, seed, watch(f"sequence {name}"))
+    curves.draw(fitted.history, f"sequence: {name}", plan.folder / "curves" / f"{name}.png")
+    torch.save(fitted.weights, path)
+    return fitted.weights
 
 
-def _predict(
-    recipe: Recipe, members: Sequence[dict[str, Tensor]], series: Sequence[Series]
-) -> list[Prediction]:
-    pipeline = pipeline_of(recipe, members)
-    return [evaluate.predict(pipeline, one) for one in series]
+def pipeline(plan: Plan, states: Sequence[State], operating: Operating | None = None) -> PicturePipeline:
+    """A pipeline around weights that were not shipped yet, uncalibrated unless told how to operate."""
+    how = operating or Operating.plain()
+    if not plan.recipe.parts:
+        return learner(plan.recipe).pipeline(states, how, plan.device)
+    known = families.family(plan.recipe.family)
+    fresh = known.networks(plan.recipe.size)
+    for network, state in zip(fresh, states, strict=True):
+        network.load_state_dict(dict(state))
+    built = known.assemble(identity(plan.recipe), fresh, how, plan.device, plan.recipe.size)
+    assert isinstance(built, PicturePipeline)
+    return built
 
 
-def ship(
-    plan: Plan,
-    members: list[dict[str, Tensor]],
-    predictions: Sequence[Prediction],
-    held_out: Sequence[Series],
-    patients: Sequence[str],
-) -> ModelIdentity:
-    """Calibrate on the predictions of unseen patients and write weights and sidecar."""
-    aggregation = evaluate.calibrate(predictions, evaluate.choose_mixture(predictions))
-    thresholds = evaluate.thresholds(predictions, aggregation)
-    operating = Operating(thresholds, 0.5, aggregation)
-    final = pipeline_of(plan.recipe, members, operating)
-    on_phantoms = [evaluate.predict(final, one) for one in held_out]
-    facts: dict[str, Any] = {
-        "name": plan.recipe.name,
-        "version": plan.version,
-        "recipe": asdict(plan.recipe),
-        "seed": plan.seed,
-        "thresholds": thresholds,
-        "mask_threshold": operating.mask_threshold,
-        "aggregation": aggregation.to_json(),
-        "training_data": _sources(plan, patients),
-        "metrics": {
-            "protocol": _protocol(plan),
-            "held_out": evaluate.report(predictions, aggregation),
-            "phantoms": evaluate.report(on_phantoms, aggregation),
-            "phantom_operating_point": evaluate.operating_point(on_phantoms, aggregation, thresholds),
-        },
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    return save_pipeline(plan.out / f"{plan.recipe.name}.json", members, facts)
+def view_of(one: Recipe) -> View:
+    """How the networks of a recipe see the head."""
+    if not one.parts:
+        return learner(one).view
+    specs = families.family(one.family).specs
+    return View(windows_of(specs), one.size)
 
 
-def _sources(plan: Plan, patients: Sequence[str]) -> list[dict[str, Any]]:
-    drawn = {"name": "synthetic phantoms", "seeds": [PHANTOM_SEEDS, PHANTOM_SEEDS + plan.phantoms - 1]}
-    return [drawn, {**CT_ICH_SOURCE, "patients": list(patients)}] if patients else [drawn]
+def wants_phantoms(one: Recipe) -> bool:
+    return one.pretrain is not None or any(stage.phantom_share for stage in one.stages)
 
 
-def _protocol(plan: Plan) -> str:
-    if plan.data is None:
-        return "held-out phantoms; no patient was used"
-    return (
-        f"{plan.folds}-fold cross-validation over patients; mixture of heads (of four), calibration and "
-        "thresholds from the pooled out-of-fold predictions; shipped weights trained on all patients with "
-        "the same recipe"
-    )
+def _stops_early(one: Recipe) -> bool:
+    return any(stage.patience for stage in one.stages)

@@ -1,0 +1,172 @@
+"""What every pipeline shares that looks at pictures of the head cut-out. Knows no network, trains nothing.
+
+A subclass says how its networks `read` pictures and where they `look`; all the way from HU and back to the
+source slices is here. None hides what it cannot do: `knows` are the classes a pipeline can tell (the others
+get probability 0, which says nothing of the patient) and `draws` is whether it has a mask at all. Refuses
+outputs that are not finite: they never become a negative result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES, ModelIdentity
+from workers.models.aggregate import Aggregation
+from workers.models.cam import spread
+from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
+from workers.preprocess import NetworkInput, View, network_input
+
+SMALLEST_ML = 0.1
+"""Pieces of the mask below this volume are noise."""
+
+
+@dataclass(frozen=True)
+class Operating:
+    """How probabilities become statements: series thresholds a class, mask threshold, aggregation."""
+
+    thresholds: Mapping[str, float]
+    mask_threshold: float
+    aggregation: Aggregation
+
+    @classmethod
+    def plain(cls, class_weight: float = 0.5, mask_weight: float = 0.5) -> Operating:
+        """Before any calibration."""
+        return cls(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(class_weight, mask_weight))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model said about every picture (n).
+
+    Class logits (n, 6) and the mask's own evidence (n, 6), the same where there is one voice only;
+    network by network its last maps (n, k, h, w); masks 0..1 (n, channels, size, size) with "any"
+    first, None where it draws none.
+    """
+
+    reader: ModelIdentity
+    source: NetworkInput
+    class_logits: NDArray[np.float32]
+    mask_logits: NDArray[np.float32]
+    features: tuple[Tensor, ...]
+    masks: NDArray[np.float32] | None = None
+
+
+class PicturePipeline:
+    """See `workers.models.contract.Pipeline`."""
+
+    knows: frozenset[str] = frozenset(CLASSES)
+    draws = False
+
+    def __init__(
+        self, identity: ModelIdentity, operating: Operating, view: View, device: torch.device | None = None
+    ) -> None:
+        self.identity = identity
+        self.operating = operating
+        self.view = view
+        self.device = device or torch.device("cpu")
+
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        return self.operating.thresholds
+
+    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
+        """Run every network over all pictures, which are of this pipeline's `view`."""
+        raise NotImplementedError
+
+    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+        """Network by network, Grad-CAM++ maps (n, h, w) of a class and where their first cell looks."""
+        raise NotImplementedError
+
+    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+        """Maps (n, size, size) on the pictures: one a network, each scaled to its peak, averaged; peak 1."""
+        place = CLASSES.index(class_name)
+        maps = [
+            _peak_is_one(spread(coarse, self.view.size, first_centre))
+            for coarse, first_centre in self.coarse(reading, spacing_mm, place)
+        ]
+        drawn: NDArray[np.float32] = _peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
+        return drawn
+
+    def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification:
+        reading = self._reading(hu, spacing_mm, None)
+        aggregation = self.operating.aggregation
+        evidence = aggregation.evidence(reading.class_logits, reading.mask_logits)
+        known = np.asarray([name in self.knows for name in CLASSES])
+        answer = Classification(
+            slices=reading.source.to_slices(aggregation.slice_probabilities(evidence) * known),
+            series=aggregation.series_probabilities(evidence) * known,
+            state=reading,
+        )
+        return require_classification(answer, hu.shape[0])
+
+    def segment(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Mask:
+        """The "any" mask; all False where the pipeline draws none, which is no statement."""
+        reading = self._reading(hu, spacing_mm, classification)
+        mask = np.zeros(hu.shape, bool)
+        if reading.masks is None:
+            return mask
+        threshold = self.operating.mask_threshold
+        for z, picture in enumerate(reading.source.to_slices(reading.masks[:, 0])):
+            if picture.max() >= threshold:
+                mask[z] = reading.source.to_source(picture) >= threshold
+        return without_specks(mask, spacing_mm)
+
+    def segment_subtypes(
+        self, hu: Volume, spacing_mm: Spacing, classification: Classification
+    ) -> Mapping[str, Mask]:
+        return {}
+
+    def explain(
+        self, hu: Volume, spacing_mm: Spacing, classification: Classification, class_name: str
+    ) -> NDArray[np.float32]:
+        """`heat`, each map scaled to its slice's probability of the class.
+
+        So slices without the finding stay dark, and the whole series shares one scale.
+        """
+        reading = self._reading(hu, spacing_mm, classification)
+        pictures = reading.source.to_slices(self.heat(reading, spacing_mm, class_name))
+        shown = np.stack([reading.source.to_source(picture, (MAP_SIZE, MAP_SIZE)) for picture in pictures])
+        strength = classification.slices[:, CLASSES.index(class_name)]
+        return np.clip(shown * strength[:, None, None], 0, 1).astype(np.float32)
+
+    def _reading(self, hu: Volume, spacing_mm: Spacing, classification: Classification | None) -> Reading:
+        """What this very model kept when it classified, or a new run."""
+        state = classification.state if classification is not None else None
+        if isinstance(state, Reading) and state.reader == self.identity and state.source.shape == hu.shape:
+            return state
+        return require_finite(self.read(network_input(hu, spacing_mm, self.view), spacing_mm))
+
+
+def require_finite(reading: Reading) -> Reading:
+    """The same reading. Raises PermanentError when it holds anything but numbers."""
+    values = {"class": reading.class_logits, "mask": reading.mask_logits, "picture of blood": reading.masks}
+    for what, numbers in values.items():
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise PermanentError(
+                "MODEL_OUTPUT_INVALID",
+                f"the {what} output of the network holds NaN or infinity; check the weights and the input",
+            )
+    return reading
+
+
+def without_specks(mask: Mask, spacing_mm: Spacing) -> Mask:
+    """The mask without connected pieces smaller than SMALLEST_ML."""
+    if not mask.any():
+        return mask
+    labels, _ = ndimage.label(mask)
+    sizes_ml = np.bincount(labels.ravel()) * float(np.prod(spacing_mm)) / 1000
+    keep = sizes_ml >= SMALLEST_ML
+    keep[0] = False
+    return keep[labels]
+
+
+def _peak_is_one(maps: Tensor) -> Tensor:
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-8)

@@ -1,0 +1,170 @@
+"""What training has to know of each family: network, view, loss, pipeline. Runs no optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from node.domain.findings import ModelIdentity
+from workers.models import families
+from workers.models.backbones import BackboneNet, BackboneSpec, SliceNetwork, windows_of
+from workers.models.baseline import SmallCNN, categorical_loss
+from workers.models.multitask import MultiTaskPipeline
+from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
+from workers.models.picture import Operating, PicturePipeline
+from workers.models.pretrained import load_pretrained
+from workers.models.runtime import MULTITASK
+from workers.models.slicewise import SlicePipeline, UNetPipeline
+from workers.models.unet import UNet, decision
+from workers.preprocess import BRAIN, DEFAULT_VIEW, View
+from workers.training.losses import Truth, class_loss, mask_loss, multitask_loss
+from workers.training.recipes import Recipe
+
+State = Mapping[str, Tensor]
+
+
+class Learner(Protocol):
+    """One network of a recipe. `neighbours` are the slices that make its channels, empty for windows."""
+
+    @property
+    def view(self) -> View: ...
+
+    @property
+    def neighbours(self) -> tuple[int, ...]: ...
+
+    @property
+    def knows_classes(self) -> bool: ...
+
+    def network(self) -> nn.Module:
+        """A fresh one."""
+        ...
+
+    def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor: ...
+
+    def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
+        """Class logits (n, 6), for validation."""
+        ...
+
+    def pipeline(
+        self, states: Sequence[State], operating: Operating, device: torch.device
+    ) -> PicturePipeline:
+        """A pipeline around trained weights."""
+        ...
+
+
+def identity(recipe: Recipe) -> ModelIdentity:
+    """Of weights that are being judged and were not shipped yet."""
+    return ModelIdentity(recipe.name, "0", "")
+
+
+class MultiTaskLearner:
+    """Slice classes, masks, their agreement, and the picture again."""
+
+    neighbours = (-1, 0, 1)
+    knows_classes = True
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.view = View(DEFAULT_VIEW.windows, recipe.size)
+
+    def network(self) -> MultiTaskNet:
+        return MultiTaskNet(self.recipe.widths, self.recipe.dropout, self.recipe.reconstruct)
+
+    def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
+        return multitask_loss(network(pictures), truth, pictures[:, 1:2], self.recipe.loss)
+
+    def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
+        output = network(pictures)
+        logits: Tensor = (output.classes + mask_evidence(output.masks)) / 2
+        return logits
+
+    def pipeline(
+        self, states: Sequence[State], operating: Operating, device: torch.device
+    ) -> MultiTaskPipeline:
+        networks = []
+        for state in states:
+            network = MultiTaskNet(self.recipe.widths, self.recipe.dropout)
+            network.load_state_dict(without_picture_head(state))
+            networks.append(network)
+        return MultiTaskPipeline(identity(self.recipe), networks, operating, device, self.view)
+
+
+def without_picture_head(state: State) -> dict[str, Tensor]:
+    """The weights that are used once training is over."""
+    return {name: value for name, value in state.items() if not name.startswith(PICTURE_HEAD)}
+
+
+class SliceLearner:
+    """A slice classifier. `init` is a local file of public weights for its trunk."""
+
+    knows_classes = True
+
+    def __init__(self, recipe: Recipe, spec: BackboneSpec, init: Path | None = None) -> None:
+        self.recipe, self.init = recipe, init
+        self.spec = replace(spec, size=recipe.size)
+        self.view = View(windows_of([spec]), recipe.size)
+        self.neighbours = (1, 0, -1) if spec.neighbours else ()
+
+    def network(self) -> SliceNetwork:
+        network = families.slice_network(self.spec)
+        if self.init is not None and isinstance(network, BackboneNet):
+            load_pretrained(network, self.init)
+        return network
+
+    def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
+        logits = network(pictures).classes
+        if isinstance(network, SmallCNN) and network.exclusive:
+            return categorical_loss(logits.float(), truth.labels)
+        return class_loss(logits, truth.labels, truth.told)
+
+    def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
+        logits: Tensor = network(pictures).classes
+        return logits
+
+    def pipeline(self, states: Sequence[State], operating: Operating, device: torch.device) -> SlicePipeline:
+        networks = [families.slice_network(self.spec) for _ in states]
+        for network, state in zip(networks, states, strict=True):
+            network.load_state_dict(dict(state))
+        return SlicePipeline(identity(self.recipe), networks, operating, device)
+
+
+class UNetLearner:
+    """The small U-Net: its mask alone is taught, "any" follows from it."""
+
+    neighbours = ()
+    knows_classes = False
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.view = View((BRAIN,), recipe.size)
+
+    def network(self) -> UNet:
+        return UNet()
+
+    def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
+        masks = network(pictures).mask[:, None]
+        return mask_loss(masks, truth.masks[:, :1], truth.known[:, :1], self.recipe.loss)
+
+    def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
+        return decision(network(pictures).mask)[:, None].expand(-1, 6)
+
+    def pipeline(self, states: Sequence[State], operating: Operating, device: torch.device) -> UNetPipeline:
+        networks = [UNet() for _ in states]
+        for network, state in zip(networks, states, strict=True):
+            network.load_state_dict(dict(state))
+        return UNetPipeline(identity(self.recipe), networks, operating, device, self.recipe.size)
+
+
+def learner(recipe: Recipe, init: Path | None = None) -> Learner:
+    """The learner of a recipe of one network. Raises KeyError for one that is put together from parts."""
+    plain: dict[str, Callable[[Recipe], Learner]] = {MULTITASK: MultiTaskLearner, "unet": UNetLearner}
+    if recipe.parts:
+        raise KeyError(f"recipe {recipe.name!r} is put together from {', '.join(recipe.parts)}")
+    if recipe.family in plain:
+        return plain[recipe.family](recipe)
+    return SliceLearner(recipe, families.family(recipe.family).specs[0], init)

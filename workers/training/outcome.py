@@ -1,0 +1,146 @@
+"""From a run's predictions to its report: figures of patients that no network had seen. Ships no weights."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from node.domain.findings import CLASSES
+from workers.models import families
+from workers.models.picture import PicturePipeline
+from workers.training import evaluate, report, train
+from workers.training.datasets import Series
+from workers.training.evaluate import Fitted, Judged
+from workers.training.plan import Plan
+from workers.training.predict import Prediction, as_input
+from workers.training.recipes import recipe
+from workers.training.train import Validated, Watch
+
+REPEATS = 5
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trained network family of a recipe: its predictions, how they are judged, how it would operate."""
+
+    plan: Plan
+    validated: Validated
+    judged: list[Judged]
+    fitted: Fitted
+    pipeline: PicturePipeline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of a cross-validation. A recipe has one part, a gated one has two."""
+
+    parts: tuple[Part, ...]
+    summary: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def validate(plan: Plan, watch: Watch) -> Outcome:
+    """Cross-validate, judge, and write the report into the recipe's folder."""
+    gated = plan.recipe.family == families.GATED
+    plans = [plan.of(recipe(name)) for name in plan.recipe.parts] if gated else [plan]
+    parts = tuple(_part(one, watch) for one in plans)
+    judged = evaluate.gated(*(part.judged for part in parts)) if gated else parts[0].judged
+    facts = _facts(plan, parts, judged)
+    if gated:
+        facts["agreement of classifier and mask, patients"] = evaluate.agreement(
+            *(part.judged for part in parts)
+        )
+    cases = [one.case for one in judged]
+    knows = [name for name in CLASSES if name in parts[0].pipeline.knows]
+    summary = report.summarise(cases, dict(parts[0].fitted.thresholds), classes=knows)
+    title = f"{plan.recipe.name}: cross-validation"
+    report.write(plan.folder / REPORT, title, facts, summary, cases)
+    return Outcome(parts, summary, facts)
+
+
+def _part(plan: Plan, watch: Watch) -> Part:
+    validated = train.cross_validate(plan, watch)
+    predictions = validated.averaged()
+    judged = evaluate.cross_fitted(predictions, validated.parts)
+    states, _ = train.fold(plan, plan.chosen_folds[0], plan.seed, watch)
+    return Part(plan, validated, judged, evaluate.fit_operating(predictions), train.pipeline(plan, states))
+
+
+def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[str, Any]:
+    """What stands beside the figures. Images a second are those of all networks of one member."""
+    series = parts[0].plan.real(parts[0].pipeline.view)
+    seconds = sum(1 / throughput(part.pipeline, part.plan.real(part.pipeline.view)) for part in parts)
+    by_seed = {
+        str(seed): _auc(own, parts[0].validated.parts) for seed, own in parts[0].validated.predictions.items()
+    }
+    return {
+        "recipe": plan.recipe.name,
+        "summary": plan.recipe.summary,
+        "parameters": sum(parameters(part.pipeline) for part in parts),
+        "pixels": parts[0].pipeline.view.size,
+        "images_per_s": round(1 / seconds, 1),
+        "device": f"{plan.device.type}, {torch.get_num_threads()} threads",
+        "folds": f"{len(plan.chosen_folds)} of {plan.folds}",
+        "seeds": plan.seeds,
+        "slice AUC of any, seed by seed": by_seed,
+        "patients": len({one.patient for one in series}),
+        "operating point, cross-fitted": evaluate.operating_point(judged),
+        "data": ", ".join(source.name for source, _ in plan.data),
+        "protocol": protocol(plan),
+    }
+
+
+def protocol(plan: Plan) -> str:
+    """How the figures came about, in words."""
+    if not plan.data:
+        return "held-out phantoms; no patient was used"
+    which = "" if not plan.only else f" (folds {', '.join(map(str, plan.only))} only)"
+    stops = any(stage.patience for stage in plan.recipe.stages)
+    early = f"; {train.VALIDATION:.0%} of the patients stopped the training early" if stops else ""
+    return (
+        f"{plan.folds}-fold cross-validation over patients{which}, {plan.seeds} seed(s){early}; calibration, "
+        "mixture of heads and thresholds of each fold from the predictions of the other folds"
+    )
+
+
+def throughput(pipeline: PicturePipeline, series: Sequence[Series]) -> float:
+    """Pictures a second through all networks of a pipeline, prepared beforehand; the median of REPEATS."""
+    source, spacing_mm = as_input(series[0]), (series[0].step_mm, 1.0, 1.0)
+    taken = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        pipeline.read(source, spacing_mm)
+        if pipeline.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return len(source.pictures) / statistics.median(taken[1:])
+
+
+def parameters(pipeline: PicturePipeline) -> int:
+    """Learnt numbers of all networks of a pipeline."""
+    networks = [one for value in vars(pipeline).values() for one in _modules(value)]
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+def _modules(value: object) -> list[nn.Module]:
+    found = value if isinstance(value, list) else [value]
+    return [one for one in found if isinstance(one, nn.Module)]
+
+
+def _auc(predictions: Sequence[Prediction], parts: Sequence[Sequence[int]]) -> float | None:
+    """Slice AUC of "any" of one seed alone."""
+    cases = [one.case for one in evaluate.cross_fitted(predictions, parts)]
+    value = report.summarise(cases, {}, classes=["any"], draws=1)["slice"]["any"].get("auc")
+    return value[0] if value else None
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """The recipes side by side, as Markdown."""
+    return report.compare([(name, one.summary, one.facts) for name, one in outcomes.items()])

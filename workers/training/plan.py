@@ -1,0 +1,90 @@
+"""What to do with a recipe, and where a run keeps what it made. Trains nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from workers.preprocess import View
+from workers.training.cache import cached, key
+from workers.training.datasets import Series, phantoms
+from workers.training.recipes import Recipe
+from workers.training.sources import Source
+
+PHANTOM_SEEDS = 100_000
+"""First seed of the training phantoms; held-out ones start at HELD_OUT_SEEDS."""
+HELD_OUT_SEEDS = 900_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and its circumstances. `data` empty: phantoms only.
+
+    Every recipe has a folder of its own in `out`; recipes that are parts of another are trained in
+    theirs, once. `only` are the folds to run, empty for all; `seeds` repetitions of everything after
+    the pretraining are averaged; without `ship` nothing is trained on all patients in the end.
+    """
+
+    recipe: Recipe
+    out: Path
+    version: str = "1.0.0"
+    data: tuple[tuple[Source, Path], ...] = ()
+    phantoms: int = 800
+    folds: int = 5
+    only: tuple[int, ...] = ()
+    seeds: int = 1
+    seed: int = 1
+    ship: bool = True
+    init: Path | None = None
+    cache: Path | None = None
+    workers: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def folder(self) -> Path:
+        """Where this recipe's run keeps its checkpoints, predictions and report."""
+        return self.out / self.recipe.name
+
+    @property
+    def chosen_folds(self) -> tuple[int, ...]:
+        return self.only or tuple(range(self.folds))
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    def of(self, recipe: Recipe) -> Plan:
+        """The same for another recipe."""
+        return replace(self, recipe=recipe)
+
+    def digest(self) -> str:
+        """Of what decides the predictions of a fold, for the names of files."""
+        facts = repr(
+            (self.recipe, self.folds, self.phantoms, [(s.kind, str(p)) for s, p in self.data], self.init)
+        )
+        return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+    def real(self, view: View) -> list[Series]:
+        """Every series of the data, prepared once for each view."""
+        found: list[Series] = []
+        for source, folder in self.data:
+            place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
+            found += cached(self._cache / key(f"{source.kind}-{place}", view), source.read(folder, view))
+        return found
+
+    def drawn(self, view: View, first: int = PHANTOM_SEEDS, count: int | None = None) -> list[Series]:
+        """Phantom series of `count` seeds from `first`, drawn once for each view."""
+        wanted = self.phantoms if count is None else count
+        if not wanted:
+            return []
+        seeds = range(first, first + wanted)
+        return cached(
+            self._cache / key(f"phantoms-{first}-{wanted}", view), phantoms(seeds, self.workers, view=view)
+        )
+
+    @property
+    def _cache(self) -> Path:
+        return self.cache or self.out / "cache"

@@ -1,0 +1,139 @@
+"""What a pipeline's networks say about prepared series, kept for judging. Calibrates and judges nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from node.domain.findings import CLASSES
+from workers.models.picture import PicturePipeline, require_finite
+from workers.preprocess import HeadFrame, NetworkInput, Spacing
+from workers.training.datasets import Series
+
+HEAT_SIZE = 64
+"""Side at which explanations are kept, at most."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One series as the networks saw it.
+
+    Truth as in `Series`: `labels` and `told` (n, 6), `truth` (6,) of the whole, `mask` (n, y, x) of "any",
+    `mask_known` and `by_hand` (n,). Of the networks: `class_logits` and `mask_logits` (n, 6), `drawn`
+    (n, y, x) or None, Grad-CAM++ `heat` (n, h, w) float16 of "any"; `knows` the classes they can tell.
+    """
+
+    patient: str
+    name: str
+    labels: NDArray[np.uint8]
+    told: NDArray[np.bool_]
+    truth: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    mask_known: NDArray[np.bool_]
+    by_hand: NDArray[np.bool_]
+    class_logits: NDArray[np.float32]
+    mask_logits: NDArray[np.float32]
+    drawn: NDArray[np.bool_] | None
+    heat: NDArray[np.float16]
+    knows: frozenset[str] = frozenset(CLASSES)
+    cell_mm: Spacing | None = None
+
+
+def as_input(series: Series) -> NetworkInput:
+    """Prepared pictures as a pipeline takes them."""
+    count, size = len(series.pictures), series.pictures.shape[-1]
+    pictures = series.pictures.astype(np.float32) / np.float32(255)
+    frame = HeadFrame(0, 0, size, size)
+    return NetworkInput(pictures, np.arange(count, dtype=np.float32), frame, (count, size, size))
+
+
+def predict(pipeline: PicturePipeline, series: Series) -> Prediction:
+    """What the pipeline's networks say about one prepared series; masks on its own grid."""
+    spacing_mm = (series.step_mm, 1.0, 1.0)
+    reading = require_finite(pipeline.read(as_input(series), spacing_mm))
+    drawn = None
+    if reading.masks is not None:
+        drawn = reading.masks[:, 0] >= pipeline.operating.mask_threshold
+    return Prediction(
+        patient=series.patient,
+        name=series.name,
+        labels=np.asarray(series.labels),
+        told=np.asarray(series.told),
+        truth=series.truth,
+        mask=(np.asarray(series.masks) & 1) > 0,
+        mask_known=np.asarray(series.known[:, 0]),
+        by_hand=np.asarray(series.by_hand),
+        class_logits=reading.class_logits,
+        mask_logits=reading.mask_logits,
+        drawn=drawn,
+        heat=_smaller(pipeline.heat(reading, spacing_mm, "any")),
+        knows=pipeline.knows,
+        cell_mm=series.cell_mm,
+    )
+
+
+def predict_all(pipeline: PicturePipeline, series: Iterable[Series]) -> list[Prediction]:
+    return [predict(pipeline, one) for one in series]
+
+
+def _smaller(maps: NDArray[np.float32]) -> NDArray[np.float16]:
+    if maps.shape[-1] <= HEAT_SIZE:
+        return maps.astype(np.float16)
+    small = functional.adaptive_avg_pool2d(torch.from_numpy(maps), HEAT_SIZE)
+    return np.asarray(small.numpy(), np.float16)
+
+
+_SLICEWISE = ("labels", "told", "mask", "mask_known", "by_hand", "class_logits", "mask_logits", "heat")
+
+
+def save(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Keep predictions of one model in one .npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name) for one in predictions]) for name in _SLICEWISE
+    }
+    arrays["truth"] = np.stack([one.truth for one in predictions])
+    drawn = [one.drawn for one in predictions if one.drawn is not None]
+    if drawn:
+        arrays["drawn"] = np.concatenate(drawn)
+    facts = [
+        {"patient": one.patient, "name": one.name, "slices": len(one.labels), "cell_mm": one.cell_mm,
+         "knows": sorted(one.knows)}
+        for one in predictions
+    ]  # fmt: skip
+    temporary = path.with_suffix(".part.npz")
+    np.savez_compressed(temporary, facts=np.asarray(json.dumps(facts)), **arrays)
+    temporary.replace(path)
+
+
+def load(path: Path) -> list[Prediction]:
+    """Read back what `save` wrote."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    facts = json.loads(str(arrays.pop("facts")))
+    truth, drawn = arrays.pop("truth"), arrays.pop("drawn", None)
+    found: list[Prediction] = []
+    start = 0
+    for index, one in enumerate(facts):
+        own = slice(start, start + one["slices"])
+        start = own.stop
+        found.append(
+            Prediction(
+                patient=one["patient"],
+                name=one["name"],
+                truth=truth[index],
+                drawn=None if drawn is None else drawn[own],
+                knows=frozenset(one["knows"]),
+                cell_mm=None if one["cell_mm"] is None else tuple(one["cell_mm"]),
+                **{name: values[own] for name, values in arrays.items()},
+            )
+        )
+    return found

@@ -1,0 +1,160 @@
+"""Train a recipe on all patients, write weights and sidecar. Its figures are the cross-validation's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from node.domain.findings import ModelIdentity
+from workers.models import families
+from workers.models.contract import Pipeline
+from workers.models.picture import PicturePipeline
+from workers.models.runtime import MULTITASK, load_pipeline, preprocessing_facts, save_pipeline
+from workers.training import evaluate, report, train
+from workers.training.cache import patients
+from workers.training.datasets import Series
+from workers.training.evaluate import Fitted
+from workers.training.learners import without_picture_head
+from workers.training.outcome import Outcome, Part, protocol, validate
+from workers.training.plan import HELD_OUT_SEEDS, PHANTOM_SEEDS, Plan
+from workers.training.predict import as_input, predict_all
+from workers.training.train import State, Watch
+
+MASK_THRESHOLD = 0.5
+COMPARED = 4
+"""Held-out phantoms that shipped and trained weights are compared on."""
+
+
+def run(plan: Plan, watch: Watch) -> tuple[Outcome | None, ModelIdentity | None]:
+    """The whole plan: cross-validation and report where there are patients, then weights where wanted."""
+    outcome = validate(plan, watch) if plan.data else None
+    return outcome, ship(plan, outcome, watch) if plan.ship else None
+
+
+def ship(plan: Plan, outcome: Outcome | None, watch: Watch) -> ModelIdentity:
+    """Weights as `<recipe>.safetensors` and `.json` in the recipe's folder."""
+    parts: Sequence[Part | None] = outcome.parts if outcome else (None,)
+    trained = [_trained(part.plan if part else plan, part, watch) for part in parts]
+    facts = _common(plan, outcome)
+    if plan.recipe.family == families.GATED:
+        facts |= {"family": families.GATED, "classifier": trained[0][1], "segmenter": trained[1][1]}
+    else:
+        facts |= trained[0][1]
+    states = [without_picture_head(state) for own, _ in trained for state in own]
+    sidecar = plan.folder / f"{plan.recipe.name}.json"
+    save_pipeline(sidecar, states, facts)
+    if len(trained) == 1:
+        facts["metrics"] |= _on_phantoms(plan, trained[0][0], facts, load_pipeline(sidecar, str(plan.device)))
+    return save_pipeline(sidecar, states, facts)
+
+
+def _trained(plan: Plan, part: Part | None, watch: Watch) -> tuple[list[State], dict[str, Any]]:
+    """Networks trained on all patients, and how they operate: calibrated on predictions of unseen ones."""
+    lengths = part.validated.lengths if part else []
+    states: list[State] = []
+    if plan.data:
+        for seed in plan.all_seeds[:1] if plan.recipe.parts else plan.all_seeds:
+            states += train.final(plan, seed, lengths, watch)[0]
+    else:
+        start = train.pretrained(plan, watch)
+        states += [start] if start is not None else []
+    fitted = part.fitted if part else _fitted_on_phantoms(plan, states)
+    return states, _operating_facts(plan, fitted, len(states))
+
+
+def _fitted_on_phantoms(plan: Plan, states: Sequence[State]) -> Fitted:
+    return evaluate.fit_operating(predict_all(train.pipeline(plan, states), held_out(plan)))
+
+
+def held_out(plan: Plan) -> list[Series]:
+    """Phantoms that no network was trained on."""
+    return plan.drawn(train.view_of(plan.recipe), HELD_OUT_SEEDS, max(4, plan.phantoms // 20))
+
+
+def _operating_facts(plan: Plan, fitted: Fitted, members: int) -> dict[str, Any]:
+    """The part of a sidecar that says how these networks are to be used."""
+    view = train.view_of(plan.recipe)
+    multitask = plan.recipe.family == MULTITASK
+    return {
+        "family": plan.recipe.family,
+        "members": members,
+        "preprocessing": preprocessing_facts(view)
+        if multitask
+        else families.family(plan.recipe.family).preprocessing(view.size),
+        "recipe": asdict(plan.recipe),
+        "thresholds": dict(fitted.thresholds),
+        "mask_threshold": MASK_THRESHOLD,
+        "aggregation": fitted.aggregation.to_json(),
+    }
+
+
+def _common(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
+    return {
+        "name": plan.recipe.name,
+        "version": plan.version,
+        "seeds": list(plan.all_seeds),
+        "training_data": _sources(plan, outcome),
+        "metrics": {
+            "protocol": protocol(plan),
+            "held_out": brief(outcome.summary) if outcome else None,
+            "facts": outcome.facts if outcome else {},
+        },
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _sources(plan: Plan, outcome: Outcome | None) -> list[dict[str, Any]]:
+    drawn = {"name": "synthetic phantoms", "seeds": [PHANTOM_SEEDS, PHANTOM_SEEDS + plan.phantoms - 1]}
+    found: list[dict[str, Any]] = [drawn] if train.wants_phantoms(plan.recipe) or not plan.data else []
+    if outcome is None:
+        return found
+    names = patients(outcome.parts[0].plan.real(outcome.parts[0].pipeline.view))
+    for source, _ in plan.data:
+        facts = {"name": source.name, "citation": source.citation, "licence": source.licence}
+        found.append({**facts, "patients": names if len(plan.data) == 1 else []})
+    return found
+
+
+def _on_phantoms(
+    plan: Plan, states: Sequence[State], facts: dict[str, Any], shipped: Pipeline
+) -> dict[str, Any]:
+    """Figures on held-out phantoms, and how far the shipped float16 weights are off the trained ones."""
+    assert isinstance(shipped, PicturePipeline)
+    series = held_out(plan)
+    fitted = Fitted(shipped.operating.aggregation, shipped.operating.thresholds)
+    judged = [evaluate.judge(one, fitted) for one in predict_all(shipped, series)]
+    summary = report.summarise([one.case for one in judged], dict(fitted.thresholds))
+    trained = train.pipeline(plan, states, shipped.operating)
+    apart = [_apart(trained, shipped, one) for one in series[:COMPARED]]
+    return {
+        "phantoms": brief(summary),
+        "phantom_operating_point": evaluate.operating_point(judged),
+        "largest_logit_difference_of_shipped_weights": round(max(apart), 5),
+    }
+
+
+def _apart(trained: PicturePipeline, shipped: PicturePipeline, series: Series) -> float:
+    source, spacing_mm = as_input(series), (series.step_mm, 1.0, 1.0)
+    one, other = (pipeline.read(source, spacing_mm).class_logits for pipeline in (trained, shipped))
+    return float(np.abs(one - other).max())
+
+
+def brief(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a summary what a sidecar tells; the rest is in the report."""
+    told = ("n", "positive", "auc", "ap", "sensitivity_at_specificity_0.90")
+    levels = {
+        level: {name: {key: one[key] for key in told if key in one} for name, one in summary[level].items()}
+        for level in ("slice", "study")
+    }
+    return {"cases": summary["cases"], **levels}
+
+
+def sidecar_of(out: Path, name: str) -> Path:
+    """Where a run in `out` keeps the sidecar of a recipe."""
+    return out / name / f"{name}.json"
