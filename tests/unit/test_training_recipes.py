@@ -1,0 +1,196 @@
+"""Every recipe end to end, as small as it goes: trained, judged, shipped, and run by the node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES
+from workers.models.contract import MAP_SIZE
+from workers.models.runtime import load_pipeline
+from workers.models.sequence import SequenceModel
+from workers.models.slicewise import SequencePipeline
+from workers.phantom import volume
+from workers.preprocess import View
+from workers.training import recipes, sequence_fit, ship, train
+from workers.training.datasets import Series, phantom_series
+from workers.training.learners import learner
+from workers.training.plan import Plan
+from workers.training.recipes import RECIPES, Recipe
+from workers.training.sources import Source
+
+LIGHT = [one.name for one in RECIPES if "seresnext" not in one.family]
+HEAVY = [one.name for one in RECIPES if "seresnext" in one.family]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+PATIENTS = 8
+
+
+def _patients(_: Path, view: View) -> Iterator[Series]:
+    """Phantoms in the place of patients, every other one with blood."""
+    for number in range(PATIENTS):
+        one = phantom_series(number, slices=4, size=64, view=view)
+        labels = np.zeros_like(one.labels)
+        labels[1:3, (0, 2)] = number % 2
+        yield replace(one, patient=f"p{number}", labels=labels)
+
+
+MADE = Source("made", "made", "nobody", "none", _patients)
+
+
+def _tiny(one: Recipe) -> Recipe:
+    stages = tuple(replace(stage, steps=1, epochs=0.0, batch=2) for stage in one.stages)
+    pretrain = replace(one.pretrain, steps=1, batch=2) if one.pretrain else None
+    return replace(one, size=64, stages=stages, pretrain=pretrain)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole table at 64 px, one step of two slices a stage; no pictures are drawn."""
+    monkeypatch.setattr(recipes, "RECIPES", tuple(_tiny(one) for one in RECIPES))
+    monkeypatch.setattr(
+        "workers.training.report.write", lambda folder, *told: folder.mkdir(parents=True, exist_ok=True)
+    )
+    monkeypatch.setattr("workers.training.curves.draw", lambda history, title, path: None)
+    monkeypatch.setattr("workers.training.outcome.REPEATS", 1)
+    draw = phantom_series
+    monkeypatch.setattr(
+        "workers.training.datasets.phantom_series",
+        lambda seed, size, view: draw(seed, slices=4, size=64, view=view),
+    )
+
+
+def _silent(name: str):  # type: ignore[no-untyped-def]
+    return lambda *told: None
+
+
+def _plan(name: str, out: Path, **changes: object) -> Plan:
+    plan = Plan(recipes.recipe(name), out, "0.0.1", ((MADE, out),), phantoms=2, folds=2)
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_recipe_trains_is_judged_and_runs_in_the_node(name: str, tmp_path: Path) -> None:
+    outcome, identity = ship.run(_plan(name, tmp_path), _silent)
+    assert outcome is not None and identity is not None and identity.version == "0.0.1"
+    assert outcome.summary["cases"]["patients"] == PATIENTS and outcome.facts["parameters"] > 10_000
+    folder = tmp_path / name
+    assert (folder / "report").is_dir()
+    sidecar = json.loads((folder / f"{name}.json").read_text())
+    assert sidecar["training_data"][-1]["patients"] == [f"p{number}" for number in range(PATIENTS)]
+
+    pipeline = load_pipeline(folder / f"{name}.json", "cpu")
+    assert pipeline.identity == identity
+    head = volume(7, ("epidural",), slices=3, size=96, lowest_mm=-10)
+    answer = pipeline.classify(head.hu, head.spacing_mm)
+    known = [one in pipeline.knows for one in CLASSES]
+    assert (answer.series[known] > 0).all() and (answer.slices[:, known] > 0).all()
+    assert pipeline.segment(head.hu, head.spacing_mm, answer).shape == head.hu.shape
+    heat = pipeline.explain(head.hu, head.spacing_mm, answer, "any")
+    assert heat.shape == (3, MAP_SIZE, MAP_SIZE) and np.isfinite(heat).all()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_second_run_trains_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan("cnn-baseline", tmp_path)
+    first, shipped = ship.run(plan, _silent)
+    monkeypatch.setattr("workers.training.fit.Run._step", lambda *_: pytest.fail("trained again"))
+    again, same = ship.run(plan, _silent)
+    assert first is not None and again is not None
+    assert again.summary["study"]["any"]["auc"] == first.summary["study"]["any"]["auc"]
+    assert same == shipped
+
+
+@pytest.mark.usefixtures("tiny")
+def test_three_seeds_are_three_networks_and_one_answer(tmp_path: Path) -> None:
+    outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, seeds=3), _silent)
+    assert outcome is not None
+    assert list(outcome.facts["slice AUC of any, seed by seed"]) == ["1", "2", "3"]
+    assert json.loads((tmp_path / "cnn-baseline" / "cnn-baseline.json").read_text())["members"] == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_winners_system_is_trained_stage_by_stage(tmp_path: Path) -> None:
+    assert set(HEAVY) == {"seresnext101-3window", "seresnext101-3slice", "sequence"}
+    outcome, _ = ship.run(_plan("sequence", tmp_path, only=(0,), ship=False), _silent)
+    assert outcome is not None and outcome.facts["folds"] == "1 of 2"
+    assert outcome.facts["parameters"] == 2 * 46_918_710 + 3_398_418
+    for part in ("seresnext101-3window", "seresnext101-3slice"):
+        assert (tmp_path / part / "fold-0-seed-1-fit.ckpt").exists()
+
+
+def test_no_patient_of_a_fold_teaches_or_stops_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def note(plan, stage, corpus, *rest):  # type: ignore[no-untyped-def]
+        seen.append(({one.patient for one in corpus.real}, {one.patient for one in corpus.validation}))
+        raise StopIteration
+
+    monkeypatch.setattr(train, "_fit", note)
+    plan = _plan("resnet18-3window", tmp_path, recipe=_tiny(recipes.recipe("resnet18-3window")))
+    divided = train.folds(plan.real(train.view_of(plan.recipe)), 2, plan.seed)
+    for number in (0, 1):
+        with pytest.raises(StopIteration):
+            train.fold(plan, number, 1, _silent)
+        taught, stopped = seen[-1]
+        test = {f"p{index}" for index in divided[number]}
+        assert taught and stopped and not taught & stopped and not (taught | stopped) & test
+
+
+def test_the_sequence_model_learns_what_lies_in_the_features() -> None:
+    torch.manual_seed(0)
+    cnns = [learner(_tiny(recipes.recipe("cnn-baseline"))).network() for _ in range(2)]
+    series = list(_patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
+    whole = SequenceModel(2, width=64)
+    operating = train.Operating.plain()
+    reader = SequencePipeline(train.identity(RECIPES[0]), cnns, whole, operating)
+    one = recipes.recipe("sequence")
+    stage = replace(one.stages[0], steps=12, batch=4, learning_rate=3e-3)
+    fitted = sequence_fit.fit_sequence(reader, series, one, stage, seed=1)
+    assert np.mean(fitted.history.training[-3:]) < np.mean(fitted.history.training[:3])
+
+
+def test_crops_keep_their_slices_together_and_padding_counts_nothing() -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.arange(40.0)[:, None].expand(-1, 6)
+    whole = sequence_fit.Read(labels[:, None, :], labels[:, None, :], torch.full((40,), 5.0), labels,
+                              torch.ones(40))  # fmt: skip
+    for _ in range(20):
+        part = sequence_fit.crop(whole, rng)
+        steps = set(part.labels[:, 0].diff().tolist())
+        assert len(steps) == 1 and abs(next(iter(steps))) * 5 == part.steps_mm[0] and len(part.labels) <= 24
+        batch = sequence_fit.stack([part])
+        assert batch.labels.shape == (1, 24, 6) and batch.valid.sum() == len(part.labels)
+
+
+def test_recipes_are_found_by_name() -> None:
+    assert recipes.recipe("default") is RECIPES[0]
+    with pytest.raises(KeyError, match="default"):
+        recipes.recipe("no such recipe")
+    with pytest.raises(KeyError, match="put together"):
+        learner(recipes.recipe("gated"))
+
+
+def test_an_empty_set_of_patients_is_refused(tmp_path: Path) -> None:
+    empty = Source("none", "none", "nobody", "none", lambda folder, view: iter(()))
+    plan = replace(_plan("cnn-baseline", tmp_path), data=((empty, tmp_path),))
+    with pytest.raises(PermanentError, match="no series"):
+        ship.run(plan, _silent)
