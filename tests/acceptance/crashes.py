@@ -393,25 +393,22 @@ class Crashes:
 
 
 def stand_in(folder: Path) -> Path:
-    """A tiny network with random weights, saved as any other model: quick, and good for nothing else."""
+    """The default model with a tiny network of random weights: quick, and good for nothing else."""
     import torch
+    from safetensors.torch import save
 
-    from node.domain.findings import CLASSES
-    from workers.models.aggregate import Aggregation
+    from workers.models.catalogue import entry
     from workers.models.network import MultiTaskNet
-    from workers.models.runtime import save_pipeline
 
     torch.manual_seed(0)
-    widths = (8, 8, 16, 16)
-    facts = {
-        "name": "stand-in",
-        "version": "0",
-        "recipe": {"widths": list(widths), "dropout": 0.0},
-        "thresholds": dict.fromkeys(CLASSES, 0.5),
-        "mask_threshold": 0.5,
-        "aggregation": Aggregation.plain().to_json(),
-    }
-    save_pipeline(folder / "stand-in.json", [MultiTaskNet(widths).state_dict()], facts)
+    facts = json.loads(entry("default").sidecar.read_text())
+    facts["recipe"] = {**facts["recipe"], "widths": [8, 8, 16, 16], "dropout": 0.0}
+    network = MultiTaskNet(tuple(facts["recipe"]["widths"]), 0.0)
+    content = save({f"0.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()})
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / "stand-in.safetensors").write_bytes(content)
+    facts |= {"name": "stand-in", "weights": "stand-in.safetensors", "sha256": digest, "members": 1}
+    (folder / "stand-in.json").write_text(json.dumps(facts))
     return folder / "stand-in.json"
 
 
