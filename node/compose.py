@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,8 @@ class Composer:
         findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
         if findings is None:
             raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
+        earlier = self._records.jobs.earlier_alarm(job)
+        findings = not_lowered_in_silence(findings, earlier)
         paths = [self._spool.absolute(p) for p in self._records.arrivals.paths(job.series_instance_uid)]
         context = self._context(job, findings, paths)
         known = self._records.jobs.known_objects(job.id)
@@ -79,7 +82,8 @@ class Composer:
         for name, datasets in build_all(context, wanted_outputs(self._destinations)).items():
             for ds in datasets:
                 made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
-        deliveries = schedule(made, self._destinations, urgent=is_urgent(findings.priority or job.priority))
+        urgent = earlier is not None or is_urgent(findings.priority or job.priority)
+        deliveries = schedule(made, self._destinations, urgent)
         if self._records.jobs.store_objects(job, made, deliveries, time.time()):
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
 
@@ -140,6 +144,17 @@ def not_analysed(job: Job) -> Findings:
         reason = Reason(reason.code, f"{reason.text}; {alarm}")
     nobody = ModelIdentity("ichnode", __version__, "")
     return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
+
+
+def not_lowered_in_silence(findings: Findings, earlier: tuple[int, Priority] | None) -> Findings:
+    """With a warning, where an earlier revision of the series was more urgent than this one."""
+    order = list(Priority)
+    if earlier is None or (findings.priority and order.index(findings.priority) <= order.index(earlier[1])):
+        return findings
+    revision, priority = earlier
+    now = f"is {findings.priority}" if findings.priority else "was not analysed"
+    text = f"revision {revision} of this series was reported as {priority}; this one {now}. Read the images"
+    return replace(findings, warnings=(*findings.warnings, text))
 
 
 def is_urgent(priority: Priority | None) -> bool:

@@ -194,6 +194,22 @@ class Jobs:
             ).first()
             return object_of(row) if row else None
 
+    def earlier_alarm(self, job: Job) -> tuple[int, Priority] | None:
+        """Revision and priority of the latest earlier revision that was reported as urgent."""
+        urgent = (Priority.STAT, Priority.HIGH)
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                select(jobs.c.revision, jobs.c.priority)
+                .where(
+                    jobs.c.series_instance_uid == job.series_instance_uid,
+                    jobs.c.revision < job.revision,
+                    jobs.c.priority.in_(urgent),
+                    jobs.c.reported_at.is_not(None),
+                )
+                .order_by(jobs.c.revision.desc())
+            ).first()
+            return (row.revision, Priority(row.priority)) if row else None
+
     def known_objects(self, job_id: int) -> dict[str, NewObject]:
         """Objects already stored for a job, by SOP Instance UID."""
         with reading(self._engine) as connection:

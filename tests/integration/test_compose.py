@@ -81,9 +81,13 @@ class Place:
         return self.job(job_id), found
 
     def failed(
-        self, name: str = "series", reason: Reason | None = None, priority: Priority | None = None
+        self,
+        name: str = "series",
+        reason: Reason | None = None,
+        priority: Priority | None = None,
+        revision: int = 1,
     ) -> Job:
-        job_id, _ = self.queued(name)
+        job_id, _ = self.queued(name, revision)
         self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
         if priority:
             self.records.jobs.store_priority(job_id, "w:1", priority)
@@ -340,6 +344,40 @@ def test_a_later_revision_names_the_report_it_replaces(place: Place) -> None:
     assert new.SOPInstanceUID != old.SOPInstanceUID
     named = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert named.ReferencedSOPInstanceUID == old.SOPInstanceUID
+
+
+def words(report: Dataset) -> str:
+    """All text of a report."""
+    return "\n".join(str(item.value) for item in report.iterall() if item.keyword == "TextValue")
+
+
+@pytest.mark.parametrize("now", ["negative", "failed"])
+def test_an_alarm_is_never_lowered_in_silence(now: str, place: Place) -> None:
+    first, _ = place.analysed()
+    place.composer.round()
+    sent = place.files()
+    if now == "negative":
+        second, _ = place.analysed(revision=2, probability=0.02)
+    else:
+        second = place.failed(revision=2)
+    place.composer.round()
+    (report,) = place.objects(second.id)["sr"]
+    assert "revision 1 of this series was reported as STAT" in words(report)
+    assert all(row.urgent for row in place.deliveries())
+    assert sent.items() <= place.files().items(), "what was sent stays as it is"
+    assert not {r.sop_instance_uid for r in place.deliveries() if r.job_id == first.id} & {
+        r.sop_instance_uid for r in place.deliveries() if r.job_id == second.id
+    }
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.02, 0.02), (0.02, 0.9), (0.9, 0.9)])
+def test_nothing_is_said_of_an_alarm_that_is_not_lowered(before: float, now: float, place: Place) -> None:
+    place.analysed(probability=before)
+    place.composer.round()
+    second, _ = place.analysed(revision=2, probability=now)
+    place.composer.round()
+    (report,) = place.objects(second.id)["sr"]
+    assert "was reported as" not in words(report)
 
 
 def test_stored_objects_are_whole_dicom_files(place: Place) -> None:
