@@ -39,14 +39,27 @@ def explore(kind: str, data: Path, out: Path, limit: int | None) -> None:
     click.echo(f"{facts['patients']} patients, {facts['series']} series, {facts['slices']} slices: see {out}")
 
 
+@click.command()
+@click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
+def table(out: Path) -> None:
+    """Set every recipe that was cross-validated side by side, as Markdown. Trains nothing."""
+    from workers.training.outcome import table as lines
+
+    try:
+        click.echo(lines(out))
+    except PermanentError as error:
+        raise click.ClickException(str(error)) from error
+
+
 class _Train(click.Command):
-    """`train explore …` is a command of its own; any other first word is a recipe."""
+    """`train explore …` and `train table …` are commands of their own; any other first word is a recipe."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        if args[:1] == ["explore"]:
-            return explore.make_context(f"{info_name} explore", args[1:], parent, **extra)
+        for other in (explore, table):
+            if args[:1] == [other.name]:
+                return other.make_context(f"{info_name} {other.name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -90,7 +103,8 @@ def train(
 ) -> None:
     """Train RECIPE: cross-validation over patients with its report, then weights of all of them.
 
-    A stopped run is resumed. `ichnode train explore --help` looks into a labelled set instead.
+    A stopped run is resumed. `ichnode train explore --help` looks into a labelled set instead, `ichnode train
+    table` sets what was trained side by side.
     """
     from dataclasses import replace
 

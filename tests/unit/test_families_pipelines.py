@@ -101,6 +101,18 @@ def test_a_pipeline_keeps_the_contract(name: str, head: PhantomVolume) -> None:
     assert pipeline.segment_subtypes(head.hu, head.spacing_mm, answer) == {}
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_other_weights_explain_otherwise(name: str, head: PhantomVolume) -> None:
+    """The sanity check of Adebayo et al. (NeurIPS 2018): a map that ignores the weights explains nothing."""
+    maps = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        pipeline = PIPELINES[name]()
+        answer = pipeline.classify(head.hu, head.spacing_mm)
+        maps.append(pipeline.explain(head.hu, head.spacing_mm, answer, "any")[1].ravel())
+    assert np.corrcoef(*maps)[0, 1] < 0.98
+
+
 def test_the_same_head_gives_the_same_answer_also_without_its_state(head: PhantomVolume) -> None:
     torch.manual_seed(0)
     pipeline = _floor()

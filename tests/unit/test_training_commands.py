@@ -45,6 +45,11 @@ def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").exists()
 
 
+def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:
+    empty = CliRunner().invoke(train, ["table", "--out", str(tmp_path)])
+    assert empty.exit_code == 1 and "train a recipe with --data first" in empty.output
+
+
 def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) -> None:
     for arguments, told in (
         (["cnn-baseline"], "give --data KIND:FOLDER"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from workers.models import families
 from workers.models.picture import PicturePipeline
@@ -19,7 +22,7 @@ from workers.training.datasets import Series
 from workers.training.evaluate import Fitted, Judged
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, as_input
-from workers.training.recipes import recipe
+from workers.training.recipes import RECIPES, recipe
 from workers.training.train import Validated, Watch
 
 REPEATS = 5
@@ -141,6 +144,17 @@ def _auc(predictions: Sequence[Prediction], parts: Sequence[Sequence[int]]) -> f
     return value[0] if value else None
 
 
-def table(outcomes: Mapping[str, Outcome]) -> str:
-    """The recipes side by side, as Markdown."""
-    return report.compare([(name, one.summary, one.facts) for name, one in outcomes.items()])
+def table(out: Path) -> str:
+    """The recipes with a report in `out` side by side, in the order of RECIPES, as Markdown.
+
+    Raises PermanentError NOTHING_TRAINED when there is none.
+    """
+    rows: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for one in RECIPES:
+        path = out / one.name / REPORT / "report.json"
+        if path.exists():
+            told = json.loads(path.read_text(encoding="utf-8"))
+            rows.append((one.name, told, told["facts"]))
+    if not rows:
+        raise PermanentError("NOTHING_TRAINED", f"no report in {out}; train a recipe with --data first")
+    return report.compare(rows)

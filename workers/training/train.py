@@ -199,6 +199,7 @@ def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed
     stage = plan.recipe.stages[0]
     fitted = fit_sequence(reader, corpus.real, plan.recipe, stage, seed, watch(f"sequence {name}"))
     curves.draw(fitted.history, f"sequence: {name}", plan.folder / "curves" / f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(fitted.weights, path)
     return fitted.weights
 
