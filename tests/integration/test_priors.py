@@ -1,0 +1,164 @@
+"""Two head CTs of one patient through the database: found again, compared, referred to; nobody else's is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
+from sqlalchemy import select
+
+from node.compose import Composer
+from node.domain.findings import SegmentationFinding
+from node.domain.prior import OTHER_PERSON, Prior, latest
+from node.headers import read_instance
+from node.maps import Maps, pack
+from node.outputs.uids import uid_for
+from node.settings import Destination, Settings
+from node.spool import Spool
+from node.store.arrivals import StoredFile
+from node.store.records import Records, open_records
+from node.store.tables import objects
+from tests.factories import analysed, bleed, ct_series
+from workers.analyse import Analysis, with_prior
+
+SLICES, ROWS = 6, 32
+OLD: dict[str, Any] = {"StudyDate": "20261119", "StudyTime": "0900"}
+MASKS = bleed(SLICES, ROWS)
+PARTS = {"subdural": MASKS}
+
+
+@dataclass
+class Place:
+    """An installation with one destination for each class of report."""
+
+    records: Records
+    spool: Spool
+    composer: Composer = field(init=False)
+
+    def __post_init__(self) -> None:
+        near = Destination(name="near", ae_title="NEAR", outputs=("sr", "seg"))
+        far = Destination(name="far", ae_title="FAR", outputs=("sr",), sr_class="comprehensive")
+        self.composer = Composer(Settings(destination=(near, far)), self.records, self.spool)
+
+    def analyse(self, name: str, volume_ml: float, **attributes: Any) -> tuple[int, Prior]:
+        """Receive, decide and analyse a series as the worker does; what it was compared with."""
+        series = ct_series(SLICES, rows=ROWS, name=name, **attributes)
+        self.records.arrivals.open_association(name, "host:1", ("CT1", "x"), 1.0)
+        for ds in series:
+            stream = BytesIO()
+            dcmwrite(stream, ds, enforce_file_format=True)
+            instance = read_instance(BytesIO(stream.getvalue()))
+            path = self.spool.instance_path(name, name, instance.sop_instance_uid)
+            self.spool.write(path, (stream.getvalue(),))
+            file = StoredFile(path, len(stream.getvalue()), instance.sop_instance_uid)
+            self.records.arrivals.record(instance, file, name, 1.0)
+        (row,) = self.records.decisions.of_study(str(series[0].StudyInstanceUID))
+        assert self.records.decisions.settle(row, 5.0)
+        job_id = self.records.decisions.decide(row, [], 6.0)
+        assert job_id and self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
+        return job_id, self._store(job_id, series, volume_ml)
+
+    def _store(self, job_id: int, series: list[Dataset], volume_ml: float) -> Prior:
+        uid = str(series[0].SeriesInstanceUID)
+        now, candidates = self.records.priors.candidates(uid)
+        assert now
+        prior = latest(now, candidates)
+        mask = SegmentationFinding(
+            volume_ml, (str(series[0].SOPInstanceUID),), subtypes_ml={"subdural": volume_ml}
+        )
+        plain = analysed(series, {"any": 0.9, "subdural": 0.9}, segmentation=mask)
+        heat = np.zeros((SLICES, 8, 8), np.uint8)
+        found = with_prior(Analysis(plain, MASKS, heat, "subdural", PARTS), prior)
+        path = self.spool.job_path(job_id, 1, "maps.npz")
+        self.spool.write(path, (pack(Maps(MASKS, heat, PARTS)),))
+        self.records.jobs.store_analysis(job_id, "w:1", found.findings, path, 1_790_000_000.0)
+        return prior
+
+    def objects(self, job_id: int) -> dict[str, Dataset]:
+        """What was composed for a job, by output."""
+        with self.records.engine.connect() as connection:
+            rows = connection.execute(select(objects).where(objects.c.job_id == job_id)).all()
+        return {row.output: dcmread(self.spool.absolute(row.path)) for row in rows}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    settings = Settings(data_dir=tmp_path)
+    records = open_records(settings)
+    yield Place(records, Spool(tmp_path / "spool", 0))
+    records.close()
+
+
+def evidence_elsewhere(report: Dataset) -> list[tuple[str, str, str]]:
+    """(study, series, instance) of the Pertinent Other Evidence Sequence."""
+    return [
+        (str(study.StudyInstanceUID), str(series.SeriesInstanceUID), str(item.ReferencedSOPInstanceUID))
+        for study in report.get("PertinentOtherEvidenceSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    ]
+
+
+@pytest.mark.parametrize("composed_before", [True, False])
+def test_growth_is_told_with_the_earlier_report_of_the_same_class(
+    place: Place, composed_before: bool
+) -> None:
+    old, first = place.analyse("old", 8.0, **OLD)
+    assert first == Prior(None)
+    if composed_before:
+        place.composer.round()
+    new, _ = place.analyse("new", 12.0)
+    job = place.records.jobs.get(new)
+    assert job and job.findings and job.findings.comparison
+    assert job.findings.comparison.change_ml == pytest.approx(4.0)
+    assert job.findings.comparison.expansion and not job.findings.comparison.remarks
+    place.composer.round()
+    before, after = place.objects(old), place.objects(new)
+    assert set(after) == {"sr", "csr", "seg"}
+    for name in ("sr", "csr"):
+        earlier = before[name]
+        assert evidence_elsewhere(after[name]) == [
+            (str(earlier.StudyInstanceUID), str(earlier.SeriesInstanceUID), str(earlier.SOPInstanceUID))
+        ]
+        assert after[name].SOPInstanceUID == uid_for(job.findings, name)
+    assert evidence_elsewhere(before["sr"]) == []
+
+
+def test_each_destination_gets_the_class_of_report_it_takes(place: Place) -> None:
+    job_id, _ = place.analyse("only", 8.0)
+    place.composer.round()
+    uids = {name: str(ds.SOPInstanceUID) for name, ds in place.objects(job_id).items()}
+    sent = {(d["destination"], d["sop_instance_uid"]) for d in place.records.views.deliveries()}
+    assert sent == {("near", uids["sr"]), ("near", uids["seg"]), ("far", uids["csr"])}
+
+
+def test_a_namesake_under_the_same_id_is_not_compared(place: Place) -> None:
+    place.analyse("old", 8.0, PatientBirthDate="19700101", **OLD)
+    new, prior = place.analyse("new", 20.0)
+    assert prior == Prior(None, OTHER_PERSON)
+    job = place.records.jobs.get(new)
+    assert job and job.findings
+    assert job.findings.comparison is None and OTHER_PERSON in job.findings.warnings
+
+
+def test_the_latest_earlier_study_of_the_patient_speaks(place: Place) -> None:
+    place.analyse("older", 5.0, StudyDate="20261101")
+    place.analyse("old", 8.0, **OLD)
+    place.analyse("elsewhere", 9.0, PatientID="SOMEBODY")
+    place.analyse("later", 30.0, StudyDate="20261121")
+    _, prior = place.analyse("new", 12.0)
+    assert prior.found and prior.found.instance.study_date == "20261119"
+
+
+def test_an_earlier_ct_that_was_not_analysed_is_no_prior(place: Place) -> None:
+    old, _ = place.analyse("old", 8.0, **OLD)
+    place.records.jobs.cancel(old)
+    _, prior = place.analyse("new", 12.0)
+    assert prior == Prior(None)
