@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 
 from node import commitment
 from node.domain.errors import TransientError
-from node.retry import back_off_s, is_hopeless
+from node.retry import Breaker, back_off_s, is_hopeless
 from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
 from node.spool import Spool
@@ -62,6 +62,11 @@ class Courier:
         self._peer = peer
         self._records = records
         self._spool = spool
+        self._breaker = Breaker(destination.retry_base_s)
+
+    def pause_s(self) -> float:
+        """A round did not reach the destination: how many seconds to leave it alone."""
+        return self._breaker.failed(random.random())
 
     def round(self, now: Callable[[], float] = time.time) -> bool:
         """Send one batch of what is due, or else ask for commitment of what was sent.
@@ -102,6 +107,9 @@ class Courier:
         parcels = [Parcel(d.id, self._spool.absolute(d.path), d.sop_class_uid) for d in left.values()]
         for outcome in self._peer.send(parcels):
             self._write_down(left.pop(outcome.key), outcome, now())
+            if outcome.accepted and self._breaker.answered():
+                count = self._records.deliveries.hasten(self._destination.name, now())
+                log.info("%s is back; %d deliveries are due", self._peer.name, count)
             if left and leased_until - now() < LEASE_S / 2:
                 leased_until = now() + LEASE_S
                 self._records.deliveries.extend(list(left), leased_until)
@@ -143,21 +151,21 @@ class Courier:
         return True
 
 
-def run(courier: Courier, pause_s: float, stopping: Callable[[float], bool]) -> None:
-    """Carry until `stopping(seconds)` says so; after a failure wait `pause_s` before trying another batch.
+def run(courier: Courier, stopping: Callable[[float], bool]) -> None:
+    """Carry until `stopping(seconds)` says so; after a failure wait the courier's pause before another batch.
 
     Whatever goes wrong is written to the log: a courier that ended would leave its destination in silence.
     """
     wait_s = TICK_S
     while not stopping(wait_s):
         try:
-            wait_s = TICK_S if courier.round() else pause_s
+            wait_s = TICK_S if courier.round() else courier.pause_s()
         except TransientError as error:
             log.error("delivering waits: %s", error)
-            wait_s = pause_s
+            wait_s = courier.pause_s()
         except Exception:
             log.exception("delivering broke; it goes on")
-            wait_s = pause_s
+            wait_s = courier.pause_s()
 
 
 def start_couriers(
@@ -172,7 +180,7 @@ def start_couriers(
         courier = Courier(destination, carrier, records, spool)
         thread = threading.Thread(
             target=run,
-            args=(courier, destination.retry_base_s, stopping),
+            args=(courier, stopping),
             name=f"deliver-{destination.name}",
             daemon=True,
         )

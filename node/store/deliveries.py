@@ -66,6 +66,17 @@ class Deliveries:
             connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(**lease))
             return rows
 
+    def hasten(self, destination: str, now: float) -> int:
+        """The destination is back: what waited for its next try is due. Returns how many."""
+        waiting = (
+            deliveries.c.destination == destination,
+            deliveries.c.state == DeliveryState.PENDING,
+            deliveries.c.next_try_at > now,
+            deliveries.c.last_status == "",  # no answer at all; what was refused keeps its own pace
+        )
+        with writing(self._engine) as connection:
+            return connection.execute(update(deliveries).where(*waiting).values(next_try_at=now)).rowcount
+
     def lease_owners(self) -> set[str]:
         """The processes that hold leases."""
         with reading(self._engine) as connection:

@@ -256,7 +256,7 @@ class TestDestinations:
                 stack.callback(server.shutdown)
                 to = Destination(name=name, ae_title=name.upper(), port=port)
                 courier = Courier(to, carrier_to(to, "ICHNODE"), records, place.spool)
-                thread = threading.Thread(target=carry, args=(courier, 0.2, stop.wait), daemon=True)
+                thread = threading.Thread(target=carry, args=(courier, stop.wait), daemon=True)
                 threads.append(thread)
             place.destinations = ("mute", "kind")
             place.composed(place.study("a"), image=ct_series(1, rows=16, name="result")[0])

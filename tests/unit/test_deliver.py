@@ -11,7 +11,7 @@ import pytest
 from node import deliver
 from node.deliver import LEASE_S, Courier
 from node.domain.errors import TransientError
-from node.retry import back_off_s, is_hopeless
+from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
 from node.scu import AssociationBroke, Outcome, Parcel
 from node.settings import Destination
 from node.spool import Spool
@@ -58,6 +58,10 @@ class Rows:
 
     def extend(self, ids: Sequence[int], lease_until: float) -> None:
         self.log.append(("extend", tuple(ids), lease_until))
+
+    def hasten(self, destination: str, now: float) -> int:
+        self.log.append(("hasten", destination))
+        return 0
 
     def sent(self, delivery_id: int, status: str, now: float) -> None:
         self.log.append(("sent", delivery_id, status))
@@ -173,13 +177,16 @@ def test_a_courier_outlives_every_error() -> None:
     rounds: list[int] = []
 
     class Broken:
+        def pause_s(self) -> float:
+            return 5.0
+
         def round(self) -> bool:
             rounds.append(1)
             raise [TransientError("database"), ValueError("an object nobody thought of"), OSError("disk")][
                 len(rounds) % 3
             ]
 
-    deliver.run(Broken(), 5.0, lambda seconds: len(rounds) >= 6)  # type: ignore[arg-type]
+    deliver.run(Broken(), lambda seconds: len(rounds) >= 6)  # type: ignore[arg-type]
     assert len(rounds) == 6
 
 
@@ -188,6 +195,9 @@ def test_a_courier_waits_longer_after_a_failure() -> None:
     answers = iter([True, False, True])
 
     class Fickle:
+        def pause_s(self) -> float:
+            return 5.0
+
         def round(self) -> bool:
             return next(answers)
 
@@ -195,5 +205,25 @@ def test_a_courier_waits_longer_after_a_failure() -> None:
         waits.append(seconds)
         return len(waits) == 4
 
-    deliver.run(Fickle(), 5.0, stopping)  # type: ignore[arg-type]
+    deliver.run(Fickle(), stopping)  # type: ignore[arg-type]
     assert waits == [deliver.TICK_S, deliver.TICK_S, 5.0, deliver.TICK_S]
+
+
+def test_a_destination_that_stays_away_is_left_alone_ever_longer() -> None:
+    breaker = Breaker(5)
+    assert [breaker.failed(1.0) for _ in range(6)] == [5, 10, 20, 40, LONGEST_BREAK_S, LONGEST_BREAK_S]
+    assert breaker.failed(0.0) == LONGEST_BREAK_S / 2
+    assert breaker.answered() and not breaker.answered()
+    assert breaker.failed(1.0) == 5
+
+
+def test_once_a_destination_is_back_what_waits_for_it_is_due_at_once() -> None:
+    clock = Clock(0.0)
+    rows = Rows(due(1), due(2))
+    first = courier(rows, Script(TransientError("down")))
+    assert not first.round(clock)
+    assert first.pause_s() > 0
+    rows.rows = [due(1), due(2)]
+    first._peer = Script(GOOD, GOOD)
+    assert first.round(clock)
+    assert [entry[0] for entry in rows.log] == ["failed", "failed", "sent", "hasten", "sent"]
