@@ -147,7 +147,9 @@ def _beyond_noise(found: SegmentationFinding) -> set[str]:
 def _segment(
     volume: Volume, pipeline: Pipeline, hu: NDArray[np.float32], classification: Classification
 ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
-    """The mask and its parts by subtype, in source orientation."""
+    """The mask and its parts by subtype, in source orientation; empty where the pipeline draws none."""
+    if not pipeline.draws:
+        return np.zeros(volume.hu.shape, bool), {}
     mask = _mask(pipeline.segment(hu, volume.spacing_mm, classification), hu.shape, "mask")
     parts = pipeline.segment_subtypes(hu, volume.spacing_mm, classification)
     return _to_source(mask, volume), {

@@ -255,9 +255,39 @@ def test_everything_that_leaves_is_in_source_order(name: str) -> None:
 
 
 def test_a_pipeline_without_masks_claims_neither_volume_nor_agreement() -> None:
-    findings = analysed(build_volume(scan()), ThresholdPipeline(draws=False)).findings
+    analysis = analysed(build_volume(scan()), ThresholdPipeline(draws=False, subtypes=("subdural",)))
+    findings = analysis.findings
     assert (findings.segmentation, findings.consistency) == (None, None)
     assert findings.priority is Priority.STAT
+    assert not analysis.masks.any() and analysis.subtypes == {}
+
+
+@pytest.mark.parametrize("knows", [{"any"}, {"any", "subdural"}, set(CLASSES)])
+def test_what_a_pipeline_cannot_tell_is_not_written_down(knows: set[str]) -> None:
+    thresholds = {name: 0.5 for name in CLASSES if name in knows}
+    analysis = analysed(
+        build_volume(scan()), ThresholdPipeline(knows=frozenset(knows), thresholds=thresholds)
+    )
+    findings = analysis.findings
+    assert set(findings.classes) == knows
+    assert all(set(finding.probabilities) == knows for finding in findings.slices)
+    assert set(findings.not_evaluated) == set(CLASSES) - knows
+    assert analysis.explained == ("subdural" if "subdural" in knows else "any")
+    assert findings.from_json(findings.to_json()) == findings
+
+
+def test_a_pipeline_that_cannot_tell_any_haemorrhage_is_refused() -> None:
+    with pytest.raises(PermanentError, match="no threshold for any"):
+        analysed(build_volume(scan()), ThresholdPipeline(knows=frozenset({"subdural"})))
+
+
+def test_the_lesion_is_measured_and_its_part_kept() -> None:
+    analysis = analysed(build_volume(scan()), ThresholdPipeline(subtypes=("subdural",)))
+    found = analysis.findings.segmentation
+    assert found and found.diameter_mm and found.abc2
+    assert found.diameter_mm == pytest.approx(2 * RADII_MM.max(), abs=3)
+    assert (found.components, found.subtypes_ml) == (1, {"subdural": pytest.approx(found.volume_ml)})
+    assert (analysis.subtypes["subdural"] == analysis.masks).all()
 
 
 def test_a_subtype_alone_is_no_haemorrhage() -> None:
