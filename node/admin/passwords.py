@@ -11,6 +11,7 @@ import hmac
 import secrets
 import threading
 import unicodedata
+from functools import lru_cache
 
 from node.domain.errors import SettingsError
 
@@ -39,8 +40,10 @@ def hashed(password: str) -> str:
     return "$".join((_SCHEME, str(N), str(R), str(P), _text(salt), _text(_scrypt(password, salt, N, R, P))))
 
 
-NOBODY = hashed(secrets.token_urlsafe())
-"""Compared with where there is no such user, so that names cannot be told by the time an answer takes."""
+@lru_cache(maxsize=1)
+def nobody() -> str:
+    """Compared with where there is no such user, so that names cannot be told by the time an answer takes."""
+    return hashed(secrets.token_urlsafe())
 
 
 def matches(password: str, stored: str) -> bool:

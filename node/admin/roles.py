@@ -143,15 +143,22 @@ def web(settings: Settings) -> None:
     """The pages."""
     import uvicorn
 
-    from node.admin.web import make_app
+    from node.admin.web.app import make_app
+    from node.admin.web.gate import check_reachable
 
     records = open_records(settings)
+    check_reachable(settings, records)
+    tls = settings.web.tls
     config = uvicorn.Config(
         make_app(settings, records),
         host=settings.web.host,
         port=settings.web.port,
         log_level="warning",
         timeout_graceful_shutdown=2,
+        proxy_headers=False,  # who may speak for others is a setting of the node's own
+        server_header=False,
+        ssl_certfile=tls.cert or None,
+        ssl_keyfile=tls.key or None,
     )
     with beating(records, "web"):
         uvicorn.Server(config).run()

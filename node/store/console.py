@@ -1,4 +1,4 @@
-"""Every query of the queue's page and of the metrics: backlog, throughput, dead letters. Changes only echoes."""
+"""Every query of the queue's page and of the metrics: backlog, throughput, dead letters."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from node.domain.errors import SettingsError
 from node.domain.permissions import Role, lesser
@@ -14,6 +15,8 @@ from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import api_tokens, login_failures, users, web_keys, web_sessions
 
 FORGET_FAILURES_S = 24 * 3600
+FREE_TRIES = 5
+"""So many wrong passwords cost no waiting; each one after them doubles it."""
 USED_EVERY_S = 60
 """A token's last use is written down this often at most."""
 
@@ -131,28 +134,34 @@ class People:
                 connection.execute(update(api_tokens).where(api_tokens.c.id == row.id).values(used_at=now))
         return row.name, lesser(Role(row.role), Role(row.user_role))
 
-    def next_try_at(self, keys: tuple[str, ...]) -> float:
-        """Before this time no login under these keys is looked at; 0 when there was no failure."""
-        with reading(self._engine) as connection:
-            query = select(func.max(login_failures.c.next_at)).where(login_failures.c.key.in_(keys))
-            return float(connection.execute(query).scalar() or 0)
+    def try_login(self, caps_s: Mapping[str, float], now: float) -> float:
+        """Count one more try under each key; returns 0 where it may be made, else the seconds to wait.
 
-    def failures(self, key: str) -> int:
-        with reading(self._engine) as connection:
-            query = select(login_failures.c.count).where(login_failures.c.key == key)
-            return int(connection.execute(query).scalar() or 0)
-
-    def failed(self, key: str, count: int, next_at: float, now: float) -> None:
-        """The `count`th failure in a row. What is a day old is forgotten."""
+        `caps_s` gives the longest wait of each key. Counting comes before looking, so that many tries at
+        once get no further than the same number in a row. What is a day old is forgotten.
+        """
         with writing(self._engine) as connection:
             old = login_failures.c.next_at < now - FORGET_FAILURES_S
             connection.execute(delete(login_failures).where(old))
-            connection.execute(delete(login_failures).where(login_failures.c.key == key))
-            connection.execute(insert(login_failures).values(key=key, count=count, next_at=next_at))
+            for key in caps_s:
+                insert_if_absent(connection, login_failures, {"key": key, "count": 0, "next_at": now})
+            mine = select(login_failures).where(login_failures.c.key.in_(list(caps_s)))
+            rows = connection.execute(mine.order_by(login_failures.c.key).with_for_update()).all()
+            wait_s = max(row.next_at for row in rows) - now
+            if wait_s > 0:
+                return wait_s
+            for row in rows:
+                count = row._mapping["count"] + 1
+                delay_s = min(2.0 ** (count - FREE_TRIES), caps_s[row.key])
+                one = update(login_failures).where(login_failures.c.key == row.key)
+                next_at = now + delay_s if count >= FREE_TRIES else now
+                connection.execute(one.values(count=count, next_at=next_at))
+            return 0.0
 
-    def succeeded(self, keys: tuple[str, ...]) -> None:
+    def succeeded(self, keys: Collection[str]) -> None:
+        """A login that went well wipes out the tries before it."""
         with writing(self._engine) as connection:
-            connection.execute(delete(login_failures).where(login_failures.c.key.in_(keys)))
+            connection.execute(delete(login_failures).where(login_failures.c.key.in_(list(keys))))
 
     def key(self, name: str = "console") -> bytes:
         """The secret that cookies are signed with; made at its first use, the same for every process."""

@@ -248,6 +248,7 @@ def _word_id(of: Any) -> Any:
             spoken.c.priority.is_not(None),
             spoken.c.state != JobState.CANCELLED,
         )
+        .correlate(of)
         .scalar_subquery()
     )
 
@@ -257,6 +258,7 @@ def _current_id(of: Any) -> Any:
     return (
         select(func.max(standing.c.id))
         .where(standing.c.study_instance_uid == of.c.study_instance_uid, standing.c.state.not_in(_OVER))
+        .correlate(of)
         .scalar_subquery()
     )
 

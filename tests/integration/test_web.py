@@ -1,50 +1,37 @@
-"""The pages over records made by the real store: what is shown, what is escaped, what stays live."""
+"""The pages over records made by the real store: what is shown, what is escaped, what acts."""
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import threading
+import csv
+import io
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from node.admin import web
-from node.domain.findings import (
-    CLASSES,
-    ClassFinding,
-    Consistency,
-    Findings,
-    ModelIdentity,
-    Priority,
-    Reason,
-    SegmentationFinding,
-    Status,
-)
-from node.domain.instance import Instance
+from node.admin.web import words
+from node.admin.web.app import make_app
+from node.admin.web.plots import along_slices, by_hour, waterfall
+from node.domain.findings import Consistency, Priority, Reason
+from node.domain.lifecycle import JobState
 from node.settings import Destination, Settings
-from node.store.arrivals import StoredFile
-from node.store.decisions import SeriesRow
-from node.store.deliveries import NewDelivery
-from node.store.jobs import NewObject
 from node.store.records import Records, open_records
-from tests.peers import requires
+from node.store.worklist import Reading, Shown, Wanted
+from tests import factories
+from tests.site import SUBDURAL, Site, findings
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
 HOSTILE = '<script>alert("x")</script>'
 ESCAPED = "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;"
+HTML = {"Accept": "text/html"}
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "spool").mkdir()
     return Settings(data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS"),))
 
 
@@ -57,99 +44,22 @@ def records(settings: Settings) -> Iterator[Records]:
 
 @pytest.fixture
 def client(settings: Settings, records: Records) -> TestClient:
-    return TestClient(web.make_app(settings, records), base_url="http://127.0.0.1:8080")
-
-
-class Site:
-    """Fills the records as the roles would, by their own queries."""
-
-    def __init__(self, records: Records) -> None:
-        self.records = records
-        self._received = 0
-
-    def receive(self, study: str, series: str, *, ago: float = 0, images: int = 2, **header: str) -> None:
-        now = time.time() - ago
-        self.records.arrivals.open_association(f"{study}/{series}", "listen", ("CT1", "127.0.0.1"), now)
-        for _ in range(images):
-            self._received += 1
-            uid = f"2.25.{self._received}"
-            instance = Instance(uid, CT, series, study, "1.2.840.10008.1.2.1", "CT", **header)
-            file = StoredFile(f"{uid}.dcm", 1000, f"{self._received:064d}")
-            self.records.arrivals.record(instance, file, f"{study}/{series}", now)
-        self.records.arrivals.close_association(f"{study}/{series}", "released", now)
-
-    def decide(self, study: str, chosen: str | None, reason: Reason | None = None) -> int | None:
-        """Settle all series of the study; each but the chosen one is refused for the reason."""
-        now = time.time()
-        for row in self.rows(study):
-            self.records.decisions.settle(row, now)
-        rows = self.rows(study)
-        refused = [
-            (row, reason or Reason("NOT_CHOSEN", "another series"))
-            for row in rows
-            if row.series_instance_uid != chosen
-        ]
-        accepted = next((r for r in rows if r.series_instance_uid == chosen), None)
-        return self.records.decisions.decide(accepted, refused, now)
-
-    def rows(self, study: str) -> list[SeriesRow]:
-        return self.records.decisions.of_study(study)
-
-    def queued(self, study: str, **header: str) -> int:
-        self.receive(study, f"{study}.1", **header)
-        job = self.decide(study, f"{study}.1")
-        assert job is not None
-        return job
-
-    def running(self, study: str, **header: str) -> int:
-        job = self.queued(study, **header)
-        assert self.records.jobs.claim(job, "worker", time.time() + 60, time.time())
-        return job
-
-    def analysed(self, study: str, findings: Findings, **header: str) -> int:
-        job = self.running(study, **header)
-        assert self.records.jobs.store_analysis(job, "worker", findings, "maps", time.time())
-        return job
-
-    def composed(self, study: str, findings: Findings, **header: str) -> int:
-        """With one object on its way to the PACS."""
-        job = self.analysed(study, findings, **header)
-        made = NewObject(f"{study}.9", CT, f"{study}.8", "sr", "sr.dcm", 1000)
-        urgent = findings.priority is Priority.STAT
-        delivery = NewDelivery(made.sop_instance_uid, "pacs", 0, urgent)
-        stored = self.records.jobs.get(job)
-        assert stored
-        assert self.records.jobs.store_objects(stored, [made], [delivery], time.time())
-        return job
-
-    def delivery_of(self, job: int) -> int:
-        found: int = self.records.views.deliveries_of(job)[0]["id"]
-        return found
+    """A browser on the machine of a node without users."""
+    app = make_app(settings, records)
+    return TestClient(app, base_url="http://127.0.0.1:8080", headers=HTML, follow_redirects=False)
 
 
 @pytest.fixture
-def site(records: Records) -> Site:
-    return Site(records)
+def site(records: Records, settings: Settings) -> Site:
+    return Site(records, settings)
 
 
-def findings(
-    present: dict[str, float] | None = None,
-    volume_ml: float = 0.0,
-    consistency: Consistency = Consistency.AGREE,
-    priority: Priority | None = None,
-) -> Findings:
-    present = present or {}
-    values = {name: present.get(name, 0.02) for name in CLASSES}
-    return Findings(
-        ModelIdentity("test", "1", "0" * 64),
-        "series",
-        1,
-        Status.ANALYSED,
-        classes={name: ClassFinding(value, name in present) for name, value in values.items()},
-        segmentation=SegmentationFinding(volume_ml, ("2.25.1", "2.25.2") if volume_ml else ()),
-        consistency=consistency,
-        priority=priority or (Priority.STAT if present else Priority.ROUTINE),
-    )
+def press(client: TestClient, path: str, **form: str) -> int:
+    """The status of a form sent from the worklist."""
+    page = client.get("/").text
+    token = re.search(r'<meta name="csrf" content="(\w+)">', page)
+    assert token
+    return client.post(path, data={"csrf": token[1], **form}).status_code
 
 
 def lose(records: Records) -> None:
@@ -158,25 +68,22 @@ def lose(records: Records) -> None:
         connection.execute(text("ALTER TABLE heartbeats RENAME TO away"))
 
 
-SUBDURAL = findings({"any": 0.94, "subdural": 0.914}, 23.4)
-
-
 def test_empty_node_says_what_to_send_where(client: TestClient) -> None:
     page = client.get("/").text
-    assert "No study yet" in page
+    assert "No study here" in page
     assert "storescu -aec ICHNODE +sd +r 127.0.0.1 11112" in page
     assert "Research use only – not for diagnosis" in page
 
 
-def test_a_suspected_haemorrhage_stands_out_with_its_findings(client: TestClient, site: Site) -> None:
-    site.composed("1.1", SUBDURAL, patient_id="PID-7", accession_number="ACC-7", study_description="CT head")
+def test_a_suspected_haemorrhage_stands_first_with_its_findings(client: TestClient, site: Site) -> None:
+    site.composed("1.1", SUBDURAL, patient_id="PID-7", accession_number="ACC-7")
+    site.composed("1.2", findings(), patient_id="PID-8")
     page = client.get("/").text
-    alarms = page[page.index('id="alarms"') : page.index('id="studies"')]
-    for words in ("PID-7", "ACC-7", "STAT", "HAEMORRHAGE SUSPECTED", "Subdural <b>0.91</b>", "23.4 mL"):
-        assert words in alarms
+    assert page.index("PID-7") < page.index("PID-8")
+    for expected in ("ACC-7", "STAT", "HAEMORRHAGE SUSPECTED", "Subdural <b>0.91</b>", "23.4 mL"):
+        assert expected in page
     assert "Epidural" not in page
-    assert "Classifier and segmentation agree." in page
-    assert "<title>(1) ICHNODE" in page
+    assert "<title>(1) Worklist" in page
 
 
 def test_an_alarm_stands_from_the_first_word_of_the_classifier(client: TestClient, site: Site) -> None:
@@ -188,63 +95,380 @@ def test_an_alarm_stands_from_the_first_word_of_the_classifier(client: TestClien
 def test_an_alarm_is_kept_while_a_newer_revision_is_analysed(client: TestClient, site: Site) -> None:
     site.composed("1.1", SUBDURAL, patient_id="PID-7")
     site.receive("1.1", "1.1.1", images=1)
-    assert "<title>(1) ICHNODE" in client.get("/").text
     job = site.decide("1.1", "1.1.1")
     assert job is not None
-    assert "<title>(1) ICHNODE" in client.get("/").text
+    page = client.get("/").text
+    assert "<title>(1) Worklist" in page
+    assert "More images came; revision 2 is QUEUED." in page
     site.records.jobs.claim(job, "worker", time.time() + 60, time.time())
     site.records.jobs.store_analysis(job, "worker", findings(), "maps", time.time())
-    assert "<title>ICHNODE" in client.get("/").text
+    page = client.get("/").text
+    assert "<title>Worklist" in page
+    assert "HAEMORRHAGE SUSPECTED" not in page
 
 
 @pytest.mark.parametrize("fails_in", ["queue", "worker"])
 def test_no_result_never_reads_as_a_negative_one(client: TestClient, site: Site, fails_in: str) -> None:
+    reason = Reason("NO_VOLUME", "the slices do not form a volume")
     if fails_in == "worker":
-        job = site.running("1.1")
-        site.records.jobs.fail(job, Reason("NO_VOLUME", "the slices do not form a volume"))
+        site.failed("1.1", reason)
     else:
         site.receive("1.1", "1.1.1")
-        site.decide("1.1", None, Reason("NO_HEAD", "the slices do not form a volume"))
-    page = client.get("/").text
-    assert "the slices do not form a volume" in page
-    assert "This is NOT a negative result." in page
-    assert "NO HAEMORRHAGE DETECTED" not in page
+        site.decide("1.1", None, reason)
+    for page in (client.get("/").text, client.get("/study/1.1").text):
+        assert "This is NOT a negative result." in page
+        assert "NO HAEMORRHAGE DETECTED" not in page
+    assert "the slices do not form a volume" in client.get("/study/1.1").text
+
+
+def test_a_study_with_results_given_up_is_undelivered_not_delivering(client: TestClient, site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL)
+    assert site.records.worklist.study("1.1")["status"] == "DELIVERING"  # type: ignore[index]
+    site.records.deliveries.give_up(site.delivery_of(job), "refused", "0xA700")
+    assert site.records.worklist.study("1.1")["status"] == "UNDELIVERED"  # type: ignore[index]
+    assert site.records.views.studies()[0]["status"] == "UNDELIVERED"
+    site.records.deliveries.retry(site.delivery_of(job), time.time())
+    site.records.deliveries.sent(site.delivery_of(job), "0x0000", time.time())
+    assert site.records.worklist.study("1.1")["status"] == "DONE"  # type: ignore[index]
+
+
+def uids(records: Records, **wanted: object) -> list[str]:
+    rows, _ = records.worklist.page(Wanted(**wanted), 100)  # type: ignore[arg-type]
+    return [row["study_instance_uid"] for row in rows]
+
+
+def test_the_list_is_filtered_by_result_and_by_reading(site: Site) -> None:
+    records = site.records
+    jobs = {
+        "stat": site.composed("1.1", SUBDURAL),
+        "high": site.composed("1.2", findings({}, 0.6, Consistency.MASK_ONLY, Priority.HIGH)),
+        "routine": site.composed("1.3", findings()),
+        "failed": site.failed("1.4", Reason("X", "y")),
+    }
+    site.receive("1.5", "1.5.1")
+    assert uids(records) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
+    assert uids(records, shown=Shown.SUSPECTED) == ["1.1"]
+    assert uids(records, shown=Shown.INDETERMINATE) == ["1.2"]
+    assert uids(records, shown=Shown.NOT_ANALYSED) == ["1.4"]
+    assert uids(records, shown=Shown.NOT_DETECTED) == ["1.3"]
+    for job in jobs.values():
+        records.reviews.acknowledge(job, "anna", time.time())
+    assert uids(records) == ["1.5"]
+    assert uids(records, reading=Reading.BOTH) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
+    assert uids(records, reading=Reading.ACKNOWLEDGED) == ["1.4", "1.3", "1.2", "1.1"]
+    assert uids(records, reading=Reading.ACKNOWLEDGED, shown=Shown.SUSPECTED) == ["1.1"]
+    assert uids(records, since=time.time() + 5) == []
+
+
+def test_the_list_is_paged_across_its_groups_without_a_gap(site: Site) -> None:
+    for number in range(4):
+        site.composed(f"1.{number}", SUBDURAL)
+        site.composed(f"2.{number}", findings())
+    whole = uids(site.records)
+    assert len(whole) == 8
+    parts: list[str] = []
+    for offset in range(0, 9, 3):
+        rows, more = site.records.worklist.page(Wanted(), 3, offset)
+        parts += [row["study_instance_uid"] for row in rows]
+        assert more == (offset + 3 < 8)
+    assert parts == whole
+
+
+def test_search_finds_old_and_read_studies_by_the_beginning(client: TestClient, site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL, patient_id="PID-77_x", accession_number="Acc9", ago=1e7)
+    site.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    assert "PID-77_x" not in client.get("/").text
+    for words_ in ("pid-77", "acc", "1.1"):
+        assert "PID-77_x" in client.get("/", params={"q": words_}).text
+    assert "Nothing found" in client.get("/", params={"q": "PID_77"}).text
+
+
+def test_acknowledging_says_who_and_when_until_there_is_a_new_word(client: TestClient, site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL, patient_id="PID-7")
+    assert press(client, f"/acknowledge/{job}") == 303
+    assert "PID-7" not in client.get("/").text
+    assert "✓</span> local" in client.get("/study/1.1").text
+    assert press(client, f"/disagree/{job}") == 303
+    assert "disagrees" in client.get("/study/1.1").text
+    assert press(client, f"/unread/{job}") == 303
+    assert "PID-7" in client.get("/").text
+    press(client, f"/agree/{job}")
+    assert site.records.worklist.study("1.1")["review"]["opinion"] == "AGREE"  # type: ignore[index]
+    assert press(client, f"/jobs/reanalyse/{job}") == 303
+    site.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    site.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time() + 1)
+    assert "PID-7" in client.get("/").text
+
+
+def test_the_first_to_acknowledge_is_kept(site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL)
+    assert site.records.reviews.acknowledge(job, "anna", time.time())
+    assert not site.records.reviews.acknowledge(job, "victor", time.time())
+    review = site.records.worklist.study("1.1")["review"]  # type: ignore[index]
+    assert review["acknowledged_by"] == "anna"
+
+
+def test_the_study_page_shows_slices_marks_objects_and_the_way(client: TestClient, site: Site) -> None:
+    series = factories.ct_series(6, 64, name="seen")
+    site.pictured(series, {"any": 0.93, "subdural": 0.8})
+    study, first = str(series[0].StudyInstanceUID), str(series[0].SeriesInstanceUID)
+    page = client.get(f"/study/{study}").text
+    for expected in ("decided", "Subdural", "queued", "analysed", "composed", "H31s", "<polyline"):
+        assert expected in page
+    assert 'data-count="6"' in page
+    plain = client.get(f"/picture/3/{first}", params={"contour": False, "heat": False}).content
+    contour = client.get(f"/picture/3/{first}", params={"heat": False}).content
+    both = client.get(f"/picture/3/{first}").content
+    assert plain.startswith(b"\x89PNG")
+    assert len({plain, contour, both}) == 3
+    assert client.get(f"/picture/6/{first}").status_code == 404
+    assert client.get(f"/thumbnail/{first}").content.startswith(b"\x89PNG")
+    uid = re.search(r'href="/object/([\d.]+)"', page)
+    assert uid
+    answer = client.get(f"/object/{uid[1]}")
+    assert answer.content[128:132] == b"DICM"
+    assert "attachment" in answer.headers["content-disposition"]
+
+
+def test_a_series_that_was_not_analysed_can_be_looked_at_in_order(client: TestClient, site: Site) -> None:
+    series = factories.ct_series(4, 32, name="plain")
+    site.store(list(reversed(series)))
+    first = str(series[0].SeriesInstanceUID)
+    page = client.get(f"/study/{series[0].StudyInstanceUID}").text
+    assert 'data-count="4"' in page
+    assert client.get(f"/picture/0/{first}").content != client.get(f"/picture/3/{first}").content
+
+
+def test_an_image_that_is_gone_is_said_in_the_picture(client: TestClient, site: Site) -> None:
+    site.composed("1.1", SUBDURAL)
+    assert client.get("/picture/0/1.1.1").content.startswith(b"\x89PNG")
+    assert client.get("/picture/0/9.9").status_code == 404
+    assert client.get("/study/9.9").status_code == 404
+    assert client.get("/object/1.1.9").status_code == 404
 
 
 def test_each_skipped_series_tells_its_reason(client: TestClient, site: Site) -> None:
     site.receive("1.1", "1.1.1", series_description="Head 5.0")
     site.receive("1.1", "1.1.2", series_description="Topogram")
     site.decide("1.1", "1.1.1", Reason("LOCALIZER", "a localizer holds no volume"))
-    page = client.get("/").text
-    assert "2 series: 1 accepted, 1 skipped" in page
-    assert "a localizer holds no volume" in page
+    assert "a localizer holds no volume" in client.get("/study/1.1").text
 
 
-def test_undelivered_positives_come_first_with_their_error(client: TestClient, site: Site) -> None:
-    site.composed("1.1", findings(), patient_id="PID-1")
-    job = site.composed("1.2", SUBDURAL, patient_id="PID-2")
-    delivery = site.delivery_of(job)
-    site.records.deliveries.failed(delivery, "PACS refused the association", "0xA700", time.time() + 120)
-    page = client.get("/").text
-    assert "1 result not delivered yet" in page[page.index('id="alarms"') : page.index('id="studies"')]
-    waiting = page[page.index('id="deliveries"') :]
-    assert waiting.index("PID-2") < waiting.index("PID-1")
-    assert "PACS refused the association" in waiting
-    assert client.get("/api/status").json()["oldest_undelivered_positive_at"] is not None
-    site.records.deliveries.sent(delivery, "0x0000", time.time())
-    assert client.get("/api/status").json()["oldest_undelivered_positive_at"] is None
+def test_the_queue_shows_trouble_first_and_retries_it(client: TestClient, site: Site) -> None:
+    failed = site.failed("1.1", Reason("NO_VOLUME", "no volume"), patient_id="PID-1")
+    given_up = site.given_up("1.2", SUBDURAL, patient_id="PID-2")
+    others = [site.given_up(f"1.{n}", findings()) for n in (3, 4)]
+    page = client.get("/queue").text
+    for expected in (
+        "PID-1",
+        "no volume",
+        "PID-2",
+        "PACS refused the association",
+        "A positive result has waited",
+    ):
+        assert expected in page
+    assert press(client, f"/jobs/retry/{failed}") == 303
+    job = site.records.jobs.get(failed)
+    assert job and job.state is JobState.QUEUED
+    assert press(client, "/deliveries/retry", ids=str(others[0])) == 303
+    assert site.records.console.given_up() == [given_up, others[1]]
+    assert press(client, "/deliveries/retry") == 303
+    assert site.records.console.given_up() == []
+    assert press(client, f"/jobs/cancel/{failed}") == 303
+    assert press(client, f"/jobs/cancel/{failed}") == 409
 
 
-def test_a_role_that_is_gone_is_named_with_what_stands_still(client: TestClient, site: Site) -> None:
+def test_a_paused_queue_gives_no_job_and_a_paused_destination_no_delivery(
+    client: TestClient, site: Site
+) -> None:
+    records, now = site.records, time.time()
+    job = site.queued("1.1")
+    site.composed("1.2", SUBDURAL)
+    records.jobs.rung(job, now)
+    assert press(client, "/pause/queue") == 303
+    assert press(client, "/pause/destination:pacs") == 303
+    assert press(client, "/pause/destination:elsewhere") == 404
+    assert "The queue</b> is paused by local" in client.get("/").text
+    again = open_records(site.settings)  # type: ignore[arg-type]  # as after a restart
+    assert again.jobs.claim(job, "worker", now + 60, now) is None
+    assert again.jobs.to_ring(now + 1) == []
+    assert again.deliveries.take_due("pacs", now + 1, now + 60) == []
+    again.close()
+    assert press(client, "/resume/queue") == 303
+    assert press(client, "/resume/destination:pacs") == 303
+    assert records.jobs.to_ring(now - 30) == [job]
+    assert records.jobs.claim(job, "worker", now + 60, now)
+    assert len(records.deliveries.take_due("pacs", time.time(), now + 60)) == 1
+
+
+def test_an_echo_is_sent_and_its_outcome_shown(client: TestClient, site: Site) -> None:
+    assert press(client, "/echo/pacs") == 303  # nobody listens on that port
+    assert "cannot be reached" in client.get("/queue").text
+    assert press(client, "/echo/nobody") == 404
+
+
+def test_a_role_that_is_gone_is_named_on_every_page(client: TestClient, site: Site) -> None:
     now = time.time()
     site.records.views.beat("listen@host:1", "listen", {}, now)
     site.records.views.beat("worker@host:2", "worker", {}, now - 600)
-    standing = {role["role"]: role for role in client.get("/api/status").json()["roles"]}
-    assert standing["listen"]["alive"] == 1
-    assert standing["worker"]["alive"] == 0
-    page = client.get("/").text
-    assert "nothing is analysed" in page
-    assert "nothing can be received" not in page
+    for path in ("/", "/queue"):
+        page = client.get(path).text
+        assert "nothing is analysed" in page
+        assert "nothing can be received" not in page
+
+
+def test_text_from_outside_is_escaped_everywhere(client: TestClient, site: Site) -> None:
+    header = dict.fromkeys(
+        ("patient_id", "patient_name", "accession_number", "study_description", "series_description"), HOSTILE
+    )
+    study = f"1.1{HOSTILE}"
+    site.failed(study, Reason(HOSTILE, HOSTILE), **header)
+    delivery = site.delivery_of(site.composed("1.2", SUBDURAL, **header))
+    site.records.deliveries.give_up(delivery, HOSTILE, HOSTILE[:16])
+    site.records.views.beat(f"worker@{HOSTILE}:1", "worker", {"model": HOSTILE, "version": ""}, time.time())
+    series = factories.ct_series(
+        3, 32, name="xss", PatientID=HOSTILE, ProtocolName=HOSTILE, StudyDescription=HOSTILE
+    )
+    site.pictured(series, {"any": 0.9})
+    link = re.search(r'data-href="(/study/1.1%3Cscript[^"]+)"', client.get("/").text)
+    assert link
+    pages = [
+        "/",
+        "/queue",
+        link[1],
+        "/study/1.2",
+        f"/study/{series[0].StudyInstanceUID}",
+        "/?q=" + HOSTILE,
+        "/audit",
+    ]
+    for path in pages:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "<script>" not in answer.text
+        assert ESCAPED in answer.text
+
+
+def test_patient_names_are_not_shown_without_a_login(client: TestClient, site: Site) -> None:
+    series = factories.ct_series(3, 32, name="named", PatientName="Doe^Jane")
+    site.pictured(series, {"any": 0.9})
+    study = series[0].StudyInstanceUID
+    pages = ("/", f"/study/{study}", "/queue", "/audit", "/worklist.csv")
+    for path in (
+        *pages,
+        "/api/v1/studies",
+        f"/api/v1/studies/{study}",
+        "/api/v1/jobs",
+        "/api/v1/deliveries",
+        "/metrics",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "Doe" not in answer.text
+
+
+def test_the_csv_holds_what_the_list_shows_and_no_formula(client: TestClient, site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL, patient_id="=cmd()", accession_number='A,"1"')
+    site.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    answer = client.get("/worklist.csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    (row,) = csv.DictReader(io.StringIO(answer.text.removeprefix("\ufeff")))
+    assert row["patient_id"] == "'=cmd()"
+    assert row["accession_number"] == 'A,"1"'
+    assert (row["priority"], row["subdural"], row["acknowledged_by"]) == ("STAT", "0.9140", "anna")
+
+
+def test_the_api_does_what_the_pages_do(client: TestClient, site: Site) -> None:
+    token = {"Authorization": f"Bearer {api_token(site.records)}"}
+    job = site.composed("1.1", SUBDURAL, patient_id="PID-7", patient_name="Doe^Jane")
+    study = client.get("/api/v1/studies", headers=token).json()[0]
+    assert (study["status"], study["patient_name"]) == ("DELIVERING", "Doe^Jane")
+    assert study["job"]["findings"]["classes"]["subdural"]["present"] is True
+    assert client.get("/api/v1/studies/1.1", headers=token).json()["objects"][0]["output"] == "sr"
+    assert client.get("/api/v1/studies/9", headers=token).status_code == 404
+    assert client.get("/api/v1/jobs", headers=token).json()[0]["id"] == job
+    assert (
+        client.get("/api/v1/deliveries", headers=token, params={"state": "PENDING"}).json()[0]["job_id"]
+        == job
+    )
+    assert client.get("/api/v1/status", headers=token).json()["counts"]["jobs"] == {"COMPOSED": 1}
+    said = client.post(f"/api/v1/jobs/{job}/opinion", headers=token, json={"opinion": "DISAGREE"})
+    assert said.json() == {"done": True}
+    assert client.post(f"/api/v1/jobs/{job}/opinion", headers=token, json={"opinion": "?"}).status_code == 422
+    assert client.post(f"/api/v1/jobs/{job}/retry", headers=token).status_code == 409
+    assert client.put("/api/v1/pauses/queue", headers=token).status_code == 200
+    assert "queue" in client.get("/api/v1/status", headers=token).json()["paused"]
+    assert client.delete("/api/v1/pauses/queue", headers=token).status_code == 200
+    assert client.post("/api/v1/deliveries/retry", headers=token, json={}).json() == {"changed": 0}
+    assert client.get("/api/v1/jobs", headers=token, params={"limit": 0}).status_code == 422
+    described = client.get("/api/v1/openapi.json", headers=token).json()
+    assert "/api/v1/jobs/{number}/retry" in described["paths"]
+    assert client.get("/api/v1/audit", headers=token).json()[0]["who"] == "robot"
+
+
+def api_token(records: Records) -> str:
+    from node.admin.passwords import digest, new_token
+    from node.domain.permissions import Role
+
+    token, now = new_token(), time.time()
+    records.people.add("robot", Role.ADMIN, "no password", now)
+    records.people.add_token(digest(token), "robot", Role.ADMIN, "test", (now, now + 60))
+    return token
+
+
+def test_metrics_are_prometheus_text_without_any_patient(client: TestClient, site: Site) -> None:
+    site.given_up("1.1", SUBDURAL, patient_id="PID-7")
+    site.records.views.beat("worker@host:2", "worker", {}, time.time())
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "PID-7" not in answer.text and "1.1" not in answer.text.replace("0.1.1", "")
+    sample = re.compile(r'[a-z_]+(\{([a-z]+="[^"]*",?)+\})? -?[\d.e+]+')
+    lines = answer.text.splitlines()
+    assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
+    for line in (
+        'ichnode_deliveries_unsent{destination="pacs",state="FAILED"} 1',
+        'ichnode_jobs{state="COMPOSED"} 1',
+        'ichnode_processes_alive{role="worker"} 1',
+        "ichnode_unread_alarms 1",
+    ):
+        assert line in lines
+
+
+def test_ready_means_that_every_role_is_alive(client: TestClient, site: Site) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["missing"] == ["listen", "settle", "worker", "deliver"]
+    for role in ("listen", "settle", "worker", "deliver"):
+        site.records.views.beat(f"{role}@host:1", role, {}, time.time())
+    answer = client.get("/readyz")
+    assert answer.json()["missing"] in ([], ["disk"])  # of a machine whose disk is nearly full
+
+
+def test_a_database_that_does_not_answer_is_said(client: TestClient, records: Records) -> None:
+    lose(records)
+    assert client.get("/healthz").status_code == 503
+    page = client.get("/")
+    assert page.status_code == 503
+    assert "The database does not answer" in page.text
+
+
+def test_strict_headers_and_nothing_from_elsewhere(client: TestClient, site: Site) -> None:
+    site.composed("1.1", SUBDURAL)
+    for path in ("/", "/static/style.css", "/api/v1/studies", "/nowhere", "/study/1.1"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert client.get("/docs").status_code == 404
+    for path in ("/", "/queue", "/study/1.1", "/audit"):
+        page = client.get(path).text
+        assert "http://" not in page and "https://" not in page
+        assert not re.search(r"<[^>]+ (style|on\w+)=", page)  # the policy would stop it
+
+
+def test_a_loopback_node_refuses_foreign_names(client: TestClient) -> None:
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/healthz", headers={"Host": "localhost:8080"}).status_code == 200
 
 
 def test_a_process_that_was_replaced_is_not_missed() -> None:
@@ -254,172 +478,48 @@ def test_a_process_that_was_replaced_is_not_missed() -> None:
     elsewhere = {**newer, "process": "worker@b:2"}
 
     def lost(*processes: dict[str, object]) -> list[str]:
-        found: list[str] = next(r for r in web.roles(processes, 100) if r["role"] == "worker")["lost"]
+        found: list[str] = next(r for r in words.roles(processes, 100) if r["role"] == "worker")["lost"]
         return found
 
     assert lost(gone, newer) == []
     assert lost(gone, elsewhere) == ["worker@a:1"]
 
 
-def test_text_from_outside_is_escaped_everywhere(client: TestClient, site: Site) -> None:
-    header = dict.fromkeys(
-        ("patient_id", "patient_name", "accession_number", "study_description", "series_description"), HOSTILE
-    )
-    job = site.running(f"1.1{HOSTILE}", **header)
-    site.records.jobs.fail(job, Reason(HOSTILE, HOSTILE))
-    job = site.composed("1.2", SUBDURAL, **header)
-    site.records.deliveries.failed(site.delivery_of(job), HOSTILE, HOSTILE, time.time())
-    site.records.views.beat(f"worker@{HOSTILE}:1", "worker", {"model": HOSTILE, "version": ""}, time.time())
-    for path in ("/", "/live"):
-        page = client.get(path).text
-        assert "<script>" not in page
-        assert page.count(ESCAPED) > 8
-
-
-def test_patient_names_are_not_shown_without_a_login(client: TestClient, site: Site) -> None:
-    site.composed("1.1", SUBDURAL, patient_name="Doe^Jane")
-    for path in ("/", "/live", "/api/studies", "/api/jobs", "/api/deliveries", "/api/status"):
-        answer = client.get(path)
-        assert answer.status_code == 200
-        assert "Doe" not in answer.text
-
-
-def test_the_api_lists_the_same(client: TestClient, site: Site) -> None:
-    job = site.composed("1.1", SUBDURAL, patient_id="PID-7")
-    study = client.get("/api/studies").json()[0]
-    assert study["status"] == "DELIVERING"
-    assert study["job"]["findings"]["classes"]["subdural"]["present"] is True
-    assert client.get("/api/jobs").json()[0]["id"] == job
-    assert client.get("/api/deliveries").json()[0]["state"] == "PENDING"
-    assert client.get("/api/status").json()["counts"]["jobs"] == {"COMPOSED": 1}
-    assert client.get("/api/jobs", params={"limit": 0}).status_code == 422
-    assert "/api/studies" in client.get("/openapi.json").json()["paths"]
-
-
-def test_a_database_that_does_not_answer_is_said(client: TestClient, records: Records) -> None:
-    assert client.get("/healthz").status_code == 200
-    lose(records)
-    answer = client.get("/healthz")
-    assert answer.status_code == 503
-    page = client.get("/")
-    assert page.status_code == 503
-    assert "The database does not answer" in page.text
-    assert client.get("/live").status_code == 503
-
-
-def test_only_safe_methods_and_strict_headers(client: TestClient) -> None:
-    for path in ("/", "/static/style.css", "/api/studies", "/nowhere"):
-        headers = client.get(path).headers
-        assert headers["x-content-type-options"] == "nosniff"
-        assert "default-src 'self'" in headers["content-security-policy"]
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    assert client.post("/").status_code == 405
-    assert client.get("/docs").status_code == 404
-    page = client.get("/").text
-    assert "http://" not in page.replace("http://127.0.0.1", "")
-    assert "https://" not in page
-
-
-def test_a_loopback_node_refuses_foreign_names(client: TestClient) -> None:
-    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
-    assert client.get("/healthz", headers={"Host": "localhost:8080"}).status_code == 200
-    assert web.allowed_hosts("0.0.0.0") == ["*"]
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(-1, "0 s"), (59.9, "59 s"), (61, "1 min"), (7500, "2 h 05 min"), (4e5, "4 d")]
+)
+def test_durations_in_words(seconds: float, expected: str) -> None:
+    assert words.span(seconds) == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(-1, "0 s"), (59.9, "59 s"), (61, "1 min"), (7500, "2 h 05 min"), (4e5, "4 d")]
+    ("value", "expected"), [(0.001, "<0.01"), (0.5, "0.50"), (0.996, ">0.99"), (1.0, ">0.99")]
 )
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert web.span(seconds) == words
+def test_probabilities_never_round_to_certainty(value: float, expected: str) -> None:
+    assert words.probability(value) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(0.001, "<0.01"), (0.5, "0.50"), (0.996, ">0.99"), (1.0, ">0.99")]
-)
-def test_probabilities_never_round_to_certainty(value: float, words: str) -> None:
-    assert web.probability(value) == words
+def test_times_are_told_in_the_zone_of_the_settings() -> None:
+    assert words.Clock("Europe/Berlin").clock(1_751_371_200) == "2025-07-01 14:00:00 CEST"
+    assert words.Clock("America/New_York").iso(1_751_371_200) == "2025-07-01T08:00:00-04:00"
 
 
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The app on a free port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
+def test_a_waterfall_is_to_scale_and_leaves_out_what_has_not_happened() -> None:
+    bars = waterfall([("a", 10.0, 20.0), ("b", 20.0, 50.0), ("c", 50.0, None)])
+    assert [(bar.name, bar.x, bar.width) for bar in bars] == [("a", 0.0, 250.0), ("b", 250.0, 750.0)]
 
 
-def browse(address: str, profile: Path) -> str:
-    """The DOM after some seconds of the page's own time, in a browser that knows nothing else."""
-    quiet = (
-        "gpu",
-        "quic",
-        "background-networking",
-        "component-update",
-        "sync",
-        "dev-shm-usage",
-        "extensions",
-    )
-    command = ["chromium", "--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={profile}"]
-    command += [f"--disable-{part}" for part in quiet]
-    command += ["--virtual-time-budget=15000", "--dump-dom", address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+def test_lines_leave_out_classes_that_nobody_told() -> None:
+    lines = along_slices([{"any": 0.0}, {"any": 1.0}], {"any": "Any", "subdural": "Subdural"})
+    assert [line.name for line in lines] == ["any"]
+    first, last = (float(point.split(",")[1]) for point in lines[0].points.split())
+    assert first > last
 
 
-def on_first_poll(app: FastAPI, act: Callable[[], object]) -> None:
-    """Do something once, after the whole page was answered and before the first poll is."""
-    left = [act]
-
-    @app.middleware("http")
-    async def watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path == "/live" and left:
-            await run_in_threadpool(left.pop())
-        return await call_next(request)
-
-
-def open_details(app: FastAPI) -> None:
-    """Have the browser open every `details` once, as a reader would."""
-    script = (web.HERE / "static" / "live.js").read_text(encoding="utf-8")
-    script += "\nfor (const one of document.querySelectorAll('details')) one.open = true;\n"
-
-    @app.middleware("http")
-    async def replace(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path == "/static/live.js":
-            return Response(script, media_type="text/javascript")
-        return await call_next(request)
-
-
-def test_the_open_page_follows_the_records_and_leaves_open_what_was_opened(
-    settings: Settings, records: Records, site: Site, tmp_path: Path
-) -> None:
-    requires("chromium")
-    site.queued("1.1", patient_id="FIRST")
-    app = web.make_app(settings, records)
-    on_first_poll(app, lambda: site.composed("1.2", SUBDURAL, patient_id="SECOND"))
-    open_details(app)
-    with serving(app) as address:
-        dom = browse(address, tmp_path / "profile")
-    assert "<title>(1) ICHNODE" in dom
-    studies = dom[dom.index('id="studies"') : dom.index('id="jobs"')]
-    assert studies.index("SECOND") < studies.index("FIRST")
-    assert f'<details id="d-{web.anchor("1.1")}" open="">' in studies
-    assert f'<details id="d-{web.anchor("1.2")}">' in studies
-    assert 'id="stale" role="alert" hidden=""' in dom
-
-
-def test_the_open_page_says_when_it_is_no_longer_live(
-    settings: Settings, records: Records, site: Site, tmp_path: Path
-) -> None:
-    requires("chromium")
-    site.composed("1.1", SUBDURAL, patient_id="FIRST")
-    app = web.make_app(settings, records)
-    on_first_poll(app, lambda: lose(records))
-    with serving(app) as address:
-        dom = browse(address, tmp_path / "profile")
-    assert "Not live: the database does not answer. Shown is " in dom
-    assert "FIRST" in dom[dom.index('id="alarms"') :]
+def test_hours_count_what_ended_in_them() -> None:
+    now = 24 * 3600.0 * 20000 + 1800
+    rows = [{"analysed_at": now - 60, "received_at": now - 90, "first_sent_at": now - 50}] * 3
+    rows.append({"analysed_at": now - 3600, "received_at": now - 3700, "first_sent_at": None})
+    hours = by_hour(rows, now)
+    assert [hour.count for hour in hours[-3:]] == [0, 1, 3]
+    assert hours[-1].median_s == 40

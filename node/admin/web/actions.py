@@ -1,0 +1,69 @@
+"""The buttons of the pages: forms that act and lead back to where they stood. Shows nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+
+from node.admin.web.deeds import Deeds
+from node.admin.web.gate import Gate, Visitor, fields
+from node.admin.web.login import safe_target
+from node.admin.web.site import Site
+from node.store.reviews import Opinion
+
+QUIET = "x-quiet"
+"""Header of a page that stays where it is: it wants no redirection."""
+
+
+def routes(site: Site, gate: Gate) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    deeds = Deeds(site)
+
+    def on_job(path: str, act: Callable[[Visitor, int], None], needed: Visitor) -> None:
+        @router.post(f"{path}/{{number}}")
+        async def press(request: Request, number: int, visitor: Visitor = needed) -> Response:
+            await run_in_threadpool(act, visitor, number)
+            return await back(request)
+
+    on_job("/acknowledge", deeds.acknowledge, gate.viewer)
+    on_job("/unread", deeds.mark_unread, gate.viewer)
+    on_job("/agree", lambda who, job: deeds.judge(who, job, Opinion.AGREE), gate.viewer)
+    on_job("/disagree", lambda who, job: deeds.judge(who, job, Opinion.DISAGREE), gate.viewer)
+    on_job("/jobs/retry", deeds.retry_job, gate.admin)
+    on_job("/jobs/cancel", deeds.cancel, gate.admin)
+    on_job("/jobs/reanalyse", deeds.reanalyse, gate.admin)
+    on_job("/deliveries/retry", deeds.retry_delivery, gate.admin)
+
+    @router.post("/deliveries/retry")
+    async def retry_many(request: Request, visitor: Visitor = gate.admin) -> Response:
+        form = await fields(request)
+        ids = [int(text) for text in form.get("ids", "").split(",") if text.isdecimal()]
+        await run_in_threadpool(deeds.retry_deliveries, visitor, form.get("destination", ""), ids)
+        return await back(request)
+
+    @router.post("/pause/{name:path}")
+    async def pause(request: Request, name: str, visitor: Visitor = gate.admin) -> Response:
+        await run_in_threadpool(deeds.pause, visitor, name)
+        return await back(request)
+
+    @router.post("/resume/{name:path}")
+    async def resume(request: Request, name: str, visitor: Visitor = gate.admin) -> Response:
+        await run_in_threadpool(deeds.resume, visitor, name)
+        return await back(request)
+
+    @router.post("/echo/{name:path}")
+    async def echo(request: Request, name: str, visitor: Visitor = gate.admin) -> Response:
+        await run_in_threadpool(deeds.echo, visitor, name)
+        return await back(request)
+
+    return router
+
+
+async def back(request: Request) -> Response:
+    """204 for a page that refreshes itself, else the way back to it."""
+    if QUIET in request.headers:
+        return Response(status_code=204)
+    return RedirectResponse(safe_target((await fields(request)).get("next", "/")), 303)

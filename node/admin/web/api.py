@@ -1,0 +1,225 @@
+"""The JSON of what the pages show and do, under /api/v1, with the same roles. Holds no rule of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict
+
+from node import __version__
+from node.admin.web import board, words
+from node.admin.web.deeds import Deeds
+from node.admin.web.gate import Gate, Visitor
+from node.admin.web.pages import wanted_of
+from node.admin.web.site import Site
+from node.domain.lifecycle import DeliveryState
+from node.store.reviews import Opinion
+from node.store.worklist import Reading, Shown
+
+PREFIX = "/api/v1"
+Limit = Annotated[int, Query(ge=1, le=500)]
+Offset = Annotated[int, Query(ge=0, le=100_000)]
+
+
+class Done(BaseModel):
+    """The deed was done."""
+
+    done: Literal[True] = True
+
+
+class Many(BaseModel):
+    """So many were changed."""
+
+    changed: int
+
+
+class Chosen(BaseModel):
+    """Which given-up deliveries to try again: these, else all of a destination, else all."""
+
+    model_config = ConfigDict(extra="forbid")
+    ids: list[int] = []
+    destination: str = ""
+
+
+class Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    opinion: Opinion
+
+
+class Echoed(BaseModel):
+    """What came of a C-ECHO, in words."""
+
+    text: str
+
+
+def routes(site: Site, gate: Gate) -> APIRouter:
+    router = APIRouter(prefix=PREFIX)
+    _reading(router, site, gate)
+    _reviewing(router, Deeds(site), gate)
+    _administering(router, Deeds(site), gate)
+    return router
+
+
+def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
+    @router.get("/studies", tags=["studies"])
+    def studies(
+        show: Shown = Shown.ALL,
+        read: Reading = Reading.BOTH,
+        within: str = "24h",
+        q: str = "",
+        limit: Limit = 100,
+        offset: Offset = 0,
+        visitor: Visitor = gate.viewer,
+    ) -> list[dict[str, Any]]:
+        """The reading worklist, suspected haemorrhage first. `within`: 24h, 3d, 30d, all."""
+        rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), limit, offset)
+        site.note(visitor, "api-studies", detail=f"{len(rows)} studies")
+        return [_study(row, visitor) for row in rows]
+
+    @router.get("/studies/{uid}", tags=["studies"])
+    def study(uid: str, visitor: Visitor = gate.viewer) -> dict[str, Any]:
+        """One study with its series, jobs, objects and deliveries."""
+        row = site.records.worklist.study(uid)
+        site.note(visitor, "api-study", uid)
+        if row is None:
+            raise HTTPException(404, "there is no such study here")
+        made = site.records.worklist.objects([job["id"] for job in row["jobs"]])
+        return _study(row, visitor) | {"objects": made, "jobs": row["jobs"]}
+
+    @router.get("/jobs", tags=["queue"])
+    def jobs(limit: Limit = 100, _: Visitor = gate.viewer) -> list[dict[str, Any]]:
+        """The latest jobs, newest first."""
+        return site.records.views.jobs(limit)
+
+    @router.get("/deliveries", tags=["queue"])
+    def deliveries(
+        state: DeliveryState | None = None, limit: Limit = 200, _: Visitor = gate.viewer
+    ) -> list[dict[str, Any]]:
+        """The latest deliveries; of one state, positive results and the oldest first."""
+        if state is None:
+            return site.records.views.deliveries(limit)
+        return site.records.console.unsent(state, limit)
+
+    @router.get("/status", tags=["queue"])
+    def status(_: Visitor = gate.viewer) -> dict[str, Any]:
+        """Processes, counts, destinations, what is paused, the disk, and the oldest undelivered positive."""
+        now = time.time()
+        names = [d.name for d in site.settings.destination]
+        return {
+            "ae_title": site.settings.scp.ae_title,
+            "version": __version__,
+            "time": now,
+            "roles": words.roles(site.records.views.processes(now), now),
+            "counts": site.records.console.counts(),
+            "destinations": site.records.console.destinations(names),
+            "paused": site.records.pauses.all(),
+            "oldest_undelivered_positive": site.records.console.oldest_unsent_positive(),
+            "disk": board.disk(site, now),
+        }
+
+    @router.get("/audit", tags=["audit"])
+    def audit(
+        limit: Limit = 100,
+        before: int | None = None,
+        who: str = "",
+        study: str = "",
+        _: Visitor = gate.admin,
+    ) -> list[dict[str, Any]]:
+        """The audit trail, newest first; go on with the smallest id as `before`."""
+        return site.records.audit.entries(limit, before, who, study)
+
+
+def _study(row: dict[str, Any], visitor: Visitor) -> dict[str, Any]:
+    """A study without its bulky parts; the patient's name is for people who logged in."""
+    left_out = {"jobs", "word", "current"} | (set() if visitor.sees_names else {"patient_name"})
+    kept = {key: value for key, value in row.items() if key not in left_out}
+    return kept | {"job": row["word"], "current_job": row["current"]}
+
+
+def _reviewing(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
+    @router.post("/jobs/{number}/acknowledge", tags=["reading"])
+    def acknowledge(number: int, visitor: Visitor = gate.viewer) -> Done:
+        """The result was read."""
+        deeds.acknowledge(visitor, number)
+        return Done()
+
+    @router.post("/jobs/{number}/opinion", tags=["reading"])
+    def judge(number: int, said: Said, visitor: Visitor = gate.viewer) -> Done:
+        """Agree or disagree with the result; acknowledges it too."""
+        deeds.judge(visitor, number, said.opinion)
+        return Done()
+
+    @router.post("/jobs/{number}/unread", tags=["reading"])
+    def unread(number: int, visitor: Visitor = gate.viewer) -> Done:
+        """Back to unread."""
+        deeds.mark_unread(visitor, number)
+        return Done()
+
+
+def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
+    @router.post("/jobs/{number}/retry", tags=["queue"])
+    def retry(number: int, visitor: Visitor = gate.admin) -> Done:
+        """Queue a failed or cancelled job again; 409 for another."""
+        deeds.retry_job(visitor, number)
+        return Done()
+
+    @router.post("/jobs/{number}/reanalyse", tags=["queue"])
+    def reanalyse(number: int, visitor: Visitor = gate.admin) -> Done:
+        """Analyse a composed job again, for example with a newer model."""
+        deeds.reanalyse(visitor, number)
+        return Done()
+
+    @router.post("/jobs/{number}/cancel", tags=["queue"])
+    def cancel(number: int, visitor: Visitor = gate.admin) -> Done:
+        """Cancel a job that is not composed yet."""
+        deeds.cancel(visitor, number)
+        return Done()
+
+    @router.post("/deliveries/{number}/retry", tags=["queue"])
+    def retry_delivery(number: int, visitor: Visitor = gate.admin) -> Done:
+        """Send a waiting or given-up delivery at once."""
+        deeds.retry_delivery(visitor, number)
+        return Done()
+
+    @router.post("/deliveries/retry", tags=["queue"])
+    def retry_deliveries(chosen: Chosen, visitor: Visitor = gate.admin) -> Many:
+        """Try given-up deliveries again."""
+        return Many(changed=deeds.retry_deliveries(visitor, chosen.destination, chosen.ids))
+
+    @router.put("/pauses/{name}", tags=["queue"])
+    def pause(name: str, visitor: Visitor = gate.admin) -> Done:
+        """Pause `queue` or `destination:NAME`, until it is resumed."""
+        deeds.pause(visitor, name)
+        return Done()
+
+    @router.delete("/pauses/{name}", tags=["queue"])
+    def resume(name: str, visitor: Visitor = gate.admin) -> Done:
+        deeds.resume(visitor, name)
+        return Done()
+
+    @router.post("/destinations/{name}/echo", tags=["queue"])
+    def echo(name: str, visitor: Visitor = gate.admin) -> Echoed:
+        """Send a C-ECHO now."""
+        return Echoed(text=deeds.echo(visitor, name))
+
+
+def description(app: FastAPI, gate: Gate) -> APIRouter:
+    """Where the OpenAPI description lies."""
+    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+
+    @router.get("/openapi.json")
+    def openapi(response: Response, _: Visitor = gate.viewer) -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            token = {"type": "http", "scheme": "bearer", "description": "`ichnode users token NAME`"}
+            schema.setdefault("components", {})["securitySchemes"] = {"token": token}
+            schema["security"] = [{"token": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    return router

@@ -1,0 +1,178 @@
+"""Puts the console together: middleware, pages, actions, JSON. Refuses to start with an unguarded route."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from node import __version__
+from node.admin.roles import spool_of
+from node.admin.web import actions, api, login, metrics, pages, pictures
+from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed, allowed_hosts
+from node.admin.web.site import HERE, Site, path
+from node.domain.errors import IchnodeError, IllegalTransition, TransientError
+from node.outputs import wording
+from node.settings import Settings
+from node.store.records import Records
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+TRANSPORT = "max-age=31536000"
+
+
+def make_app(settings: Settings, records: Records) -> FastAPI:
+    """The console of one node."""
+    app = FastAPI(
+        title="ichnode",
+        version=__version__,
+        description=wording.RESEARCH_USE,
+        docs_url=None,  # these two pull scripts from a CDN
+        redoc_url=None,
+        openapi_url=None,  # served behind the login instead
+    )
+    gate = Gate(settings, records)
+    site = Site(settings, records, gate, spool_of(settings))
+    app.add_middleware(_SmallBodies)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings.web))
+    app.middleware("http")(_finisher(gate))
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    for module in (login, pages, pictures, actions, metrics, api):
+        app.include_router(module.routes(site, gate))
+    app.include_router(api.description(app, gate))
+    _add_errors(app, site)
+    for route in routes(app):
+        if needs(route) == "nothing":
+            raise AssertionError(f"{route.path} names no role it needs")
+    return app
+
+
+def routes(app: FastAPI) -> Iterator[APIRoute]:
+    """Every route of the application, those of its routers too."""
+    waiting: list[Any] = list(app.routes)
+    for route in waiting:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            waiting.extend(getattr(route, "routes", None) or [])
+
+
+def needs(route: APIRoute) -> str:
+    """The role a route asks for: admin, viewer, or anybody; `nothing` where it was forgotten."""
+
+    def walk(dependant: Dependant) -> Iterator[Any]:
+        yield dependant.call
+        for inner in dependant.dependencies:
+            yield from walk(inner)
+
+    for call in walk(route.dependant):
+        if hasattr(call, "needs"):
+            return str(call.needs) if call.needs else "anybody"
+    return "nothing"
+
+
+def _finisher(gate: Gate) -> Callable[..., Awaitable[Response]]:
+    async def finish(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        gate.remember(request, response)
+        response.headers.update(HEADERS)
+        if request.url.scheme == "https":
+            response.headers["Strict-Transport-Security"] = TRANSPORT
+        fixed = request.url.path.startswith("/static/")
+        response.headers["Cache-Control"] = "no-cache" if fixed else "no-store"
+        return response
+
+    return finish
+
+
+def _add_errors(app: FastAPI, site: Site) -> None:
+    def is_page(request: Request) -> bool:
+        return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+
+    @app.exception_handler(NotAllowed)
+    def refused(request: Request, error: NotAllowed) -> Response:
+        wants_page = is_page(request) and "hx-request" not in request.headers
+        if wants_page and error.status == 401 and request.method == "GET":
+            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/login?next={path(target)}", 303)
+        if wants_page:
+            visitor = getattr(request.state, "visitor", None)
+            return HTMLResponse(site.refusal(visitor, error.status, str(error)), error.status)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return JSONResponse({"detail": str(error)}, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    def failed(request: Request, error: HTTPException) -> Response:
+        if is_page(request) and "hx-request" not in request.headers:
+            visitor = getattr(request.state, "visitor", None)
+            return HTMLResponse(
+                site.refusal(visitor, error.status_code, str(error.detail)), error.status_code
+            )
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(IllegalTransition)
+    def too_late(request: Request, error: IllegalTransition) -> Response:
+        if is_page(request) and "x-quiet" not in request.headers:
+            visitor = getattr(request.state, "visitor", None)
+            return HTMLResponse(site.refusal(visitor, 409, str(error)), 409)
+        return JSONResponse({"detail": str(error)}, 409)
+
+    @app.exception_handler(TransientError)
+    def unavailable(request: Request, error: TransientError) -> Response:
+        if is_page(request):
+            return HTMLResponse(site.unavailable(str(error)), 503)
+        return JSONResponse({"detail": str(error)}, 503)
+
+
+class _TooLongError(IchnodeError):
+    pass
+
+
+class _SmallBodies:
+    """Nobody sends the console anything long: a body beyond LONGEST_BODY is answered with 413."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen = 0
+        answered = False
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > LONGEST_BODY:
+                raise _TooLongError
+            return message
+
+        async def noticed(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noticed)
+        except _TooLongError:
+            if not answered:
+                await JSONResponse({"detail": f"at most {LONGEST_BODY} bytes"}, 413)(scope, receive, send)

@@ -1,0 +1,66 @@
+"""What the queue's page shows: work, destinations, dead letters, room on the disk. Changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from node.admin.web import plots, words
+from node.admin.web.site import Site
+from node.domain.lifecycle import DeliveryState
+from node.store import pauses
+
+Row = dict[str, Any]
+DAY_S = 24 * 3600
+SHOWN = 50
+
+
+def gather(site: Site, now: float) -> Row:
+    """The context of the queue's page."""
+    records, settings = site.records, site.settings
+    console = records.console
+    names = [d.name for d in settings.destination]
+    standing = console.destinations(names)
+    paused = records.pauses.all()
+    return {
+        "counts": console.counts(),
+        "processes": records.views.processes(now),
+        "work": console.work(SHOWN),
+        "failed": console.failed_jobs(SHOWN),
+        "finished": console.finished(),
+        "pending": console.unsent(DeliveryState.PENDING, SHOWN),
+        "given_up": console.unsent(DeliveryState.FAILED, SHOWN),
+        "destinations": [
+            {"settings": d, **standing[d.name], "paused": paused.get(pauses.of_destination(d.name))}
+            for d in settings.destination
+        ],
+        "oldest_positive": console.oldest_unsent_positive(),
+        "hours": plots.by_hour(console.times(now - DAY_S), now),
+        "disk": disk(site, now),
+        "shown": SHOWN,
+    }
+
+
+def disk(site: Site, now: float) -> Row:
+    """Room in data_dir, what came in a day, and how long the room lasts at that rate."""
+    usage = shutil.disk_usage(site.spool.root)
+    reserve = site.settings.spool.reserve_mb * 2**20
+    daily = site.records.console.bytes_since(now - DAY_S)
+    left = max(usage.free - reserve, 0)
+    return {
+        "total": usage.total,
+        "free": usage.free,
+        "reserve": reserve,
+        "daily": daily,
+        "lasts_s": left / daily * DAY_S if daily else None,
+        "full": usage.free <= reserve,
+    }
+
+
+def has_no_room(site: Site) -> bool:
+    """The next C-STORE would be refused."""
+    return site.spool.free_bytes() <= site.spool.reserve_bytes
+
+
+def roles(site: Site, now: float) -> list[Row]:
+    return words.roles(site.records.views.processes(now), now)

@@ -1,0 +1,101 @@
+"""What people may do, once for the pages and the JSON alike. Each leaves its line in the trail first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from node.admin.web.gate import NotAllowed, Visitor
+from node.admin.web.site import Site
+from node.domain.errors import IchnodeError, IllegalTransition
+from node.scu import Peer
+from node.store import pauses
+from node.store.reviews import Opinion
+
+MOST_AT_ONCE = 5000
+
+
+class Deeds:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._records = site.records
+
+    def acknowledge(self, visitor: Visitor, job_id: int) -> None:
+        self._note(visitor, "acknowledge", job_id)
+        self._records.reviews.acknowledge(job_id, visitor.name, time.time())
+
+    def judge(self, visitor: Visitor, job_id: int, opinion: Opinion) -> None:
+        """Also acknowledges."""
+        self._note(visitor, opinion.lower(), job_id)
+        self._records.reviews.judge(job_id, opinion, visitor.name, time.time())
+
+    def mark_unread(self, visitor: Visitor, job_id: int) -> None:
+        self._note(visitor, "mark-unread", job_id)
+        self._records.reviews.withdraw(job_id)
+
+    def retry_job(self, visitor: Visitor, job_id: int) -> None:
+        self._note(visitor, "retry-job", job_id)
+        self._records.jobs.retry(job_id)
+
+    def reanalyse(self, visitor: Visitor, job_id: int) -> None:
+        self._note(visitor, "reanalyse", job_id)
+        self._records.jobs.reanalyse(job_id)
+
+    def cancel(self, visitor: Visitor, job_id: int) -> None:
+        self._note(visitor, "cancel-job", job_id)
+        self._records.jobs.cancel(job_id)
+
+    def retry_delivery(self, visitor: Visitor, delivery_id: int) -> None:
+        self._site.note(visitor, "retry-delivery", detail=f"delivery {delivery_id}")
+        self._records.deliveries.retry(delivery_id, time.time())
+
+    def retry_deliveries(self, visitor: Visitor, destination: str = "", ids: Sequence[int] = ()) -> int:
+        """These given-up deliveries, else all of a destination, else all. Returns how many."""
+        chosen = list(ids)[:MOST_AT_ONCE] or self._records.console.given_up(destination, MOST_AT_ONCE)
+        detail = f"{len(chosen)} deliveries to {destination or 'every destination'}"
+        self._site.note(visitor, "retry-deliveries", detail=detail)
+        return sum(self._retried(delivery_id) for delivery_id in chosen)
+
+    def _retried(self, delivery_id: int) -> bool:
+        try:
+            self._records.deliveries.retry(delivery_id, time.time())
+        except IllegalTransition:
+            return False  # sent meanwhile
+        return True
+
+    def pause(self, visitor: Visitor, name: str) -> None:
+        """The queue, or a destination."""
+        self._known(name)
+        self._site.note(visitor, "pause", detail=name)
+        self._records.pauses.pause(name, visitor.name, time.time())
+
+    def resume(self, visitor: Visitor, name: str) -> None:
+        """Also of a destination that the settings no longer name."""
+        self._site.note(visitor, "resume", detail=name)
+        self._records.pauses.resume(name)
+
+    def echo(self, visitor: Visitor, destination: str) -> str:
+        """C-ECHO; returns what came of it, in words."""
+        named = [d for d in self._site.settings.destination if d.name == destination]
+        if not named:
+            raise NotAllowed(404, f"the settings name no destination {destination!r}")
+        self._site.note(visitor, "echo", detail=destination)
+        began = time.perf_counter()
+        try:
+            Peer(named[0], self._site.settings.scp.ae_title).echo()
+            ok, words = True, f"answered in {(time.perf_counter() - began) * 1000:.0f} ms"
+        except IchnodeError as error:
+            ok, words = False, str(error)
+        self._records.console.echoed(destination, ok, words, time.time())
+        return words
+
+    def _known(self, name: str) -> None:
+        names = [pauses.QUEUE, *(pauses.of_destination(d.name) for d in self._site.settings.destination)]
+        if name not in names:
+            raise NotAllowed(404, f"{name!r} cannot be paused; there are {', '.join(names)}")
+
+    def _note(self, visitor: Visitor, action: str, job_id: int) -> None:
+        job = self._records.jobs.get(job_id)
+        if job is None:
+            raise IllegalTransition(f"there is no job {job_id}; look at the study again")
+        self._site.note(visitor, action, job.study_instance_uid, f"job {job_id}")

@@ -1,0 +1,218 @@
+"""Who is asking, and what they may do. Every route names the role it needs; unsafe ones need a token as well.
+
+A browser carries one signed cookie; a login binds a session in the database to it. The anti-forgery token is
+a function of that cookie, so another site can neither read nor guess it. Nothing here looks at a password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi import Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from node.admin.passwords import digest, new_token
+from node.domain.errors import IchnodeError, SettingsError
+from node.domain.permissions import Role
+from node.settings import Settings, Web
+from node.store.audit import Actor
+from node.store.records import Records
+
+COOKIE = "ichnode"
+SAFE = ("GET", "HEAD", "OPTIONS")
+CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
+LONGEST_BODY = 64 * 1024
+LOCAL = "local"
+"""The name under which whoever sits at a node without users acts."""
+NOBODY_CAN_LOG_IN = (
+    "web.host = {host!r} is reachable from other machines, and nobody could log in: add a user with "
+    "`ichnode users add NAME --role admin`, or set web.proxy.user_header, or leave web.host on 127.0.0.1"
+)
+
+
+class NotAllowed(IchnodeError):
+    """401: nobody knows who asks; 403: they may not."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who asks; `role` is None for somebody who has not logged in."""
+
+    name: str
+    role: Role | None
+    address: str
+    how: str
+    """session, proxy, token, local, or nobody"""
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role is Role.ADMIN
+
+    @property
+    def sees_names(self) -> bool:
+        """Patients' names are for people who said who they are."""
+        return self.how in ("session", "proxy", "token")
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(self.name, self.role or "", self.address)
+
+
+class Gate:
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self._web = settings.web
+        self._people = records.people
+        self._is_loopback = is_loopback(settings.web.host)
+        self._key: bytes | None = None
+        self.viewer = Depends(self._needs(Role.VIEWER))
+        self.admin = Depends(self._needs(Role.ADMIN))
+        self.anybody = Depends(self._needs(None))
+
+    def _needs(self, role: Role | None) -> Any:
+        async def check(request: Request) -> Visitor:
+            visitor = await run_in_threadpool(self.who, request)
+            request.state.visitor = visitor
+            if role is not None:
+                if visitor.role is None:
+                    raise NotAllowed(401, "log in first, or send an API token")
+                if not visitor.role.may(role):
+                    raise NotAllowed(403, f"this needs the role {role}; {visitor.name} is {visitor.role}")
+            if request.method not in SAFE and visitor.how != "token":
+                await self._check_forgery(request)
+            return visitor
+
+        check.needs = role  # type: ignore[attr-defined]  # a test walks all routes and reads it
+        return check
+
+    def who(self, request: Request) -> Visitor:
+        """Raises NotAllowed for an API token that is none."""
+        address = request.client.host if request.client else ""
+        now = time.time()
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            if found := self._people.of_token(digest(token.strip()), now):
+                return Visitor(*found, address, "token")
+            raise NotAllowed(401, "the API token is unknown, revoked or too old")
+        if name := self._named_by_proxy(request, address):
+            user = self._people.get(name)
+            return Visitor(name, user.role if user else Role(self._web.proxy.role), address, "proxy")
+        cookie = self.visit(request)
+        if cookie and (found := self._people.of_session(digest(cookie), now)):
+            return Visitor(*found, address, "session")
+        if self.is_open:
+            return Visitor(LOCAL, Role.ADMIN, address, "local")
+        return Visitor("", None, address, "nobody")
+
+    @property
+    def is_open(self) -> bool:
+        """Only this machine can ask, and nobody has a login: whoever sits here is the admin."""
+        return self._is_loopback and not self._web.proxy.user_header and not self._people.any()
+
+    def _named_by_proxy(self, request: Request, address: str) -> str:
+        proxy = self._web.proxy
+        if not proxy.user_header or address not in proxy.addresses:
+            return ""
+        return request.headers.get(proxy.user_header, "").strip()[:64]
+
+    def visit(self, request: Request) -> str:
+        """The token in the browser's cookie; empty when there is none, or none of ours."""
+        token, _, signature = request.cookies.get(COOKIE, "").rpartition(".")
+        return token if token and hmac.compare_digest(signature, self._sign("visit", token)) else ""
+
+    def csrf(self, request: Request) -> str:
+        """The anti-forgery token for the forms of a page; gives the browser its cookie where it has none."""
+        token = self.visit(request)
+        if not token:
+            token = getattr(request.state, "new_visit", "") or new_token()
+            request.state.new_visit = token
+        return self._sign("csrf", token)
+
+    async def _check_forgery(self, request: Request) -> None:
+        """The visitor's own page sent this. Raises NotAllowed else."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise NotAllowed(403, "another site sent this request; it is refused")
+        token = await run_in_threadpool(self.visit, request)
+        given = request.headers.get(CSRF_HEADER) or (await fields(request)).get(CSRF_FIELD, "")
+        if not token or not hmac.compare_digest(given.encode(), self._sign("csrf", token).encode()):
+            raise NotAllowed(403, "the page is too old, or not from this node: load it again")
+
+    def remember(self, request: Request, response: Response) -> None:
+        """Hand the browser its new cookie, where a page or a login made one."""
+        if token := getattr(request.state, "new_visit", ""):
+            response.set_cookie(
+                COOKIE,
+                f"{token}.{self._sign('visit', token)}",
+                max_age=round(self._web.session_h * 3600),
+                httponly=True,
+                samesite="lax",  # a link in the RIS may open a study; a form elsewhere may not act
+                secure=self._is_secure(request),
+                path="/",
+            )
+
+    def _is_secure(self, request: Request) -> bool:
+        address = request.client.host if request.client else ""
+        behind = bool(self._web.proxy.user_header) and address in self._web.proxy.addresses
+        forwarded = request.headers.get("x-forwarded-proto", "") if behind else ""
+        return request.url.scheme == "https" or forwarded == "https"
+
+    def open_session(self, request: Request, name: str, now: float) -> None:
+        """After a login: under a new cookie, so that one planted before is worth nothing."""
+        token = new_token()
+        self._people.open_session(digest(token), name, now, now + self._web.session_h * 3600)
+        request.state.new_visit = token
+
+    def close_session(self, request: Request) -> None:
+        if token := self.visit(request):
+            self._people.close_session(digest(token))
+        request.state.new_visit = new_token()
+
+    def _sign(self, purpose: str, token: str) -> str:
+        if self._key is None:
+            self._key = self._people.key()
+        return hmac.new(self._key, f"{purpose}:{token}".encode(), hashlib.sha256).hexdigest()
+
+
+async def fields(request: Request) -> dict[str, str]:
+    """A urlencoded form; empty for anything else. Values given twice are joined by a comma."""
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return {}
+    body = (await request.body()).decode("utf-8", "replace")
+    try:
+        read = parse_qs(body, keep_blank_values=True, max_num_fields=2000)
+    except ValueError as error:
+        raise NotAllowed(403, f"this form cannot be read: {error}") from error
+    return {name: ",".join(values) for name, values in read.items()}
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def allowed_hosts(web: Web) -> list[str]:
+    """The Host headers to answer to: any, unless bound to a loopback address without a proxy before it.
+
+    A page elsewhere could otherwise read a node without a login by DNS rebinding.
+    """
+    if not is_loopback(web.host) or web.proxy.user_header:
+        return ["*"]
+    return ["127.0.0.1", "localhost", "[::1]", web.host]
+
+
+def check_reachable(settings: Settings, records: Records) -> None:
+    """Raises SettingsError for a console that others can reach and nobody can log in to."""
+    web = settings.web
+    if not (is_loopback(web.host) or web.proxy.user_header or records.people.any()):
+        raise SettingsError(NOBODY_CAN_LOG_IN.format(host=web.host))

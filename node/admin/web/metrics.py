@@ -1,0 +1,117 @@
+"""Health and figures for machines that watch: no login, and so no patient's data, no name, no UID."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from node import __version__
+from node.admin.web import board
+from node.admin.web.gate import Gate, Visitor
+from node.admin.web.site import Site
+from node.domain.lifecycle import DeliveryState, JobState
+from node.store import pauses
+
+CONTENT = "text/plain; version=0.0.4; charset=utf-8"
+HOUR_S = 3600
+Sample = tuple[str, dict[str, str], float]
+
+
+def routes(site: Site, gate: Gate) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    def healthz(_: Visitor = gate.anybody) -> dict[str, str]:
+        """This process runs and the database answers; else 503."""
+        site.records.views.processes(time.time())
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz(_: Visitor = gate.anybody) -> JSONResponse:
+        """Every role is alive and there is room for what comes; else 503 with what is missing."""
+        now = time.time()
+        missing = [role["role"] for role in board.roles(site, now) if not role["alive"] and role["without"]]
+        if board.has_no_room(site):
+            missing.append("disk")
+        content = {"status": "not ready" if missing else "ready", "missing": missing}
+        return JSONResponse(content, 503 if missing else 200)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    def metrics(_: Visitor = gate.anybody) -> Response:
+        """Prometheus text format."""
+        return Response("".join(exposition(site, time.time())), media_type=CONTENT)
+
+    return router
+
+
+def exposition(site: Site, now: float) -> Iterator[str]:
+    for name, words, samples in families(site, now):
+        yield f"# HELP ichnode_{name} {words}\n# TYPE ichnode_{name} gauge\n"
+        for suffix, labels, value in samples:
+            inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            yield f"ichnode_{name}{suffix}{f'{{{inside}}}' if inside else ''} {value}\n"
+
+
+def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    """(name, help, samples) of each metric."""
+    console = site.records.console
+    counts, paused = console.counts(), site.records.pauses.all()
+    names = [d.name for d in site.settings.destination]
+    standing = console.destinations(names)
+    oldest = console.oldest_unsent_positive()
+    timed = console.times(now - HOUR_S)
+    took = sorted(row["first_sent_at"] - row["received_at"] for row in timed if row["first_sent_at"])
+    disk = board.disk(site, now)
+    yield "info", "The version that runs.", [("", {"version": __version__}, 1)]
+    alive = [("", {"role": role["role"]}, role["alive"]) for role in board.roles(site, now)]
+    yield "processes_alive", "Processes of each role seen within the last seconds.", alive
+    jobs: list[Sample] = [("", {"state": s.value}, counts["jobs"].get(s.value, 0)) for s in JobState]
+    yield "jobs", "Jobs in each state.", jobs
+    unsent: list[Sample] = []
+    for name in names:
+        for state, key in ((DeliveryState.PENDING, "pending"), (DeliveryState.FAILED, "given_up")):
+            unsent.append(("", {"destination": name, "state": state.value}, standing[name][key]))
+    yield "deliveries_unsent", "Deliveries waiting (PENDING) or given up (FAILED).", unsent
+    positive: list[Sample] = [("", {"destination": name}, standing[name]["urgent"]) for name in names]
+    yield "deliveries_unsent_positive", "Of those, results that should change the order of reading.", positive
+    age = now - oldest["created_at"] if oldest else 0.0
+    yield (
+        "oldest_unsent_positive_seconds",
+        "Age of the oldest undelivered positive; 0: none.",
+        [("", {}, age)],
+    )
+    unread = site.records.worklist.unread_alarms(now - 24 * HOUR_S)
+    yield (
+        "unread_alarms",
+        "Suspected haemorrhages of the last 24 hours nobody acknowledged.",
+        [("", {}, unread)],
+    )
+    yield "analysed_last_hour", "Jobs analysed within the last hour.", [("", {}, len(timed))]
+    quantiles: list[Sample] = [
+        ("", {"quantile": str(q)}, took[min(int(q * len(took)), len(took) - 1)]) for q in (0.5, 0.95) if took
+    ]
+    yield (
+        "last_slice_to_report_seconds",
+        "From the last slice to the first object sent, last hour.",
+        quantiles,
+    )
+    yield "disk_free_bytes", "Free space on the volume of data_dir.", [("", {}, disk["free"])]
+    yield (
+        "disk_bytes_last_day",
+        "Bytes received and made within the last 24 hours.",
+        [("", {}, disk["daily"])],
+    )
+    stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
+    yield (
+        "paused",
+        "1 where an admin paused it.",
+        [("", {"what": w}, float(n in paused)) for n, w in stand.items()],
+    )
+
+
+def _escaped(text: Any) -> str:
+    return str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

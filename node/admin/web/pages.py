@@ -1,0 +1,163 @@
+"""The pages: worklist, study, queue, audit trail. Show only; what acts is in actions.py."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+
+from node.admin.web import board, study, words
+from node.admin.web.gate import Gate, Visitor
+from node.admin.web.pictures import Pictures
+from node.admin.web.site import Site
+from node.store.worklist import Reading, Shown, Wanted
+
+PAGE = 50
+PAGES = 40
+"""Beyond them a narrower filter finds what is looked for."""
+MOST_EXPORTED = 2000
+TRAIL = 100
+WINDOWS = {"24h": 24 * 3600, "3d": 3 * 86400, "30d": 30 * 86400, "all": None}
+WINDOW_WORDS = {"24h": "24 hours", "3d": "3 days", "30d": "30 days", "all": "any time"}
+COLUMNS = (
+    "study_instance_uid", "patient_id", "accession_number", "study_date", "description", "received_at",
+    "status", "priority", "result", "any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid",
+    "subdural", "volume_ml", "model", "acknowledged_by", "acknowledged_at", "opinion", "opinion_by",
+)  # fmt: skip
+
+
+def routes(site: Site, gate: Gate) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    pictures = Pictures(site)
+
+    @router.get("/")
+    def worklist(
+        request: Request,
+        show: Shown = Shown.ALL,
+        read: Reading = Reading.UNREAD,
+        within: str = "24h",
+        q: str = "",
+        page: int = 1,
+        visitor: Visitor = gate.viewer,
+    ) -> Response:
+        now = time.time()
+        page = min(max(page, 1), PAGES)
+        wanted = wanted_of(show, read, within, q, now)
+        rows, more = site.records.worklist.page(wanted, PAGE, (page - 1) * PAGE)
+        if "hx-request" not in request.headers:
+            site.note(visitor, "worklist", detail=f"{show} {read} {within}" + (" search" if q else ""))
+        asked = {"show": str(show), "read": str(read), "within": within, "q": q}
+        return site.page(
+            request,
+            "worklist.html",
+            rows=[shown(row) for row in rows],
+            asked={name: text for name, text in asked.items() if text},
+            wanted=wanted,
+            within=within if within in WINDOWS else "24h",
+            windows=WINDOW_WORDS,
+            number=page,
+            more=more and page < PAGES,
+            cut=more and page == PAGES,
+        )
+
+    @router.get("/worklist.csv")
+    def export(
+        show: Shown = Shown.ALL,
+        read: Reading = Reading.BOTH,
+        within: str = "24h",
+        q: str = "",
+        visitor: Visitor = gate.viewer,
+    ) -> Response:
+        rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), MOST_EXPORTED)
+        site.note(visitor, "export", detail=f"{len(rows)} studies")
+        text = "".join(csv_lines(rows, site.clock))
+        headers = {"Content-Disposition": 'attachment; filename="worklist.csv"'}
+        return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+
+    @router.get("/study/{uid:path}")
+    def one(request: Request, uid: str, series: str = "", visitor: Visitor = gate.viewer) -> Response:
+        if "hx-request" not in request.headers:
+            site.note(visitor, "study", uid)
+        found = study.gather(site, pictures, uid, series, visitor.sees_names)
+        if found is None:
+            raise HTTPException(404, "there is no such study here")
+        trail = site.records.audit.entries(20, study_uid=uid) if visitor.is_admin else []
+        return site.page(request, "study.html", trail=trail, **found)
+
+    @router.get("/queue")
+    def queue(request: Request, visitor: Visitor = gate.viewer) -> Response:
+        return site.page(request, "queue.html", **board.gather(site, time.time()))
+
+    @router.get("/audit")
+    def audit(
+        request: Request,
+        before: int | None = None,
+        who: str = "",
+        study: str = "",
+        visitor: Visitor = gate.admin,
+    ) -> Response:
+        entries = site.records.audit.entries(TRAIL, before, who, study)
+        return site.page(request, "audit.html", entries=entries, who=who, of_study=study, limit=TRAIL)
+
+    return router
+
+
+def wanted_of(show: Shown, read: Reading, within: str, q: str, now: float) -> Wanted:
+    """An unknown window is the shortest."""
+    window = WINDOWS.get(within, WINDOWS["24h"])
+    return Wanted(show, read, now - window if window else 0.0, q.strip()[:128])
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the worklist with its result in words."""
+    word, current = row["word"], row["current"]
+    outdated = bool(word and current and word["id"] != current["id"])
+    found = words.result(row["status"], word)
+    has_picture = bool(word and word["findings"])
+    return {**row, "result": found, "outdated": outdated, "has_picture": has_picture}
+
+
+def csv_lines(rows: list[dict[str, Any]], clock: words.Clock) -> Iterator[str]:
+    """RFC 4180, with a byte-order mark for spreadsheets; holds no patient name."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    yield "\ufeff"
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([_plain(text) for text in _cells(row, clock)])
+    yield stream.getvalue()
+
+
+def _cells(row: dict[str, Any], clock: words.Clock) -> list[Any]:
+    word, review = row["word"] or {}, row["review"] or {}
+    findings = words.read_findings(word.get("findings"))
+    classes = findings.classes if findings else {}
+    acknowledged_at = review.get("acknowledged_at")
+    return [
+        row["study_instance_uid"],
+        row["patient_id"],
+        row["accession_number"],
+        row["study_date"],
+        row["description"],
+        clock.iso(row["last_received_at"]),
+        row["status"],
+        word.get("priority") or "",
+        words.result(row["status"], row["word"]).headline,
+        *(f"{classes[c].probability:.4f}" if c in classes else "" for c in COLUMNS[9:15]),
+        findings.segmentation.volume_ml if findings and findings.segmentation else "",
+        f"{findings.model.name} {findings.model.version}" if findings else "",
+        review.get("acknowledged_by") or "",
+        clock.iso(acknowledged_at) if acknowledged_at else "",
+        review.get("opinion") or "",
+        review.get("opinion_by") or "",
+    ]
+
+
+def _plain(cell: Any) -> Any:
+    """A spreadsheet must not take a header's text for a formula."""
+    dangerous = isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{cell}" if dangerous else cell

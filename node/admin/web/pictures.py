@@ -1,0 +1,290 @@
+"""Slices and thumbnails drawn from the stored images and maps; also hands out stored objects. Keeps no file.
+
+What was drawn is kept in memory, up to a bound. A slice that cannot be drawn becomes a picture that says why.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import FileResponse
+from PIL import Image, ImageDraw
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from node.admin.web import words
+from node.admin.web.gate import Gate, Visitor
+from node.admin.web.site import Site
+from node.domain.errors import PermanentError
+from node.domain.findings import Findings
+from node.maps import unpack
+from node.outputs import drawing, overlay
+from node.outputs.outlines import outlines
+from node.outputs.source import numbers
+from node.pixels import hounsfield
+
+KEPT_BYTES = 128 * 2**20
+KEPT_MAPS_BYTES = 96 * 2**20
+AT_ONCE = 2
+"""So many pictures are drawn at a time: the page must not take the machine from the worker."""
+THUMBNAIL_PX = 144
+PNG_LEVEL = 1
+"""Quick rather than small: pictures go to a browser on the same network."""
+
+
+class Kept:
+    """The latest values up to a number of bytes; the least used go first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._held = most_bytes, 0
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
+        """The value of `key`, made by `make` (value, bytes) where it is not there."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key][0]
+        value, count = make()
+        with self._lock:
+            if key not in self._values and count <= self._most:
+                self._values[key] = (value, count)
+                self._held += count
+            while self._held > self._most:
+                _, (_, freed) = self._values.popitem(last=False)
+                self._held -= freed
+        return value
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one slice lies: a stored file, and the frame of it (from 0)."""
+
+    path: str
+    frame: int
+    probabilities: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A series as it is paged through, along its normal where that is known."""
+
+    series_uid: str
+    study_uid: str
+    slices: tuple[Slice, ...]
+    findings: Findings | None = None
+    maps_path: str | None = None
+    key: int = 0
+    """Index of the slice to open first."""
+    analysed_at: float = 0.0
+    """Pictures and maps of an earlier analysis are not shown for those of a later one."""
+
+
+class Pictures:
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._drawn, self._maps = Kept(KEPT_BYTES), Kept(KEPT_MAPS_BYTES)
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
+
+    def stack(self, series_uid: str) -> Stack | None:
+        """None for a series nobody received."""
+        worklist = self._site.records.worklist
+        found = worklist.series(series_uid)
+        if found is None:
+            return None
+        files = worklist.files(series_uid)
+        job = found["job"]
+        findings = words.read_findings(job["findings"]) if job else None
+        by_uid = {row["sop_instance_uid"]: row["path"] for row in files}
+        if findings and findings.slices and all(s.sop_instance_uid in by_uid for s in findings.slices):
+            slices = tuple(
+                Slice(by_uid[s.sop_instance_uid], (s.frame_number or 1) - 1, dict(s.probabilities))
+                for s in findings.slices
+            )
+            study_uid = found["study_instance_uid"]
+            best = key_index(findings)
+            return Stack(series_uid, study_uid, slices, findings, job["maps_path"], best, job["analysed_at"])
+        in_order = sorted(files, key=_place)
+        slices = tuple(
+            Slice(row["path"], frame)
+            for row in in_order
+            for frame in range(max(int(row["header"].get("frames") or 1), 1))
+        )
+        return Stack(series_uid, found["study_instance_uid"], slices, key=len(slices) // 2)
+
+    def slice(self, stack: Stack, index: int, contour: bool, heat: bool) -> bytes:
+        """PNG of one slice as it goes to the PACS, or without what was marked."""
+        key = (stack.slices[index], stack.analysed_at, index, contour, heat)
+        return self._kept(key, lambda: self._draw(stack, index, contour, heat))
+
+    def thumbnail(self, stack: Stack) -> bytes:
+        """PNG of the key slice with the contour of the mask, no letters."""
+        key = (stack.slices[stack.key], stack.analysed_at, "thumbnail")
+        return self._kept(key, lambda: self._draw_thumbnail(stack))
+
+    def _kept(self, key: Hashable, draw: Callable[[], Image.Image]) -> bytes:
+        def make() -> tuple[bytes, int]:
+            with self._turns:
+                try:
+                    image = draw()
+                except PermanentError as error:
+                    image = _words(str(error))
+                except (OSError, InvalidDicomError) as error:
+                    image = _words(f"The stored image cannot be read: {type(error).__name__}")
+            stream = io.BytesIO()
+            image.save(stream, "PNG", compress_level=PNG_LEVEL)
+            return stream.getvalue(), stream.tell()
+
+        made: bytes = self._drawn.get(key, make)
+        return made
+
+    def _draw(self, stack: Stack, index: int, contour: bool, heat: bool) -> Image.Image:
+        ds, hu = self._pixels(stack.slices[index])
+        mask, activation = self._marks(stack, index) if contour or heat else (None, None)
+        rgb = overlay.render(
+            hu,
+            mask if contour else None,
+            activation if heat else None,
+            _legend(stack, index, ds),
+        )
+        return Image.fromarray(rgb)
+
+    def _draw_thumbnail(self, stack: Stack) -> Image.Image:
+        _, hu = self._pixels(stack.slices[stack.key])
+        mask, _ = self._marks(stack, stack.key)
+        grey = np.clip((hu - overlay.LOWER_HU) * (255 / (overlay.UPPER_HU - overlay.LOWER_HU)), 0, 255)
+        image = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        scale = THUMBNAIL_PX / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height))
+        pen = ImageDraw.Draw(image)
+        for line in outlines(mask) if mask is not None else ():
+            pen.line([(x * scale, y * scale) for x, y in line.tolist()], fill=drawing.CONTOUR, width=1)
+        return image
+
+    def _pixels(self, of: Slice) -> tuple[Dataset, np.ndarray]:
+        ds = dcmread(self._site.spool.absolute(of.path))
+        return ds, hounsfield(ds, of.frame)
+
+    def _marks(self, stack: Stack, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Mask (rows, columns) and heat of one slice; None where the maps are gone."""
+        if not stack.maps_path:
+            return None, None
+        file = self._site.spool.absolute(stack.maps_path)
+
+        def make() -> tuple[Any, int]:
+            try:
+                maps = unpack(file.read_bytes())
+            except FileNotFoundError:
+                return None, 0
+            packed = np.packbits(maps.masks, axis=2)  # an eighth of the memory
+            return (packed, maps.masks.shape, maps.heat), packed.nbytes + maps.heat.nbytes
+
+        found = self._maps.get((stack.maps_path, stack.analysed_at), make)
+        if found is None or index >= found[1][0]:
+            return None, None
+        packed, shape, heat = found
+        return np.unpackbits(packed[index], axis=1, count=shape[2]).astype(bool), heat[index]
+
+
+def key_index(findings: Findings) -> int:
+    """The slice that speaks loudest: of "any", else of whatever is there; the middle one else."""
+    named = [findings.classes.get("any"), *findings.classes.values()]
+    refs: list[tuple[str | None, int | None]] = [
+        (s.sop_instance_uid, s.frame_number) for s in findings.slices
+    ]
+    for found in named:
+        if found and (found.key_slice_uid, found.key_frame_number) in refs:
+            return refs.index((found.key_slice_uid, found.key_frame_number))
+    return len(refs) // 2
+
+
+def _place(row: dict[str, Any]) -> tuple[float, float]:
+    """Along the normal where position and orientation are known; else by InstanceNumber."""
+    header = row["header"]
+    number = float(header.get("instance_number") or 0)
+    position, orientation = header.get("position"), header.get("orientation")
+    if not position or not orientation:
+        return 0.0, number
+    return float(np.dot(np.cross(orientation[:3], orientation[3:]), position)), number
+
+
+def _legend(stack: Stack, index: int, ds: Dataset) -> overlay.Legend:
+    orientation, spacing = numbers(ds, "ImageOrientationPatient", 6), numbers(ds, "PixelSpacing", 2)
+    values = stack.slices[index].probabilities
+    result = f"any {words.probability(values['any'])}" if "any" in values else ""
+    model = stack.findings.model if stack.findings else None
+    present = [c for c in stack.findings.classes.values() if c.present] if stack.findings else []
+    return overlay.Legend(
+        title=f"slice {index + 1} / {len(stack.slices)}",
+        result=result,
+        footer=f"{model.name} {model.version}" if model else "",
+        letters=drawing.sides(orientation) if orientation else (),
+        column_spacing_mm=spacing[1] if spacing and spacing[1] > 0 else None,
+        alarming=bool(present),
+    )
+
+
+def _words(text: str) -> Image.Image:
+    image = Image.new("RGB", (512, 512))
+    pen = ImageDraw.Draw(image)
+    line = ""
+    lines = []
+    for word in text.split():
+        if line and drawing.font(16).getlength(f"{line} {word}") > 470:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    for number, words_ in enumerate(["This slice cannot be shown.", *lines, line][:20]):
+        drawing.write(pen, (20, 30 + 24 * number), words_, 16, drawing.AMBER if not number else drawing.TEXT)
+    return image
+
+
+def routes(site: Site, gate: Gate) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    pictures = Pictures(site)
+
+    def stack_of(series_uid: str) -> Stack:
+        stack = pictures.stack(series_uid)
+        if stack is None or not stack.slices:
+            raise HTTPException(404, "no such series, or none of its images is stored any more")
+        return stack
+
+    @router.get("/picture/{index}/{series_uid:path}")
+    def picture(
+        index: int, series_uid: str, contour: bool = True, heat: bool = True, _: Visitor = gate.viewer
+    ) -> Response:
+        stack = stack_of(series_uid)
+        if not 0 <= index < len(stack.slices):
+            raise HTTPException(404, f"the series has {len(stack.slices)} slices")
+        return Response(pictures.slice(stack, index, contour, heat), media_type="image/png")
+
+    @router.get("/thumbnail/{series_uid:path}")
+    def thumbnail(series_uid: str, _: Visitor = gate.viewer) -> Response:
+        return Response(pictures.thumbnail(stack_of(series_uid)), media_type="image/png")
+
+    @router.get("/object/{sop_instance_uid:path}")
+    def download(sop_instance_uid: str, visitor: Visitor = gate.viewer) -> Response:
+        """A stored object, as it was sent."""
+        found = site.records.worklist.object(sop_instance_uid)
+        if found is None:
+            raise HTTPException(404, "there is no such object")
+        file: FilePath = site.spool.absolute(found["path"])
+        if not file.is_file():
+            raise HTTPException(404, "the object's file is no longer stored")
+        detail = f"{found['output']} {sop_instance_uid}"
+        site.note(visitor, "download", found["study_instance_uid"], detail)
+        return FileResponse(file, media_type="application/dicom", filename=file.name)
+
+    return router

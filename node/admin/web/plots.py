@@ -1,0 +1,107 @@
+"""Numbers to lines and bars: points for inline SVG. Draws nothing itself, knows no patient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH, HEIGHT = 640, 160
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
+
+
+@dataclass(frozen=True)
+class Line:
+    """One class along the slices; `points` is the attribute of an SVG polyline."""
+
+    name: str
+    words: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stage of the way; `x` and `width` in per mille of the whole."""
+
+    name: str
+    begin: float
+    seconds: float
+    x: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """One hour of a plot; heights in per cent of the highest column."""
+
+    begin: float
+    count: int
+    height: float
+    median_s: float | None = None
+    worst_s: float | None = None
+    median_height: float = 0.0
+    worst_height: float = 0.0
+
+
+def along_slices(slices: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[Line]:
+    """Probabilities along the slices, one line a class that has any; "any" comes last, on top."""
+    lines = []
+    for name in [n for n in names if n != "any"] + ["any"]:
+        known = [(i, values[name]) for i, values in enumerate(slices) if name in values]
+        if known:
+            points = " ".join(f"{x_of(i, len(slices)):.1f},{y_of(p):.1f}" for i, p in known)
+            lines.append(Line(name, names[name], points))
+    return lines
+
+
+def x_of(index: int, count: int) -> float:
+    """Middle of a slice's place on the plot."""
+    return LEFT + (WIDTH - LEFT - RIGHT) * (index + 0.5) / max(count, 1)
+
+
+def y_of(probability: float) -> float:
+    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(max(probability, 0.0), 1.0))
+
+
+def waterfall(stages: Sequence[tuple[str, float | None, float | None]]) -> list[Bar]:
+    """Stages that have begun and ended, on one scale; a stage that went back in time lasts 0 s."""
+    known = [(name, begin, end) for name, begin, end in stages if begin is not None and end is not None]
+    if not known:
+        return []
+    first = min(begin for _, begin, _ in known)
+    whole = max(max(end for _, _, end in known) - first, 1e-9)
+    bars = []
+    for name, begin, end in known:
+        seconds = max(end - begin, 0.0)
+        bars.append(Bar(name, begin, seconds, 1000 * (begin - first) / whole, 1000 * seconds / whole))
+    return bars
+
+
+def by_hour(rows: Sequence[Mapping[str, Any]], now: float, hours: int = 24) -> list[Column]:
+    """How many analyses ended in each hour, and how long the way from the last slice to the report took."""
+    end = (int(now) // 3600 + 1) * 3600
+    held: list[list[Mapping[str, Any]]] = [[] for _ in range(hours)]
+    for row in rows:
+        place = hours - 1 - int((end - row["analysed_at"]) // 3600)
+        if 0 <= place < hours:
+            held[place].append(row)
+    most = max((len(rows) for rows in held), default=0) or 1
+    times = [
+        sorted(r["first_sent_at"] - r["received_at"] for r in rows if r["first_sent_at"]) for rows in held
+    ]
+    longest = max((t[-1] for t in times if t), default=0.0) or 1.0
+    columns = []
+    for place, (rows_, took) in enumerate(zip(held, times, strict=True)):
+        median = took[len(took) // 2] if took else None
+        columns.append(
+            Column(
+                end - (hours - place) * 3600,
+                len(rows_),
+                100 * len(rows_) / most,
+                median,
+                took[-1] if took else None,
+                100 * (median or 0) / longest,
+                100 * (took[-1] if took else 0) / longest,
+            )
+        )
+    return columns

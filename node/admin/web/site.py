@@ -1,0 +1,109 @@
+"""What every page needs: the templates, the records, the clock, and a line in the audit trail. No route."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from node import __version__
+from node.admin.web import words
+from node.admin.web.gate import Gate, Visitor
+from node.settings import Settings
+from node.spool import Spool
+from node.store import pauses
+from node.store.records import Records
+
+HERE = Path(__file__).parent
+ALARMS_FOR_S = 24 * 3600
+"""Suspected haemorrhages of this time count in the window's title."""
+
+
+class Site:
+    def __init__(self, settings: Settings, records: Records, gate: Gate, spool: Spool) -> None:
+        self.settings = settings
+        self.records = records
+        self.spool = spool
+        self.clock = words.Clock(settings.web.time_zone)
+        self._gate = gate
+        self._templates = self._environment()
+
+    def page(self, request: Request, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
+        """A rendered page, or its inside alone where the page refreshes itself."""
+        visitor: Visitor = request.state.visitor
+        context = {
+            "visitor": visitor,
+            "csrf": self._gate.csrf(request),
+            "now": time.time(),
+            "here": request.url.path,
+            "url": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
+            "fragment": request.headers.get("hx-request") == "true",
+            "unread": 0,
+            **shown,
+        }
+        if visitor.role is not None:
+            context |= self._standing(context["now"])
+        return HTMLResponse(self._templates.get_template(template).render(context), status)
+
+    def _standing(self, now: float) -> dict[str, Any]:
+        """What must be seen on every page: who is missing, what is paused, how many alarms nobody read."""
+        records = self.records
+        return {
+            "roles": words.roles(records.views.processes(now), now),
+            "paused": records.pauses.all(),
+            "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),
+        }
+
+    def unavailable(self, error: str) -> str:
+        return self._templates.get_template("unavailable.html").render(error=error)
+
+    def refusal(self, visitor: Visitor | None, status: int, text: str) -> str:
+        return self._templates.get_template("refused.html").render(status=status, text=text, visitor=visitor)
+
+    def note(self, visitor: Visitor, action: str, study_uid: str | None = None, detail: str = "") -> None:
+        """One line in the audit trail. Raises TransientError when it cannot be written."""
+        self.records.audit.write(visitor.actor, action, time.time(), study_uid=study_uid, detail=detail)
+
+    def _environment(self) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {
+            "clock": self.clock.clock,
+            "iso": self.clock.iso,
+            "span": words.span,
+            "exact": words.exact,
+            "size": words.size,
+            "dicom_date": words.dicom_date,
+            "anchor": anchor,
+            "path": path,
+            "query": urlencode,
+        }
+        environment.globals |= {
+            "research_use": "Research use only – not for diagnosis",
+            "version": __version__,
+            "settings": self.settings,
+            "QUEUE": pauses.QUEUE,
+            "of_destination": pauses.of_destination,
+        }
+        return environment
+
+
+def anchor(uid: str) -> str:
+    """A name that may stand in an id attribute, whatever the sender put into its UID."""
+    return "s" + hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def path(uid: str) -> str:
+    """A UID as the last part of a path."""
+    return quote(uid, safe="")

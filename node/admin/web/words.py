@@ -1,0 +1,190 @@
+"""What the pages say: results, durations, times, processes in words. Asks the database nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from node.domain.findings import CLASSES, Findings, Priority
+from node.domain.lifecycle import JobState
+from node.outputs import wording
+
+Row = Mapping[str, Any]
+GONE_SHOWN_FOR_S = 24 * 3600
+WITHOUT = {  # what stands still when no process of the role is alive
+    "listen": "nothing can be received",
+    "settle": "no series is decided on",
+    "worker": "nothing is analysed",
+    "deliver": "no result is sent",
+}
+WAITING_WORDS = {
+    "RECEIVING": "Images are still arriving.",
+    "DECIDING": "Complete; the series to analyse is being chosen.",
+    "QUEUED": "Waits for a worker.",
+    "RUNNING": "Is being analysed.",
+    "SUPERSEDED": "More images came; the analysis starts again.",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a study, in words; `kind` is a Verdict's name, or WAITING."""
+
+    kind: str
+    headline: str
+    classes: tuple[tuple[str, str, bool], ...] = ()
+    """(words, probability, present)"""
+    notes: tuple[str, ...] = ()
+    volume_ml: float | None = None
+
+
+def result(status: str, job: Row | None) -> Result:
+    """The result of a study in this derived status. Never lets a missing result look like a negative one."""
+    if job is None and status == "NOTHING TO ANALYSE":
+        return _no_result("No series fits the analysis; open the study for the reason of each.")
+    reason = (job or {}).get("reason_text") or ""
+    if job is not None and job["findings"]:
+        return _of_findings(job["findings"], reason)
+    if job is not None and job["priority"] == Priority.STAT:
+        then = "the analysis failed after it" if job["state"] == JobState.FAILED else "the analysis goes on"
+        early = f"First word of the classifier; {then}."
+        notes = (early, reason) if reason else (early,)
+        verdict = wording.Verdict.SUSPECTED
+        return Result(verdict.name, wording.HEADLINES[verdict], notes=notes)
+    if job is not None and job["state"] == JobState.FAILED:
+        return _no_result(reason or "No reason was recorded.")
+    if job is not None and job["state"] == JobState.CANCELLED:
+        return _no_result("Cancelled by an admin.")
+    note = f"Last attempt: {reason}" if reason else ""
+    return Result("WAITING", WAITING_WORDS.get(status, status.capitalize()), notes=(note,) if note else ())
+
+
+def _no_result(reason: str) -> Result:
+    verdict = wording.Verdict.NOT_ANALYSED
+    return Result(verdict.name, wording.HEADLINES[verdict], notes=(reason, wording.NOT_NEGATIVE))
+
+
+def read_findings(data: Row | None) -> Findings | None:
+    """None where there are none, or where another version wrote them."""
+    try:
+        return Findings.from_json(data) if data else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _of_findings(data: Row, reason: str) -> Result:
+    findings = read_findings(data)
+    if findings is None:
+        return _no_result("Another version of the node wrote the findings; analyse the study again.")
+    verdict = wording.verdict(findings)
+    if verdict is wording.Verdict.NOT_ANALYSED:
+        return _no_result(wording.reason_words(findings))
+    classes = tuple(
+        (wording.CLASS_WORDS.get(name, name), probability(found.probability), found.present)
+        for name in CLASSES
+        if (found := findings.classes.get(name)) and (found.present or name == "any")
+    )
+    agreement = wording.CONSISTENCY_WORDS[findings.consistency] if findings.consistency else ""
+    notes = (wording.segmentation_words(findings), agreement, *findings.warnings, reason)
+    volume_ml = findings.segmentation.volume_ml if findings.segmentation else None
+    headline = wording.HEADLINES[verdict]
+    return Result(verdict.name, headline, classes, tuple(note for note in notes if note), volume_ml)
+
+
+def probability(value: float) -> str:
+    """Two decimals that never round to certainty."""
+    return "<0.01" if value < 0.01 else ">0.99" if value > 0.99 else f"{value:.2f}"
+
+
+def roles(processes: Sequence[Row], now: float) -> list[dict[str, Any]]:
+    """How each role stands: how many processes live, which are gone and were not replaced."""
+    names = [*WITHOUT, *sorted({p["role"] for p in processes} - {*WITHOUT})]
+    found = []
+    for name in names:
+        mine = [p for p in processes if p["role"] == name]
+        alive = [p for p in mine if p["alive"]]
+        gone = [p for p in mine if not p["alive"] and now - p["seen_at"] < GONE_SHOWN_FOR_S]
+        lost = [p["process"] for p in gone if not any(_replaces(q, p) for q in alive)]
+        last = max((p["seen_at"] for p in mine), default=None)
+        found.append(
+            {
+                "role": name,
+                "alive": len(alive),
+                "lost": lost,
+                "last_seen_at": last,
+                "without": WITHOUT.get(name, ""),
+                "detail": alive[0]["detail"] if alive else {},
+            }
+        )
+    return found
+
+
+def _replaces(alive: Row, gone: Row) -> bool:
+    """Started on the same host after the other fell silent."""
+    same_host = _host(alive["process"]) == _host(gone["process"])
+    return same_host and alive["started_at"] >= gone["seen_at"]
+
+
+def _host(process: str) -> str:
+    """role@host:pid → host"""
+    return process.partition("@")[2].rpartition(":")[0]
+
+
+class Clock:
+    """Times of day in one time zone: the one of the settings, else the machine's."""
+
+    def __init__(self, time_zone: str) -> None:
+        self._zone: tzinfo | None = ZoneInfo(time_zone) if time_zone else None
+
+    def at(self, seconds: float) -> datetime:
+        return datetime.fromtimestamp(seconds, self._zone).astimezone(self._zone)
+
+    def clock(self, seconds: float, now: float | None = None) -> str:
+        """Local time with its zone; without the date when `now` is the same day."""
+        then = self.at(seconds)
+        today = now is not None and then.date() == self.at(now).date()
+        return then.strftime("%H:%M:%S %Z" if today else "%Y-%m-%d %H:%M:%S %Z")
+
+    def iso(self, seconds: float) -> str:
+        return self.at(seconds).isoformat(timespec="seconds")
+
+
+def span(seconds: float) -> str:
+    """A duration as people say it: 0.3 s, 8 s, 3 min, 2 h 05 min, 4 d."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d"
+
+
+def exact(seconds: float) -> str:
+    """A duration that was measured: 0.34 s, 12.3 s, then as `span`."""
+    if seconds < 0:
+        return "0 s"
+    return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s" if seconds < 60 else span(seconds)
+
+
+def size(count: float) -> str:
+    """Bytes: 900 B, 12.3 kB, 4.5 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def dicom_date(text: str) -> str:
+    """20261120 → 2026-11-20; anything else as it is."""
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdecimal() else text
+
+
+def dicom_time(text: str) -> str:
+    """101500.000 → 10:15; anything else as it is."""
+    return f"{text[:2]}:{text[2:4]}" if len(text) >= 4 and text[:4].isdecimal() else text
