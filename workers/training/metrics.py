@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-Metric = Callable[[Array, Array], float]
-"""Takes truth (0 or 1) and score, one value a case; NaN where it is not defined."""
 Interval = list[float | None]
 """Value and 95 % percentile interval: [value, low, high], None where one is not defined."""
 
@@ -181,32 +179,3 @@ def threshold_at_specificity(truth: Array, score: Array, specificity: float) -> 
         return float("nan")
     allowed = int(np.floor((1 - specificity) * len(negatives) + 1e-9))
     return float(np.nextafter(negatives[len(negatives) - allowed - 1], np.inf))
-
-
-def sensitivity_at(specificity: float) -> Metric:
-    """Metric: share of positives at or above the threshold of that specificity."""
-    return lambda truth, score: float(Ranks.of(truth, score).sensitivity(specificity)[0])
-
-
-def dice(drawn: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Overlap of two masks; two empty masks agree fully (1)."""
-    total = int(drawn.sum()) + int(truth.sum())
-    return 1.0 if total == 0 else float(2 * (drawn & truth).sum() / total)
-
-
-def bootstrap(
-    metric: Metric, truth: Array, score: Array, clusters: NDArray[np.str_], draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Value and 95 % percentile interval, drawing whole patients (`clusters`) with replacement."""
-    rng = np.random.default_rng(seed)
-    names, member = np.unique(clusters, return_inverse=True)
-    rows = [np.flatnonzero(member == index) for index in range(len(names))]
-    values = []
-    for _ in range(draws):
-        drawn = np.concatenate([rows[index] for index in rng.integers(0, len(names), len(names))])
-        values.append(metric(truth[drawn], score[drawn]))
-    kept = np.asarray(values)[np.isfinite(values)]
-    if len(kept) == 0:
-        return metric(truth, score), float("nan"), float("nan")
-    low, high = np.percentile(kept, (2.5, 97.5))
-    return metric(truth, score), float(low), float(high)

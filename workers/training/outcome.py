@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ from workers.training.train import Validated, Watch
 
 REPEATS = 5
 REPORT = "report"
+
+
+LIMITS = (
+    "Figures at a threshold use one threshold chosen on all out-of-fold predictions, which flatters; the "
+    "cross-fitted operating point among the facts does not. Slices are judged at the threshold of series.",
+    "The folds judge a recipe, not one set of weights.",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def validate(plan: Plan, watch: Watch) -> Outcome:
     knows = [name for name in CLASSES if name in parts[0].pipeline.knows]
     summary = report.summarise(cases, dict(parts[0].fitted.thresholds), classes=knows)
     title = f"{plan.recipe.name}: cross-validation"
-    report.write(plan.folder / REPORT, title, facts, summary, cases)
+    report.write(plan.folder / REPORT, title, facts, summary, cases, about=about(plan, facts), limits=LIMITS)
     return Outcome(parts, summary, facts)
 
 
@@ -98,6 +105,14 @@ def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[
         "data": ", ".join(source.name for source, _ in plan.data),
         "protocol": protocol(plan),
     }
+
+
+def about(plan: Plan, facts: Mapping[str, Any]) -> str:
+    """Who was looked at, and by whom, in a sentence or two."""
+    return (
+        f"{facts['patients']} patients of {facts['data']}, each predicted by networks of the recipe "
+        f"{plan.recipe.name!r} that had not seen them. Weights that are shipped learn from all of them."
+    )
 
 
 def protocol(plan: Plan) -> str:
