@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from sqlalchemy import select
 
 from node.compose import Composer
-from node.domain.findings import SegmentationFinding
+from node.domain.findings import CLASSES, Findings, SegmentationFinding
 from node.domain.prior import OTHER_PERSON, Prior, latest
 from node.headers import read_instance
 from node.maps import Maps, pack
@@ -25,8 +25,11 @@ from node.spool import Spool
 from node.store.arrivals import StoredFile
 from node.store.records import Records, open_records
 from node.store.tables import objects
-from tests.factories import analysed, bleed, ct_series
+from tests.factories import MODEL, analysed, bleed, ct_series
 from workers.analyse import Analysis, with_prior
+from workers.models.contract import MAP_SIZE, Classification
+from workers.phantom_series import SeriesLabels, write_series
+from workers.tasks import Worker
 
 SLICES, ROWS = 6, 32
 OLD: dict[str, Any] = {"StudyDate": "20261119", "StudyTime": "0900"}
@@ -50,6 +53,12 @@ class Place:
     def analyse(self, name: str, volume_ml: float, **attributes: Any) -> tuple[int, Prior]:
         """Receive, decide and analyse a series as the worker does; what it was compared with."""
         series = ct_series(SLICES, rows=ROWS, name=name, **attributes)
+        job_id = self.receive(name, series)
+        assert self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
+        return job_id, self._store(job_id, series, volume_ml)
+
+    def receive(self, name: str, series: list[Dataset]) -> int:
+        """A series that arrived and was decided on: its job."""
         self.records.arrivals.open_association(name, "host:1", ("CT1", "x"), 1.0)
         for ds in series:
             stream = BytesIO()
@@ -62,8 +71,8 @@ class Place:
         (row,) = self.records.decisions.of_study(str(series[0].StudyInstanceUID))
         assert self.records.decisions.settle(row, 5.0)
         job_id = self.records.decisions.decide(row, [], 6.0)
-        assert job_id and self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
-        return job_id, self._store(job_id, series, volume_ml)
+        assert job_id is not None
+        return job_id
 
     def _store(self, job_id: int, series: list[Dataset], volume_ml: float) -> Prior:
         uid = str(series[0].SeriesInstanceUID)
@@ -162,3 +171,49 @@ def test_an_earlier_ct_that_was_not_analysed_is_no_prior(place: Place) -> None:
     place.records.jobs.cancel(old)
     _, prior = place.analyse("new", 12.0)
     assert prior == Prior(None)
+
+
+class GrowingBall:
+    """A pipeline that draws a ball of this radius in the middle of any head."""
+
+    identity, thresholds = MODEL, dict.fromkeys(CLASSES, 0.5)
+    knows, draws = frozenset(CLASSES), True
+    radius_mm = 10.0
+
+    def classify(self, hu: np.ndarray, spacing_mm: Any) -> Classification:
+        slices = np.full((len(hu), len(CLASSES)), 0.9, np.float32)
+        return Classification(slices, slices.max(0))
+
+    def segment(self, hu: np.ndarray, spacing_mm: Any, classification: object) -> np.ndarray:
+        places = np.indices(hu.shape).T - np.array(hu.shape) / 2
+        away: np.ndarray = np.hypot.reduce((places * spacing_mm).T, axis=0)
+        return away < self.radius_mm
+
+    def segment_subtypes(self, *_: Any) -> dict[str, np.ndarray]:
+        return {}
+
+    def explain(self, hu: np.ndarray, *_: Any) -> np.ndarray:
+        return np.zeros((len(hu), MAP_SIZE, MAP_SIZE), np.float32)
+
+
+def test_the_worker_compares_what_it_analyses_with_what_it_did_before(tmp_path: Path) -> None:
+    settings, pipeline = Settings(data_dir=tmp_path), GrowingBall()
+    worker = Worker(settings, pipeline)
+    place = Place(worker.records, worker.spool)
+    found = []
+    for number, radius_mm in enumerate((15.0, 20.0), start=1):
+        labels = SeriesLabels(study_date=f"2026010{number}", accession_number=str(number))
+        files = write_series(tmp_path / f"ct{number}", 3, (), size=96, labels=labels)
+        pipeline.radius_mm = radius_mm
+        worker.run(place.receive(f"ct{number}", [dcmread(path) for path in files]))
+        place.composer.round()
+    jobs = {job["study_date"]: job for job in place.records.views.studies()}
+    for date in ("20260101", "20260102"):
+        found.append(Findings.from_json(jobs[date]["job"]["findings"]))
+    first, second = found
+    assert first.comparison is None and second.comparison
+    assert second.comparison.change_percent == pytest.approx(100 * ((20 / 15) ** 3 - 1), rel=0.1)
+    assert second.comparison.expansion and second.comparison.remarks == ()
+    assert second.comparison.series_uid == first.series_instance_uid
+    assert second.segmentation and second.segmentation.diameter_mm == pytest.approx(40, abs=3.5)
+    worker.records.close()
