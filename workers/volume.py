@@ -21,7 +21,7 @@ from node.domain.errors import PermanentError
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
 from node.domain.stacks import main_stack
 from node.headers import instance_of
-from node.pixels import hounsfield
+from node.pixels import hounsfield, lossy_words
 
 MIN_SLICES = 3
 MAX_TILT_DEG = 45.0
@@ -126,6 +126,7 @@ def build_volume(datasets: Sequence[Dataset]) -> Volume:
     origins = np.array([instance.position for instance in instances], np.float64)
     positions = origins @ np.array(slice_normal(orientation))
     warnings += _irregularities(instances, origins, positions)
+    warnings += sorted({words for _, ds in stack if (words := lossy_words(ds))})
     return Volume(
         hu=_decode(stack),
         positions_mm=positions,
