@@ -68,7 +68,7 @@ class Server(ThreadedAssociationServer):
         super().__init__(*args, **{**options, "request_handler": _Handler})
 
     def server_bind(self) -> None:
-        self.socket.close()  # the one that socketserver made for itself
+        cast(socket.socket, self.socket).close()  # the one that socketserver made for itself
         self.socket = self.listening
         self.server_address = self.socket.getsockname()
 

@@ -143,15 +143,14 @@ def _stack_gaps(slices: list[tuple[float, float | None]]) -> list[Gap]:
     alike: dict[tuple[float | None, float | None], list[float]] = {}
     for step, pair in zip(steps, pairs, strict=True):
         alike.setdefault(pair, []).append(step)
+    usual = {pair: _usual(same) for pair, same in alike.items() if len(same) >= _RUN}
     gaps = []
     for index, (step, pair) in enumerate(zip(steps, pairs, strict=True)):
         thickness = (pair[0] + pair[1]) / 2 if pair[0] and pair[1] else 0.0
         nearby = [*steps[max(index - 2, 0) : index], *steps[index + 1 : index + 3]]
-        same = alike[pair]
-        if len(same) >= _RUN:
-            middle = median_low(same)
+        if pair in usual:
+            middle, regular = usual[pair]
             typical = min(middle, max(nearby))
-            regular = sum(_equal(other, middle) for other in same) >= 0.8 * len(same)
         else:
             typical = max([thickness, *nearby])
             regular = True
@@ -159,6 +158,12 @@ def _stack_gaps(slices: list[tuple[float, float | None]]) -> list[Gap]:
         if typical and step > GAP_RATIO * typical and not covered and not _in_run(steps, index):
             gaps.append(Gap(stack[index][0], stack[index + 1][0]))
     return gaps
+
+
+def _usual(steps: list[float]) -> tuple[float, bool]:
+    """The middle one of steps alike, and whether most are like it. Once for all: a stack may be long."""
+    middle = median_low(steps)
+    return middle, sum(_equal(step, middle) for step in steps) >= 0.8 * len(steps)
 
 
 def _distinct(slices: list[tuple[float, float | None]]) -> list[tuple[float, float | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 
 from node import spool as node_spool
+from node.admin.cli import main
 from node.compose import encode
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState, SeriesState
@@ -30,7 +33,7 @@ from node.spool import Spool
 from node.store.deliveries import NewDelivery
 from node.store.incidents import Code
 from node.store.jobs import NewObject
-from node.store.records import Records
+from node.store.records import Records, open_records
 from tests.factories import ct_series
 
 SUCCESS, DUPLICATE, NO_ROOM = 0x0000, 0x0111, 0xA700
@@ -563,3 +566,48 @@ class TestHousekeeper:
             place.records.views.beat(f"listen@{other}", "listen", {}, place.now + step)
             keeper.round(place.now)
         assert other in place.records.arrivals.open_listeners()
+
+
+class TestShown:
+    """What housekeeping did is seen by the person who asks."""
+
+    def ask(self, tmp_path: Path, *words: str) -> tuple[int, Any]:
+        done = CliRunner().invoke(main, [*words, "--json", "--data-dir", str(tmp_path)])
+        assert done.stdout, done
+        return done.exit_code, json.loads(done.stdout)
+
+    @pytest.fixture
+    def shown(self, tmp_path: Path) -> Iterator[Place]:
+        (tmp_path / "spool").mkdir()
+        records = open_records(Settings(data_dir=tmp_path))
+        yield Place(records, Spool(tmp_path / "spool"))
+        records.close()
+
+    def test_conflicts_and_removals_are_listed(self, shown: Place, tmp_path: Path) -> None:
+        study = shown.study("a")
+        shown.study("a", SeriesDescription="Other")
+        shown.delivered(study)
+        shown.removed()
+        code, (incident,) = self.ask(tmp_path, "incidents")
+        assert (code, incident["code"], incident["times"]) == (0, "CONTENT_REPLACED", 3)
+        code, (removal,) = self.ask(tmp_path, "removals")
+        assert (code, removal["study_instance_uid"], removal["cause"]) == (0, study, "age")
+        said = {"incidents": "CONTENT_REPLACED", "removals": study, "studies": "files removed"}
+        for command, words in said.items():
+            text = CliRunner().invoke(main, [command, "--data-dir", str(tmp_path)]).stdout
+            assert words in " ".join(text.split())
+
+    def test_the_doctor_tells_what_the_scan_found_and_objects_to_a_loss(
+        self, shown: Place, tmp_path: Path
+    ) -> None:
+        def spool() -> dict[str, Any]:
+            _, checks = self.ask(tmp_path, "doctor")
+            return {check["name"]: check for check in checks}["spool"]
+
+        assert "not scanned yet" in spool()["text"]
+        shown.study("a")
+        shown.scan()
+        assert spool()["ok"] and "3 recorded" in spool()["text"]
+        shown.spool.absolute(shown.files()[0]).unlink()
+        shown.scan()
+        assert not spool()["ok"] and "1 records without a file" in spool()["text"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, select
 
 from node import settle
 from node.domain.errors import TransientError
@@ -21,8 +22,11 @@ from node.liveness import process_name
 from node.settings import Completeness, Settings
 from node.settle import LONGEST_LEASE_S, RING_AGAIN_S, Clock
 from node.store.arrivals import StoredFile
+from node.store.decisions import Gathered
+from node.store.engine import writing
 from node.store.jobs import Job
 from node.store.records import Records, open_records
+from node.store.tables import instances as instances_table
 
 CT_IMAGE, CAPTURE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 STUDY = "1.2"
@@ -449,6 +453,35 @@ class TestNotAnalysed:
         assert place.series() == {"T1": SeriesState.SKIPPED}
         assert place.reason("1.2.2") == "NOT_CT"
         assert place.jobs() == []
+
+
+def test_a_series_of_three_thousand_slices_is_judged_like_any_other(place: Place) -> None:
+    series = head("1.2.2", "Head 0.05", step_mm=0.05, count=3000)
+    place.send(series[:1], T0)
+    with writing(place.records.engine) as connection:
+        (first,) = connection.execute(select(instances_table)).mappings()
+        rows = [{**first, "sop_instance_uid": i.sop_instance_uid, "header": i.to_json()} for i in series]
+        connection.execute(insert(instances_table), rows[1:])
+    place.clock.tick(T0 + QUIET_S)
+    assert place.series() == {"Head 0.05": SeriesState.ACCEPTED}
+
+
+def test_a_series_that_is_slow_to_judge_is_looked_at_less_often(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.send(head("1.2.2", "Head")[::5], T0, outcome=None)
+    looks, real = [], place.records.decisions.gather
+
+    def gather(uid: str) -> Gathered:
+        looks.append(place.seconds)
+        place.seconds += 1.0  # it takes so long
+        return real(uid)
+
+    monkeypatch.setattr(place.records.decisions, "gather", gather)
+    for _ in range(25):
+        place.clock.tick(T0 + QUIET_S)
+        place.seconds += 0.5
+    assert len(looks) == 2, "one second in ten"
 
 
 class TestPatients:
