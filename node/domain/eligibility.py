@@ -252,7 +252,10 @@ def _refuse_words(instance: Instance, rules: Rules) -> Reason | None:
 
 
 def _body(instance: Instance, rules: Rules) -> Reason | None:
-    """NOT_HEAD; or a note that no field names the body part; or None when one says head."""
+    """NOT_HEAD; or a note that no field names the body part, or that two disagree; or None for a head.
+
+    Where the header leaves a doubt the field of view must fit a head, and the worker looks at the image.
+    """
     fields = {
         "BodyPartExamined": instance.body_part,
         "SeriesDescription": instance.series_description,
@@ -261,18 +264,23 @@ def _body(instance: Instance, rules: Rules) -> Reason | None:
     }
     folded = {name: words.NO_HEAD_PHRASE.sub(" ", words.fold(text)) for name, text in fields.items()}
     head = {name for name, text in folded.items() if words.HEAD.search(text)}
-    for name, text in folded.items():
-        decisive = name in ("BodyPartExamined", "SeriesDescription") or not head
-        if decisive and name not in head and words.OTHER_PART.search(text):
-            return _reason(SkipCode.NOT_HEAD, f"{name} {fields[name]}: another body part")
-    if head:
+    other = [name for name, text in folded.items() if name not in head and words.OTHER_PART.search(text)]
+    named = "SeriesDescription" in head and not words.OTHER_PART.search(folded["SeriesDescription"])
+    decisive = [name for name in other if name in ("BodyPartExamined", "SeriesDescription") or not head]
+    if decisive and not (named and decisive == ["BodyPartExamined"]):
+        return _reason(SkipCode.NOT_HEAD, f"{decisive[0]} {fields[decisive[0]]}: another body part")
+    if head and not decisive:
         return None
     spacing, columns = instance.pixel_spacing, instance.columns
     fov = spacing[1] * columns if spacing and columns else 0.0
     if fov > rules.max_unstated_fov_mm:
-        text = f"no header field names the head and the field of view of {fov:.0f} mm is too wide for one"
+        doubt = "the header fields disagree about the body part" if head else "no header field names the head"
+        text = f"{doubt} and the field of view of {fov:.0f} mm is too wide for one"
         return _reason(SkipCode.NOT_HEAD, text)
-    return Reason("BODY_PART_UNSTATED", "no header field names the body part; taken for a head by its size")
+    if head:
+        text = f'BodyPartExamined {instance.body_part}, but the series is named "{_name(instance)}"'
+        return Reason("BODY_PART_CONTRADICTED", text)
+    return Reason("BODY_PART_UNSTATED", "no header field names the body part; taken for a head by its image")
 
 
 def _refuse_dynamic(slices: Sequence[Instance]) -> Reason | None:
@@ -337,7 +345,7 @@ def _contrast(instance: Instance) -> tuple[bool, Reason | None]:
     if stated:
         text = f'contrast-enhanced (ContrastBolusAgent "{instance.contrast_agent}")'
         return True, _reason(SkipCode.CONTRAST_ENHANCED, text)
-    if words.ENHANCED.search(label):
+    if words.ENHANCED.search(label) or words.PLUS_C.search(_name(instance)):
         text = f'contrast-enhanced (named "{_name(instance)}")'
         return True, _reason(SkipCode.CONTRAST_ENHANCED, text)
     return False, None

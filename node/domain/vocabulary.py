@@ -26,8 +26,9 @@ def _words(beginnings: str, signs: str) -> re.Pattern[str]:
 HEAD = _words(
     "HEAD BRAIN SKULL CRANI KRANI KOPF SCHADEL SCHAEDEL CEREBR CEREBEL ENCEPHAL ENCEFAL TETE CRANE "
     "CABEZA CABECA TESTA HJERN HJARN HODE HOVED HUVUD SKALLE HERSEN HOOFD SCHEDEL GLOW MOZG MOZEK HLAV "
-    "LEBK KAFA BEYIN KOPONYA AIVO NEURO STROKE CCT",
-    "ГОЛОВ МОЗГ ЧЕРЕП ΕΓΚΕΦΑΛ ΚΡΑΝΙ ΚΕΦΑΛ 頭 脳 颅 顱 脑 腦 头 뇌 두부 머리 ראש מוח دماغ สมอง",
+    "LEBK KAFA BEYIN KOPONYA AIVO HIRN KEPALA CAPO\\b NEURO STROKE CCT",
+    "ГОЛОВ МОЗГ МОЗК ЧЕРЕП ΕΓΚΕΦΑΛ ΚΡΑΝΙ ΚΕΦΑΛ 頭 脳 颅 顱 脑 腦 头 뇌 두부 머리 "
+    "ראש מוח رأس راس دماغ สมอง ศีรษะ",
 )
 NO_HEAD_PHRASE = re.compile(
     r"\b(?:FEMORAL|FEMUR|RADIAL|HUMERAL|HUMERUS|FIBULAR|METATARSAL) HEADS?\b"
@@ -40,8 +41,11 @@ OTHER_PART = _words(
     r"WIRBEL [HBL]WS\b HALS NECK CUELLO COLLO HIPS?\b KNEE ANKLE FOOT FEET SHOULDER ELBOW WRIST "
     r"HANDS?\b EXTREMIT LEGS?\b ARMS?\b FEMUR TIBIA HUMER HEART CARDI CORONARY AORT LIVER KIDNEY UROGR "
     r"RENAL COLON BREAST WHOLE\s?BODY SINUS PARANASAL ORBIT FACIAL FACE\b MAXILL MANDIB DENTAL JAW "
-    r"TEMPORAL PETROUS MASTOID EARS?\b IAC\b FELSENBEIN NNH\b",
-    "ГРУД БРЮШ ЖИВОТ ПОЗВОНОЧ 胸 腹 骨盤 骨盆 頸 頚 颈 脊 肺 腰 膝",
+    r"TEMPORAL PETROUS MASTOID EARS?\b IAC\b FELSENBEIN NNH\b ABD\b THX\b CAP\b TAP\b TRUNK LEBER KNIE "
+    r"SCHULTER HUFTE GENOU EPAULE BASSIN COU\b POUMON RODILLA HOMBRO PULMON PECHO TORACE ADDOME GINOCCHIO "
+    r"HERZ NIERE UROLOG BRZUCH KREGOSLUP KLATKA OMURGA AKCIGER BUIK WERVEL",
+    "ГРУД БРЮШ ЖИВОТ ПОЗВОНОЧ ЛЕГК ШЕИ ШЕЯ ТАЗА 흉부 복부 경추 요추 صدر بطن "
+    "胸 腹 骨盤 骨盆 頸 頚 颈 脊 肺 腰 膝",
 )
 
 LOCALIZER = re.compile(r"\bLOCALI[SZ]ER|\bSCOUT|\bTOPOGR|\bSURVIEW|\bSCANO|\bSURVEY\b")
@@ -50,19 +54,25 @@ DOSE = re.compile(
 )
 RENDERED = re.compile(r"\bMIN?IP\b|\bMIP\b|\bVRT?\b|\bVOLUME RENDER|\bSSD\b")
 PERFUSION = re.compile(r"\bPERFU[SZ]|\bCTP\b|\bVPCT\b|\bCB[FV]\b|\bMTT\b|\bTTP\b|\bTMAX\b|\bDYNAMI")
-ANGIOGRAPHY = re.compile(r"\bCTA\b|\bANGIO|\bCAROT|\bCTV\b|\bVENOGR|\bWILLIS\b|\bARTERIAL\b|\bVENOUS\b")
+ANGIOGRAPHY = re.compile(
+    r"\bCTA\b|\bANGIO|\bCAROT|\bCTV\b|\bVENOGR|\bWILLIS\b|\bCOW\b|\bARTERIAL\b|\bVENOUS\b"
+)
 REFORMAT = re.compile(r"\bMPR\b|\bREFORMAT|\bSUBTRACT|\bIODINE\b|\bVNC\b|\bZ ?EFF\b")
 BONE = re.compile(r"\bBONE|\bBONY\b|\bKNOCHEN|\bOSSEU|\bHUESO|\bOSSO|\bOSEA|\bKOSTI?\b|\bКОСТ|骨")
 
 NATIVE = re.compile(
     r"\bNATIV|\bNON ?(?:CONTRAST|CON\b|ENHANCED)|\bNCCT\b|\bNECT\b|\bWITHOUT\b|\bW ?O\b|\bUNENHANCED"
     r"|\bPLAIN\b|\bSANS\b|\bSIN (?:CONTRAST|CTE)|\bSENZA\b|\bSEM CONTRAST|\bOHNE\b|\bSINE\b|\bNO CONTRAST"
+    r"|\bZONDER\b|\bBEZ K|\bUTEN\b|\bUDEN\b|\bUTAN\b|\bBASALE\b|\bDIRETT|\bKONTRASTSIZ|\bБЕЗ К|平扫|単純|単純"
 )
 ENHANCED = re.compile(
     r"\bPOST ?(?:CONTRAST|CON\b|GAD|IV\b|KM\b)|\bCECT\b"
     r"|\b(?:W|WITH|AVEC|CON|COM|MIT|NACH) ?(?:CONTRAST|CTE\b|IV\b|KM\b)"
-    r"|\bENHANCED\b(?! (?:CONVERSION|MULTI|MF\b|CT\b|OBJECT))"
+    r"|\bENHANCED\b(?! (?:CONVERSION|MULTI|MF\b|CT\b|OBJECT))|\bCE\b"
+    r"|\bKONTRASTMITTEL|\bINJECTE|造影(?!前)|增强"
 )
+PLUS_C = re.compile(r"(?<![A-Z])(?:C ?\+|\+ ?C(?:ON\w*)?\b)(?![A-Z+])", re.IGNORECASE)
+"""Contrast as GE and Philips write it, looked for in the text as it stands: folding would lose the sign."""
 NO_AGENT = re.compile(r"N|NO|NONE|NIL|NULL|OFF|FALSE|0|UNKNOWN|NO CONTRAST|WITHOUT.*|NON CONTRAST|W O.*")
 """What is written into ContrastBolusAgent to say that there was none."""
 
@@ -75,6 +85,7 @@ _KERNELS = (
     (r"\bGE\b|GENERAL ELECTRIC", r"SOFT|STANDARD|STD\+?|STND|BRAIN", r"BONE(PLUS|\+)?|EDGE|ULTRA|LUNG"),
     (r"PHILIPS|MARCONI|ELSCINT", r"U[ABC]|A|B|C|BRAIN.*|SMOOTH", r"Y[A-D]|D|E|EB|EC|L|SHARP"),
     (r"TOSHIBA|CANON", r"FC[0126]\d.*", r"FC[358]\d.*"),
+    (r"\bUIH\b|UNITED IMAGING", r".*(SOFT|STD|SMOOTH).*", r".*(SHARP|BONE|LUNG).*"),
     (
         r"",
         r"SOFT|STANDARD|STD\+?|BRAIN|U[ABC]|FC[26]\d|H([23]\d|4[0-5])[A-Z]*",

@@ -90,7 +90,7 @@ REFUSED = [
     ("VRT", {"series_description": "VRT Head"}, "RENDERED"),
     ("perfusion maps", {"series_description": "CBF Head"}, "PERFUSION"),
     ("angiography", {"series_description": "CTA Head 0.6"}, "ANGIOGRAPHY"),
-    ("chest by body part", {"body_part": "CHEST"}, "NOT_HEAD"),
+    ("chest by body part", {"body_part": "CHEST", "series_description": "5.0"}, "NOT_HEAD"),
     ("spine of a head study", {"series_description": "C-Spine 2.0"}, "NOT_HEAD"),
     (
         "abdomen by study",
@@ -153,6 +153,7 @@ ALLOWED = [
         ("BODY_PART_UNSTATED",),
     ),
     ("no agent in words", {"contrast_agent": "NONE"}, ()),
+    ("the scanner's default body part", {"body_part": "CHEST"}, ("BODY_PART_CONTRADICTED",)),
     (
         "agent on a native series",
         {"contrast_agent": "IOMERON", "series_description": "Schädel nativ 5.0"},
@@ -216,7 +217,7 @@ def test_the_report_goes_to_the_series_closest_to_a_head() -> None:
     study = {
         "1.1": stack("1.1", 2, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")),
         "1.2": stack("1.2", 160, 1.0, kernel="H60s"),
-        "1.3": stack("1.3", body_part="CHEST"),
+        "1.3": stack("1.3", body_part="CHEST", series_description="5.0"),
         "1.4": stack("1.4", 4),
     }
     assert best_refused(choose(study), study) == "1.2"
