@@ -22,6 +22,7 @@ OPACITY = 0.38
 """Of the strongest activation."""
 TINTED_HU = (-300, 300)
 """Air and bone keep their grey: a tint there would only hide them."""
+WINDOW_WORDS = f"L {(LOWER_HU + UPPER_HU) // 2}  W {UPPER_HU - LOWER_HU}"
 BANNER = "AI  ·  RESEARCH USE ONLY  –  NOT FOR DIAGNOSIS"
 
 
@@ -113,6 +114,7 @@ def _annotate(image: Image.Image, legend: Legend, has_heat: bool, has_mask: bool
         lengths = [drawing.font(px).getlength(words) for words in legend.result.splitlines()]
         crowded = max(lengths, default=0) > width / 2 - 2 * px
         drawing.edge_letters(pen, image.size, legend.letters, px, margin + (2.2 * line if crowded else 0))
+    write(pen, (margin, base - line), WINDOW_WORDS, round(px * 0.9), FAINT, anchor="ld")
     if legend.column_spacing_mm:
         drawing.scale_bar(pen, (margin, base), legend.column_spacing_mm, width / 4, px)
     _banner(pen, image.size, legend.footer, px)

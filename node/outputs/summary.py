@@ -116,9 +116,9 @@ def _refusal(page: _Page, findings: Findings) -> None:
 
 def _table(page: _Page, findings: Findings) -> None:
     if findings.priority:
-        page.paragraph(
-            priority_words(findings), 14, TEXT if findings.priority is Priority.ROUTINE else AMBER, lines=2
-        )
+        colour = TEXT if findings.priority is Priority.ROUTINE else AMBER
+        page.put(_LEFT, priority_words(findings, since=False), 14, colour)
+        page.y += 18
     page.y += 8
     page.put(_LEFT, "AI probability", 11, FAINT)
     parts_ml = findings.segmentation.subtypes_ml if findings.segmentation else {}

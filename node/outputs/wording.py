@@ -122,13 +122,15 @@ def comparison_words(findings: Findings) -> list[str]:
     return [f"{verdict_} {since}, change {change}.", *unreliable]
 
 
-def priority_words(findings: Findings) -> str:
-    """The proposed reading priority, and whether growth speaks for haste."""
+def priority_words(findings: Findings, since: bool = True) -> str:
+    """The proposed reading priority, and whether growth (`since` when) speaks for haste."""
     if findings.priority is None:
         return ""
     found = findings.comparison
-    grown = f" - {EXPANSION.lower()} since the CT of {moment(found)}" if found and found.expansion else ""
-    return f"Proposed reading priority: {findings.priority}{grown}"
+    words = f"Proposed reading priority: {findings.priority}"
+    if found is None or not found.expansion:
+        return words
+    return f"{words} - {EXPANSION.lower()}" + (f" since the CT of {moment(found)}" if since else "")
 
 
 def not_evaluated_words(findings: Findings) -> str:
