@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
+OWN = {"users": "node.admin.people", "audit": "node.admin.people"}
+"""Subcommands of the node's own that live in other modules, imported when they are asked for."""
 
 
 def _announced() -> dict[str, EntryPoint]:
@@ -36,11 +38,16 @@ class Commands(click.Group):
     """The node's own subcommands, and those that other packages announce."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_announced()})
+        return sorted({*super().list_commands(ctx), *OWN, *_announced()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if own := super().get_command(ctx, cmd_name):
             return own
+        if cmd_name in OWN:
+            from importlib import import_module
+
+            found: click.Command = getattr(import_module(OWN[cmd_name]), cmd_name)
+            return found
         entry = _announced().get(cmd_name)
         command: click.Command | None = entry.load() if entry else None
         return command
@@ -144,7 +151,7 @@ def studies(settings: Settings, as_json: bool, limit: int) -> None:
     """List the latest studies with their series and what became of each."""
     from node.admin.listing import studies_table
 
-    _show(_records(settings).views.studies(limit), as_json, studies_table)
+    show(stored(settings).views.studies(limit), as_json, studies_table)
 
 
 @main.group(invoke_without_command=True)
@@ -157,7 +164,7 @@ def jobs(ctx: click.Context, settings: Settings, as_json: bool, limit: int) -> N
 
     ctx.obj = settings
     if ctx.invoked_subcommand is None:
-        _show(_records(settings).views.jobs(limit), as_json, jobs_table)
+        show(stored(settings).views.jobs(limit), as_json, jobs_table)
 
 
 @main.group(invoke_without_command=True)
@@ -170,7 +177,7 @@ def deliveries(ctx: click.Context, settings: Settings, as_json: bool, limit: int
 
     ctx.obj = settings
     if ctx.invoked_subcommand is None:
-        _show(_records(settings).views.deliveries(limit), as_json, deliveries_table)
+        show(stored(settings).views.deliveries(limit), as_json, deliveries_table)
 
 
 @main.command()
@@ -180,7 +187,7 @@ def incidents(settings: Settings, as_json: bool, limit: int) -> None:
     """List conflicts and losses a person should look into, latest first."""
     from node.admin.listing import incidents_table
 
-    _show(_records(settings).incidents.latest(limit), as_json, incidents_table)
+    show(stored(settings).incidents.latest(limit), as_json, incidents_table)
 
 
 @main.command()
@@ -190,7 +197,7 @@ def removals(settings: Settings, as_json: bool, limit: int) -> None:
     """List the studies whose files retention removed, latest first."""
     from node.admin.listing import removals_table
 
-    _show(_records(settings).keeping.removed(limit), as_json, removals_table)
+    show(stored(settings).keeping.removed(limit), as_json, removals_table)
 
 
 def _action(group: click.Group, name: str, act: Callable[[Records, int], None], text: str, done: str) -> None:
@@ -200,7 +207,7 @@ def _action(group: click.Group, name: str, act: Callable[[Records, int], None], 
     @click.argument("number", metavar="ID", type=int)
     @with_settings_of_group
     def command(settings: Settings, number: int) -> None:
-        act(_records(settings), number)
+        act(stored(settings), number)
         click.echo(done.format(number))
 
 
@@ -242,12 +249,13 @@ def doctor(settings: Settings, as_json: bool) -> None:
         for check in examine(settings):
             checks.append(vars(check))
             status.update(f"{check.name} looked at …")
-    _show(checks, as_json, doctor_table)
+    show(checks, as_json, doctor_table)
     if not all(check["ok"] for check in checks):
         sys.exit(1)
 
 
-def _records(settings: Settings) -> Records:
+def stored(settings: Settings) -> Records:
+    """The records of this installation, made where there are none yet."""
     from node.admin.roles import prepare
     from node.store.records import open_records
 
@@ -255,7 +263,7 @@ def _records(settings: Settings) -> Records:
     return open_records(settings)
 
 
-def _show(
+def show(
     rows: Sequence[dict[str, Any]], as_json: bool, table: Callable[[Sequence[dict[str, Any]]], Any]
 ) -> None:
     if as_json:

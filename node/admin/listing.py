@@ -147,6 +147,30 @@ def removals_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def users_table(rows: Sequence[Row]) -> Table:
+    table = _table("user", "role", "since")
+    for user in rows:
+        table.add_row(user["name"], user["role"], when(user["created_at"]))
+    return table
+
+
+def tokens_table(rows: Sequence[Row]) -> Table:
+    table = _table("token", "user", "role", "label", "made", "good until", "last used")
+    for token in rows:
+        times = (when(token[name]) for name in ("created_at", "expires_at", "used_at"))
+        table.add_row(str(token["id"]), token["user_name"], token["role"], token["label"], *times)
+    return table
+
+
+def audit_table(rows: Sequence[Row]) -> Table:
+    table = _table("no.", "time", "who", "role", "from", "what", "study", "detail")
+    for entry in rows:
+        who = (entry["who"], entry["role"], entry["address"], entry["action"])
+        study = entry["study_instance_uid"] or ""
+        table.add_row(str(entry["id"]), when(entry["at"]), *who, study, entry["detail"])
+    return table
+
+
 def doctor_table(rows: Sequence[Row]) -> Table:
     table = _table("check", "", "what was found")
     for check in rows:

@@ -143,8 +143,8 @@ def web(settings: Settings) -> None:
     """The pages."""
     import uvicorn
 
+    from node.admin.reach import check_reachable
     from node.admin.web.app import make_app
-    from node.admin.web.gate import check_reachable
 
     records = open_records(settings)
     check_reachable(settings, records)

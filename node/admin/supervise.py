@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from node import scp
+from node.admin.reach import check_reachable
 from node.admin.roles import die_with_parent, prepare, stopping
 from node.broker import BundledRedis
 from node.domain.errors import IchnodeError, SettingsError
@@ -89,6 +90,7 @@ class Node:
         self._lock = _only_one(self._settings.data_dir)
         scp.open_socket(self._settings.scp).close()  # a port that is taken is told at once, and by name
         records = open_records(self._settings)
+        check_reachable(self._settings, records)  # told at once, too, and not as the end of a child
         with stopping() as stop:
             try:
                 self._start_redis()

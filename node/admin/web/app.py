@@ -15,9 +15,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node import __version__
+from node.admin.reach import allowed_hosts
 from node.admin.roles import spool_of
 from node.admin.web import actions, api, login, metrics, pages, pictures
-from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed, allowed_hosts
+from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed
 from node.admin.web.site import HERE, Site, path
 from node.domain.errors import IchnodeError, IllegalTransition, TransientError
 from node.outputs import wording
@@ -54,24 +55,24 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings.web))
     app.middleware("http")(_finisher(gate))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for module in (login, pages, pictures, actions, metrics, api):
-        app.include_router(module.routes(site, gate))
-    app.include_router(api.description(app, gate))
-    _add_errors(app, site)
+    parts = [module.routes(site, gate) for module in (login, pages, pictures, actions, metrics, api)]
+    app.state.parts = [*parts, api.description(app, gate)]
     for route in routes(app):
         if needs(route) == "nothing":
             raise AssertionError(f"{route.path} names no role it needs")
+    for part in app.state.parts:
+        app.include_router(part)
+    _add_errors(app, site)
     return app
 
 
 def routes(app: FastAPI) -> Iterator[APIRoute]:
-    """Every route of the application, those of its routers too."""
-    waiting: list[Any] = list(app.routes)
-    for route in waiting:
-        if isinstance(route, APIRoute):
+    """Every route but the files under /static, which tell nothing of any node."""
+    for part in app.state.parts:
+        for route in part.routes:
+            if not isinstance(route, APIRoute):
+                raise AssertionError(f"{route} cannot name the role it needs")
             yield route
-        else:
-            waiting.extend(getattr(route, "routes", None) or [])
 
 
 def needs(route: APIRoute) -> str:

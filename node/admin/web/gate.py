@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,10 @@ from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from node.admin.passwords import digest, new_token
-from node.domain.errors import IchnodeError, SettingsError
+from node.admin.reach import LOCAL, is_loopback
+from node.domain.errors import IchnodeError
 from node.domain.permissions import Role
-from node.settings import Settings, Web
+from node.settings import Settings
 from node.store.audit import Actor
 from node.store.records import Records
 
@@ -28,12 +28,6 @@ COOKIE = "ichnode"
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
 LONGEST_BODY = 64 * 1024
-LOCAL = "local"
-"""The name under which whoever sits at a node without users acts."""
-NOBODY_CAN_LOG_IN = (
-    "web.host = {host!r} is reachable from other machines, and nobody could log in: add a user with "
-    "`ichnode users add NAME --role admin`, or set web.proxy.user_header, or leave web.host on 127.0.0.1"
-)
 
 
 class NotAllowed(IchnodeError):
@@ -192,27 +186,3 @@ async def fields(request: Request) -> dict[str, str]:
     except ValueError as error:
         raise NotAllowed(403, f"this form cannot be read: {error}") from error
     return {name: ",".join(values) for name, values in read.items()}
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def allowed_hosts(web: Web) -> list[str]:
-    """The Host headers to answer to: any, unless bound to a loopback address without a proxy before it.
-
-    A page elsewhere could otherwise read a node without a login by DNS rebinding.
-    """
-    if not is_loopback(web.host) or web.proxy.user_header:
-        return ["*"]
-    return ["127.0.0.1", "localhost", "[::1]", web.host]
-
-
-def check_reachable(settings: Settings, records: Records) -> None:
-    """Raises SettingsError for a console that others can reach and nobody can log in to."""
-    web = settings.web
-    if not (is_loopback(web.host) or web.proxy.user_header or records.people.any()):
-        raise SettingsError(NOBODY_CAN_LOG_IN.format(host=web.host))
