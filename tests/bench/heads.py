@@ -1,7 +1,7 @@
 """What the look at the image says of real and synthetic heads, and of things that are none.
 
 `python -m tests.bench.heads [--data FOLDER] [--phantoms 120]`. FOLDER (default ICHNODE_TEST_DATA) holds
-`ct-ich/` and `dicom/ge-head-tilt/`; what is missing is left out and said. The spacing of CT-ICH is unknown, so
+`ct-ich/` and `dicom/ge-head-tilt/`; what is missing is left out. The spacing of CT-ICH is unknown, so
 its heads are looked at with three. Prints the figures of docs/architecture.md.
 """
 
