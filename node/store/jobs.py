@@ -14,7 +14,7 @@ from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
 from node.store import pauses
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import jobs, objects
+from node.store.tables import jobs, objects, studies
 
 _EMPTIED = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
 _FROM_THE_START = {"attempts": 0, **dict.fromkeys(_EMPTIED)}
@@ -234,12 +234,23 @@ class Jobs:
             if state is None:
                 raise IllegalTransition(f"there is no job {job_id}; `ichnode jobs` lists them")
             after(JOBS, JobState(state), event)
+            if event != JobEvent.CANCELLED_BY_ADMIN:
+                _require_files(connection, job_id)
             if connection.execute(_move(job_id, event).values(**values)).rowcount != 1:
                 raise IllegalTransition(f"job {job_id} changed just now; look at it again")
 
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:
             return connection.execute(statement).rowcount == 1
+
+
+def _require_files(connection: Connection, job_id: int) -> None:
+    """Raises IllegalTransition when retention removed what the job would read."""
+    of_job = select(studies.c.files_removed_at).join(
+        jobs, jobs.c.study_instance_uid == studies.c.study_instance_uid
+    )
+    if connection.execute(of_job.where(jobs.c.id == job_id)).scalar() is not None:
+        raise IllegalTransition(f"the files of job {job_id}'s study were removed; send the study again")
 
 
 def supersede_older(connection: Connection, series_uid: str, revision: int) -> None:

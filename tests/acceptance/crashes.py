@@ -90,7 +90,7 @@ class Pacs:
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(str(context.abstract_syntax))
         handlers = [(evt.EVT_C_STORE, self._store)]
-        self._server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        self._server: Any = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
 
     def _store(self, event: evt.Event) -> int:
         ds = event.dataset
@@ -112,7 +112,9 @@ class Pacs:
         known["contents"].add(row["sha256"])
 
     def close(self) -> None:
-        self._server.shutdown()
+        if self._server is not None:
+            self._server.shutdown()
+        self._server = None
 
 
 class Crashes:
@@ -198,7 +200,8 @@ class Crashes:
                 self.kill("tree")
 
     def family(self) -> list[psutil.Process]:
-        assert self._process is not None
+        if self._process is None:
+            return []
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self._process.pid).children(recursive=True)
         return []

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from node import spool as node_spool
 from node.admin.cli import main
 from node.compose import encode
+from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState, SeriesState
 from node.housekeeping import SILENT_S, Housekeeper
@@ -448,6 +449,12 @@ class TestRetention:
         assert place.state_of(study) is SeriesState.RECEIVING
         (listed,) = place.records.views.studies()
         assert listed["files_removed_at"] is None
+
+    def test_a_study_whose_files_are_gone_is_not_analysed_again(self, place: Place) -> None:
+        job_id = place.delivered(place.study("a"))
+        place.removed()
+        with pytest.raises(IllegalTransition, match="send the study again"):
+            place.records.jobs.reanalyse(job_id)
 
     def test_records_go_later_than_files_and_only_when_asked(self, place: Place) -> None:
         study = place.study("a")
