@@ -64,7 +64,7 @@ def write(
     bold: bool = False,
 ) -> None:
     """Text with a black rim, so that it reads on bone and on air."""
-    rim = max(1, size_px // 10)
+    rim = max(1, round(size_px / 8))
     kind = font(size_px, bold)
     pen.text(xy, words, fill=colour, font=kind, anchor=anchor, stroke_width=rim, stroke_fill=BLACK)
 

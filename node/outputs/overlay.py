@@ -41,12 +41,11 @@ class Legend:
 def render(hu: np.ndarray, mask: np.ndarray | None, heat: np.ndarray | None, legend: Legend) -> np.ndarray:
     """(rows, columns, 3) uint8; `mask` is boolean and `heat` 0…1 or uint8 on any grid over the same field."""
     rgb = _window(hu)
-    if heat is not None:
-        _tint(rgb, hu, mask, heat)
+    tinted = heat is not None and _tint(rgb, hu, mask, heat)
     if mask is not None and mask.any():
         _outline(rgb, mask)
     image = Image.fromarray(rgb)
-    _annotate(image, legend, heat is not None, mask is not None and bool(mask.any()))
+    _annotate(image, legend, tinted, mask is not None and bool(mask.any()))
     return drawing.pixels(image)
 
 
@@ -76,10 +75,11 @@ def _palette() -> tuple[np.ndarray, np.ndarray]:
 _OPACITY, _COLOUR = _palette()
 
 
-def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.ndarray) -> None:
+def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.ndarray) -> bool:
+    """Whether any of it is strong enough to be shown."""
     coarse = heat_bytes(heat)
     if coarse.max(initial=0) < THRESHOLD * 255:
-        return
+        return False
     rows, columns = hu.shape
     fine = np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
     shown = (fine >= THRESHOLD * 255) & (hu > TINTED_HU[0]) & (hu < TINTED_HU[1])
@@ -87,6 +87,7 @@ def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.nda
         shown &= ~mask
     level, grey = fine[shown], rgb[shown].astype(np.uint16)
     rgb[shown] = (grey * (255 - _OPACITY[level])[:, None] + _COLOUR[level]) // 255
+    return bool(shown.any())
 
 
 def _outline(rgb: np.ndarray, mask: np.ndarray) -> None:
@@ -96,7 +97,7 @@ def _outline(rgb: np.ndarray, mask: np.ndarray) -> None:
     rgb[grown & ~mask] = CONTOUR
 
 
-def _annotate(image: Image.Image, legend: Legend, has_heat: bool, has_mask: bool) -> None:
+def _annotate(image: Image.Image, legend: Legend, has_tint: bool, has_mask: bool) -> None:
     width, height = image.size
     px = drawing.text_px(height, width)
     margin, line = px // 2, round(px * 1.35)
@@ -106,7 +107,7 @@ def _annotate(image: Image.Image, legend: Legend, has_heat: bool, has_mask: bool
     for row, words in enumerate(legend.result.splitlines()):
         colour = AMBER if legend.alarming and not row else TEXT
         write(pen, (width - margin, margin + row * line), words, px, colour, anchor="ra")
-    keys = [("contour: AI segmentation", CONTOUR)] * has_mask + [("tint: AI activation", AMBER)] * has_heat
+    keys = [("contour: AI segmentation", CONTOUR)] * has_mask + [("tint: AI activation", AMBER)] * has_tint
     base = height - round(2.2 * px)
     for row, (words, colour) in enumerate(reversed(keys)):
         write(pen, (width - margin, base - row * line), words, round(px * 0.9), colour, anchor="rd")

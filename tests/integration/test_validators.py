@@ -30,6 +30,7 @@ from node.outputs.report import REPORTS
 from node.outputs.source import Source
 from tests.factories import MADE_AT, MODEL, analysed, bleed, ct_series, hu_of, not_analysed
 from tests.peers import requires
+from workers.demo import Orthanc, orthanc_executable
 
 MASKS = bleed(6, 128)
 EMPTY = np.zeros_like(MASKS)
@@ -259,3 +260,23 @@ def test_the_label_map_is_read_back_by_another_library(tmp_path: Path) -> None:
     }
     unknown = ("Information Object Not found", "SegmentNumber")  # 0 is the background: PS3.3 C.8.20.2.3
     assert not [line for line in errors(run("dciodvfy", "-new", path)) if not any(u in line for u in unknown)]
+
+
+def test_orthanc_takes_what_comes_on_request_and_gives_it_back(tmp_path: Path) -> None:
+    """The label map apart, which Orthanc declines before 1.12.7."""
+    requires("Orthanc", "storescu")
+    names = ("seg-subtypes", "csr", "pm", "gsps", "kos")
+    _, ours = files_of(tmp_path, "as usual", "compared", names)
+    executable = orthanc_executable()
+    assert executable
+    pacs = Orthanc(executable, tmp_path / "pacs")
+    try:
+        sent = run("storescu", "-v", "-R", "-aec", "ORTHANC", "127.0.0.1", str(pacs.port), *ours)
+        assert sent.count("Success") == len(ours) == len(names), sent
+        back = pacs.fetch(tmp_path / "back")
+        found = {ds.SOPInstanceUID: ds for paths in back.values() for ds in map(pydicom.dcmread, paths)}
+        for path in ours:
+            ds = pydicom.dcmread(path)
+            assert found[ds.SOPInstanceUID] == ds
+    finally:
+        pacs.close()

@@ -103,6 +103,16 @@ def test_heat_tints_what_is_strong_and_leaves_the_rest_alone() -> None:
     assert (drawn[80:160, 100:] == grey[80:160, 100:]).all(), "below the threshold and in air nothing changes"
 
 
+@pytest.mark.parametrize(("strength", "shown"), [(0.1, False), (0.9, True)])
+def test_the_key_to_the_tint_stands_only_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, strength: float, shown: bool
+) -> None:
+    said = written_words(monkeypatch)
+    overlay.render(np.full((64, 64), 35), None, np.full((8, 8), strength), LEGEND)
+    assert ("tint: AI activation" in said) is shown
+    assert "L 40  W 80" in said
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
 def test_heat_may_be_bytes_or_floats(dtype: type) -> None:
     full = 255 if dtype is np.uint8 else 1
