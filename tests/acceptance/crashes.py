@@ -42,6 +42,8 @@ from tests.peers import free_port
 
 SLICES = 24
 SENDERS = 2
+BACKLOG = 15
+"""Studies without a result, from which on the senders wait: the run should end when the kills do."""
 START_S = 180.0
 TARGETS = {
     "listener": 4, "listen": 2, "settle": 3, "worker": 5, "deliver": 4,
@@ -105,6 +107,10 @@ class Pacs:
                 file.write(json.dumps(row) + "\n")
             self._count(row)
         return 0x0000
+
+    def reports(self) -> int:
+        with self._lock:
+            return sum(item["kind"] == "SR" for item in self.objects.values())
 
     def _count(self, row: dict[str, Any]) -> None:
         known = self.objects.setdefault(row["uid"], {**row, "times": 0, "contents": set()})
@@ -242,6 +248,8 @@ class Crashes:
                 number, self._next = self._next, self._next + 1
             self._send_study(Peer(node, "MODALITY"), f"{self.seed}-{number}")
             self._stop.wait(random.Random(f"{self.seed}{number}").uniform(0.2, 3))
+            while len(self.sent) - self.pacs.reports() > BACKLOG and not self._stop.wait(0.2):
+                pass
 
     def _send_study(self, peer: Peer, name: str) -> None:
         """Until every slice was answered with Success: a PACS does so too. Ends only with that."""
@@ -380,6 +388,8 @@ class Crashes:
             ledger.faults.append(f"study {name}: {len(arrived)} of {len(due)} objects were delivered")
             return
         ledger.delivered += 1
+        if current[0]["state"] == JobState.COMPOSED and {d["output"] for d in due} != {"sr", "seg"}:
+            ledger.faults.append(f"study {name}: {[d['output'] for d in due]} in place of sr and seg")
         known = {d["sop_instance_uid"]: d["job_id"] for d in due if d["output"] == "sr"}
         of_job = Counter(known.get(report["uid"]) for report in reports)
         if set(of_job) != {job["id"] for job in over} or max(of_job.values()) > 1:
@@ -396,7 +406,10 @@ class Crashes:
 
 
 def stand_in(folder: Path) -> Path:
-    """The default model with a tiny network of random weights: quick, and good for nothing else."""
+    """The default model with a tiny network of random weights: quick, and good for nothing else.
+
+    With thresholds next to nothing it finds blood in every head: each study is STAT and gets an SR and a SEG.
+    """
     import torch
     from safetensors.torch import save
 
@@ -405,6 +418,7 @@ def stand_in(folder: Path) -> Path:
 
     torch.manual_seed(0)
     facts = json.loads(entry("default").sidecar.read_text())
+    facts["thresholds"], facts["mask_threshold"] = dict.fromkeys(facts["thresholds"], 0.0), 0.001
     facts["recipe"] = {**facts["recipe"], "widths": [8, 8, 16, 16], "dropout": 0.0}
     network = MultiTaskNet(tuple(facts["recipe"]["widths"]), 0.0)
     content = save({f"0.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()})
