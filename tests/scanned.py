@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from node.domain.findings import CLASSES, ModelIdentity
 from tests.factories import ct_series
+from workers.models.contract import MAP_SIZE, Classification
 
 LESION_MM = np.array([31.0, -22.0, 18.0])
 """Patient left, front, upper half."""
@@ -106,3 +108,29 @@ def put(
     ds.PixelData = stored.astype(np.int32).astype(np.uint16).astype("<u2").tobytes()
     for keyword, value in labels.items():
         setattr(ds, keyword, value)
+
+
+class Threshold:
+    """Blood is what has the HU of the lesion. Knows nothing of where things are."""
+
+    identity = ModelIdentity("threshold", "1", "00" * 32)
+    thresholds = dict.fromkeys(CLASSES, 0.5)
+    knows = frozenset(CLASSES)
+    draws = True
+
+    def classify(self, hu: np.ndarray, spacing_mm: object) -> Classification:
+        share = self.segment(hu).mean((1, 2))
+        slices = np.full((len(hu), len(CLASSES)), 0.01, np.float32)
+        for name in ("any", "intraparenchymal"):
+            slices[:, CLASSES.index(name)] = 0.9 * share / max(share.max(), 1e-9)
+        return Classification(slices, slices.max(0))
+
+    def segment(self, hu: np.ndarray, *_: object) -> np.ndarray:
+        return np.abs(hu - LESION_HU) < 3
+
+    def segment_subtypes(self, *_: object) -> dict[str, np.ndarray]:
+        return {}
+
+    def explain(self, hu: np.ndarray, *_: object) -> np.ndarray:
+        y, x = (np.arange(MAP_SIZE) * size // MAP_SIZE for size in hu.shape[1:])
+        return self.segment(hu)[:, y[:, None], x].astype(np.float32)

@@ -19,43 +19,16 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
-from node.domain.findings import CLASSES, Findings, ModelIdentity
+from node.domain.findings import Findings
 from node.outputs.drawing import CONTOUR
 from node.settings import Settings
 from tests.factories import enhanced, make_uid
-from tests.scanned import LESION_HU, LESION_ML, LESION_MM, Scan, put, scan, stored_as, turned
+from tests.scanned import LESION_ML, LESION_MM, Scan, Threshold, put, scan, stored_as, turned
 from workers import offline
-from workers.models.contract import MAP_SIZE, Classification
 from workers.models.runtime import load_pipeline
 from workers.phantom_series import write_series
 
 DATA_ELEMENT_VOLUME = "118565006"
-
-
-class Threshold:
-    """Blood is what has the HU of the lesion. Knows nothing of where things are."""
-
-    identity = ModelIdentity("threshold", "1", "00" * 32)
-    thresholds = dict.fromkeys(CLASSES, 0.5)
-    knows = frozenset(CLASSES)
-    draws = True
-
-    def classify(self, hu: np.ndarray, spacing_mm: object) -> Classification:
-        share = self.segment(hu).mean((1, 2))
-        slices = np.full((len(hu), len(CLASSES)), 0.01, np.float32)
-        for name in ("any", "intraparenchymal"):
-            slices[:, CLASSES.index(name)] = 0.9 * share / max(share.max(), 1e-9)
-        return Classification(slices, slices.max(0))
-
-    def segment(self, hu: np.ndarray, *_: object) -> np.ndarray:
-        return np.abs(hu - LESION_HU) < 3
-
-    def segment_subtypes(self, *_: object) -> dict[str, np.ndarray]:
-        return {}
-
-    def explain(self, hu: np.ndarray, *_: object) -> np.ndarray:
-        y, x = (np.arange(MAP_SIZE) * size // MAP_SIZE for size in hu.shape[1:])
-        return self.segment(hu)[:, y[:, None], x].astype(np.float32)
 
 
 def posed(iop: Sequence[float], position: str = "HFS", **changes: Any) -> Callable[[], list[Dataset]]:
@@ -191,7 +164,7 @@ LOOSE = {"slices missing": 0.12, "uneven steps": 0.06, "300 thin slices": 0.05}
 
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
-    """Where L and R belong on the overlays drawn last: (x, y). Nothing is written, to leave contours alone."""
+    """Where L and R belong on the overlays drawn last: (x, y). Nothing is written: contours stay alone."""
     found: dict[str, tuple[float, float]] = {}
 
     def spy(pen: ImageDraw.ImageDraw, xy: Any, text: str, *args: Any, **kwargs: Any) -> None:
@@ -356,7 +329,7 @@ def test_the_default_pipeline_finds_the_same_in_every_variant(
     seen = {}
     for number, (name, vary) in enumerate(REAL.items()):
         folder = tmp_path / str(number)
-        paths = write_series(folder / "phantom", 2, ("epidural",), slices=14, size=128, step_mm=10.0)
+        paths = write_series(folder / "phantom", 2, ("epidural",), slices=13, size=128, step_mm=10.0)
         findings, built = analysed(vary([dcmread(path) for path in paths]), folder, monkeypatch, pipeline)
         assert findings.segmentation is not None, findings.reason
         seen[name] = (findings, read_seg(built["seg"][0])[0])
