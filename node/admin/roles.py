@@ -24,6 +24,9 @@ from node.store.records import Records, open_records
 log = logging.getLogger(__name__)
 
 BEAT_S = 5
+LOOK_S = 0.5
+STOP_GRACE_S = 4.0
+"""Less than the supervisor gives to the whole role."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 FORMAT = "%(asctime)s {role:<8} %(levelname)-7s %(message)s"
 
@@ -37,19 +40,20 @@ def listen(settings: Settings) -> None:
     scp.tls_context(settings.scp)
     log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
     if settings.scp.processes == 1:
-        _serve(settings, listening)
+        _serve(settings, listening, os.getppid())
     else:
         _prefork(settings, listening)
 
 
-def _serve(settings: Settings, listening: socket.socket) -> None:
+def _serve(settings: Settings, listening: socket.socket, parent: int) -> None:
+    """Until SIGTERM, or until the parent is gone: a signal may be missed, and an orphan keeps the port."""
     from node import scp
 
     with stopping() as stop:
 
         def until(records: Records) -> None:
             with beating(records, "listen"):
-                while not stop(3600):
+                while os.getppid() == parent and not stop(LOOK_S):
                     pass
 
         scp.serve(settings, listening, until)
@@ -65,12 +69,19 @@ def _prefork(settings: Settings, listening: socket.socket) -> None:
                 log.error("listener %d died (status %d); starting another", pid, status)
                 children.remove(pid)
                 children.add(_fork(settings, listening))
-    for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    for pid in children:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+    _end(children)
+
+
+def _end(children: set[int]) -> None:
+    """SIGTERM, and SIGKILL for whoever does not hear it: the port must be free once this returns."""
+    deadline = time.monotonic() + STOP_GRACE_S
+    number = signal.SIGTERM
+    while children:
+        for pid in children:
+            os.kill(pid, number)  # it is ours, and not waited for yet
+        time.sleep(0.1)
+        children = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
 
 
 def _fork(settings: Settings, listening: socket.socket) -> int:
@@ -81,8 +92,7 @@ def _fork(settings: Settings, listening: socket.socket) -> int:
     status = 1
     try:
         die_with_parent()
-        if os.getppid() == parent:
-            _serve(settings, listening)
+        _serve(settings, listening, parent)
         status = 0
     except Exception:
         log.exception("the listener ends")

@@ -767,3 +767,19 @@ class TestProcesses:
         prefork.process.kill()
         prefork.process.wait()
         eventually(lambda: not [c for c in children if c.is_running() and c.status() != "zombie"])
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+    def test_listeners_that_hear_no_sigterm_end_with_their_parent_all_the_same(
+        self, number: signal.Signals, request: pytest.FixtureRequest
+    ) -> None:
+        """SIGTERM is blocked in parent and children, as if it were missed; the port must become free."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by the node
+        try:
+            node: Prefork = request.getfixturevalue("prefork")
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        children = node.listeners()
+        node.process.send_signal(number)
+        node.process.wait(timeout=30)
+        eventually(lambda: not [c for c in children if _is_alive(c)], 30)
+        open_socket(node.settings.scp).close()
