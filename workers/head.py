@@ -27,8 +27,8 @@ MIN_BRAIN = 0.75
 RADIUS_MM = (35.0, 115.0)
 """Inner radius of the skull on a slice: from an infant's vertex to the largest heads, with room to spare."""
 BRAIN_HU = (-15.0, 100.0)
-MEDIAN_HU = (12.0, 60.0)
-"""Of the enclosed pixels. Water and most test objects lie below, muscle and enhanced organs partly above."""
+MEDIAN_HU = (6.0, 75.0)
+"""Of the enclosed pixels: from hydrocephalus to a fatal bleed; water lies below."""
 
 _BONE_HU = 160.0
 _BODY_HU = -250.0

@@ -237,6 +237,12 @@ def numbers(ds: Dataset, code: str) -> list[float]:
     return found
 
 
+def meanings(ds: Dataset) -> set[str]:
+    """Every CodeMeaning in the tree."""
+    found = {str(ds.CodeMeaning)} if "CodeMeaning" in ds else set()
+    return found.union(*(meanings(item) for e in ds if e.VR == "SQ" for item in e.value))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_lesion_is_where_it_was(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letters: dict[str, tuple[float, float]]
@@ -266,6 +272,7 @@ def test_the_lesion_is_where_it_was(
         assert to_left < to_right, "the contour is nearer to the letter L"
 
     (report,) = built["sr"]
+    assert "Left" in meanings(report) and "Right" not in meanings(report)
     assert any(v == pytest.approx(found.volume_ml, abs=0.01) for v in numbers(report, DATA_ELEMENT_VOLUME))
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from node.domain.completeness import Complete, Evidence, completeness, find_gaps
 from node.domain.eligibility import choose
@@ -333,6 +336,24 @@ def test_contours_are_drawn_on_frames() -> None:
     assert set(np.flatnonzero(masks.any(axis=(1, 2))) + 1) <= set(drawn)
     (series,) = state.ReferencedSeriesSequence
     assert len(series.ReferencedImageSequence) == 1
+
+
+def encapsulated(ds: Dataset, syntax: str) -> Dataset:
+    if syntax == RLELossless:
+        ds.compress(syntax, generate_instance_uid=False)
+        return ds
+    pixels = np.frombuffer(ds.PixelData, "<u2").reshape(-1, ds.Rows, ds.Columns)
+    encode = imagecodecs.jpegls_encode if syntax == JPEGLSLossless else imagecodecs.jpeg2k_encode
+    ds.PixelData = encapsulate([encode(frame) for frame in pixels])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.TransferSyntaxUID = syntax
+    return ds
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_frames_are_those_of_the_plain_slices(syntax: str) -> None:
+    made = stored([encapsulated(enhanced(plain()), syntax)])
+    np.testing.assert_array_equal(build_volume(made).hu, build_volume(plain()).hu)
 
 
 def test_a_file_of_frames_that_was_damaged_says_so(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_a_large_bleed_is_still_a_head() -> None:
     assert looked_at(hu).is_head
 
 
+@pytest.mark.parametrize("hu_inside", [9, 70])
+def test_a_head_full_of_liquor_or_of_blood_is_still_a_head(hu_inside: int) -> None:
+    hu = nonheads.head()
+    rows, columns = np.indices(hu.shape[1:]) - (hu.shape[1] - 1) / 2
+    middle = np.hypot(rows, columns) < 19
+    hu[:, middle] += hu_inside - 32
+    assert looked_at(hu).is_head
+
+
 def test_a_small_and_thin_skull_is_still_a_head() -> None:
     """An infant: a head of half the size, 2 mm of weak bone."""
     rows, columns = np.indices((160, 160)) - 79.5
