@@ -12,7 +12,8 @@ from node.store import pauses
 
 Row = dict[str, Any]
 DAY_S = 24 * 3600
-SHOWN = 50
+SHOWN = 25
+INCIDENT_DAYS = 7
 
 
 def gather(site: Site, now: float) -> Row:
@@ -36,6 +37,8 @@ def gather(site: Site, now: float) -> Row:
         ],
         "oldest_positive": console.oldest_unsent_positive(),
         "hours": plots.by_hour(console.times(now - DAY_S), now),
+        "incidents": records.incidents.since(now - INCIDENT_DAYS * DAY_S)[:SHOWN],
+        "incident_days": INCIDENT_DAYS,
         "disk": disk(site, now),
         "shown": SHOWN,
     }

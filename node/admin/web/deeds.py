@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from node.admin.web.gate import NotAllowed, Visitor
 from node.admin.web.site import Site
+from node.deliver import carrier_to
 from node.domain.errors import IchnodeError, IllegalTransition
-from node.scu import Peer
 from node.store import pauses
 from node.store.reviews import Opinion
 
@@ -75,14 +75,16 @@ class Deeds:
         self._records.pauses.resume(name)
 
     def echo(self, visitor: Visitor, destination: str) -> str:
-        """C-ECHO; returns what came of it, in words."""
+        """C-ECHO, or a question to its DICOMweb service; returns what came of it, in words."""
         named = [d for d in self._site.settings.destination if d.name == destination]
         if not named:
             raise NotAllowed(404, f"the settings name no destination {destination!r}")
         self._site.note(visitor, "echo", detail=destination)
         began = time.perf_counter()
         try:
-            Peer(named[0], self._site.settings.scp.ae_title).echo()
+            carrier = carrier_to(named[0], self._site.settings.scp.ae_title)
+            carrier.check()
+            carrier.echo()
             ok, words = True, f"answered in {(time.perf_counter() - began) * 1000:.0f} ms"
         except IchnodeError as error:
             ok, words = False, str(error)

@@ -125,22 +125,28 @@ class Pictures:
     def slice(self, stack: Stack, index: int, contour: bool, heat: bool) -> bytes:
         """PNG of one slice as it goes to the PACS, or without what was marked."""
         key = (stack.slices[index], stack.analysed_at, index, contour, heat)
-        return self._kept(key, lambda: self._draw(stack, index, contour, heat))
+        return self._kept(key, lambda: self._draw(stack, index, contour, heat), _words)
 
     def thumbnail(self, stack: Stack) -> bytes:
         """PNG of the key slice with the contour of the mask, no letters."""
         key = (stack.slices[stack.key], stack.analysed_at, "thumbnail")
-        return self._kept(key, lambda: self._draw_thumbnail(stack))
+        return self._kept(key, lambda: self._draw_thumbnail(stack), _small)
 
-    def _kept(self, key: Hashable, draw: Callable[[], Image.Image]) -> bytes:
+    def _kept(
+        self, key: Hashable, draw: Callable[[], Image.Image], instead: Callable[[str], Image.Image]
+    ) -> bytes:
+        """What `draw` makes as PNG; where it cannot, what `instead` makes of the reason."""
+
         def make() -> tuple[bytes, int]:
             with self._turns:
                 try:
                     image = draw()
                 except PermanentError as error:
-                    image = _words(str(error))
+                    image = instead(str(error))
+                except FileNotFoundError:
+                    image = instead("Its file is not stored any more.")
                 except (OSError, InvalidDicomError) as error:
-                    image = _words(f"The stored image cannot be read: {type(error).__name__}")
+                    image = instead(f"The stored image cannot be read: {type(error).__name__}")
             stream = io.BytesIO()
             image.save(stream, "PNG", compress_level=PNG_LEVEL)
             return stream.getvalue(), stream.tell()
@@ -233,6 +239,13 @@ def _legend(stack: Stack, index: int, ds: Dataset) -> overlay.Legend:
         column_spacing_mm=spacing[1] if spacing and spacing[1] > 0 else None,
         alarming=bool(present),
     )
+
+
+def _small(_: str) -> Image.Image:
+    image = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+    middle = (THUMBNAIL_PX / 2, THUMBNAIL_PX / 2)
+    drawing.write(ImageDraw.Draw(image), middle, "no image", 18, drawing.FAINT, "mm")
+    return image
 
 
 def _words(text: str) -> Image.Image:

@@ -8,7 +8,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from node.domain.findings import CLASSES, Findings, Priority
+from node.domain.findings import CLASSES, Consistency, Findings, Priority
 from node.domain.lifecycle import JobState
 from node.outputs import wording
 
@@ -38,6 +38,9 @@ class Result:
     classes: tuple[tuple[str, str, bool], ...] = ()
     """(words, probability, present)"""
     notes: tuple[str, ...] = ()
+    """What the list says, too."""
+    details: tuple[str, ...] = ()
+    """What only the study's page says."""
     volume_ml: float | None = None
 
 
@@ -88,10 +91,23 @@ def _of_findings(data: Row, reason: str) -> Result:
         if (found := findings.classes.get(name)) and (found.present or name == "any")
     )
     agreement = wording.CONSISTENCY_WORDS[findings.consistency] if findings.consistency else ""
-    notes = (wording.segmentation_words(findings), agreement, *findings.warnings, reason)
-    volume_ml = findings.segmentation.volume_ml if findings.segmentation else None
-    headline = wording.HEADLINES[verdict]
-    return Result(verdict.name, headline, classes, tuple(note for note in notes if note), volume_ml)
+    agrees = findings.consistency is Consistency.AGREE
+    notes = ("" if agrees else agreement, *wording.comparison_words(findings), reason)
+    details = (
+        wording.segmentation_words(findings),
+        *wording.measurement_words(findings),
+        agreement if agrees else "",
+        wording.not_evaluated_words(findings),
+        *findings.warnings,
+    )
+    return Result(
+        verdict.name,
+        wording.HEADLINES[verdict],
+        classes,
+        tuple(note for note in notes if note),
+        tuple(detail for detail in details if detail),
+        findings.segmentation.volume_ml if findings.segmentation else None,
+    )
 
 
 def probability(value: float) -> str:
