@@ -13,13 +13,16 @@ from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRL
 
 from node.domain.findings import (
     CLASSES,
+    Abc2,
     ClassFinding,
+    Comparison,
     Consistency,
     Findings,
     ModelIdentity,
     Priority,
     Reason,
     SegmentationFinding,
+    Side,
     SliceFinding,
     Status,
 )
@@ -36,10 +39,21 @@ def make_uid(*parts: object) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '|'.join(map(str, parts))).int}"
 
 
+MEASURED = SegmentationFinding(
+    12.34, ("1", "2", "3"), (), Abc2(10.5, 40.2, 22.1, 23.6), 41.4, Side.LEFT, "the skull", 12.0, 0.34, 2,
+    {"subdural": 9.1, "subarachnoid": 3.24},
+)  # fmt: skip
+"""A mask with everything measured on it."""
+GROWN = Comparison(
+    make_uid("old study"), make_uid("old series"), 1, "20261119", "2215", MODEL, 8.0, 4.34, 54.25, True
+)
+"""…and what it was on an earlier CT."""
+
+
 def bleed(slices: int, rows: int, columns: int | None = None) -> np.ndarray:
     """Boolean (z, y, x): an ellipsoid in the viewer's right half, off the middle in every axis."""
     columns = columns or rows
-    z, y, x = np.mgrid[0:slices, 0:rows, 0:columns]
+    z, y, x = np.ogrid[0:slices, 0:rows, 0:columns]
     return (
         ((z - 0.6 * slices) / (0.2 * slices)) ** 2
         + ((y - 0.4 * rows) / (0.08 * rows)) ** 2
@@ -172,11 +186,11 @@ def head_hu(slices: int, rows: int, columns: int, blood: np.ndarray | None = Non
     """int16 HU (z, y, x): air, a skull, brain at 35 HU, blood at 68 HU."""
     y, x = np.mgrid[0:rows, 0:columns]
     radius = np.hypot((y - rows / 2) / (0.45 * rows), (x - columns / 2) / (0.38 * columns))
-    plane = np.where(radius < 0.9, 35, np.where(radius < 1, 900, -1000))
+    plane = np.where(radius < 0.9, 35, np.where(radius < 1, 900, -1000)).astype(np.int16)
     volume = np.repeat(plane[None], slices, axis=0)
     if blood is not None:
         volume[blood] = 68
-    return volume.astype(np.int16)
+    return volume
 
 
 def hu_of(ds: Dataset, frame: int = 0) -> np.ndarray:

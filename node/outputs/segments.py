@@ -11,25 +11,26 @@ from collections.abc import Mapping
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from node.domain.findings import SUBTYPES
 from node.outputs import codes
 from node.outputs.context import Context
-from node.outputs.identity import MANUFACTURER, MODEL_NAME, serial_number, software_versions, stamp
 from node.outputs.segmentation import (
     COLOUR,
-    FULL_STACK,
+    SEGMENT_LABEL,
     SEGMENT_NUMBER,
     TRACKING_ID,
-    algorithm_identification,
-    check_matrix,
+    Kind,
+    Part,
+    has_place,
+    made,
 )
 
-SERIES_NUMBERS = {"seg-subtypes": 906, "labelmap": 907}
+_WORDS = ("AI_ICH_SUBTYPES", "Intracranial hemorrhage by subtype (AI)", "AI ICH subtypes")
+KINDS = (Kind("seg-subtypes", 906, *_WORDS), Kind("labelmap", 907, *_WORDS))
 WHOLE = "any"
 LABELS = {
-    WHOLE: "Intracranial hemorrhage (AI)",
+    WHOLE: SEGMENT_LABEL,
     "epidural": "Epidural hemorrhage (AI)",
     "intraparenchymal": "Intraparenchymal hemorrhage (AI)",
     "intraventricular": "Intraventricular hemorrhage (AI)",
@@ -52,7 +53,8 @@ def build_binary(context: Context) -> list[Dataset]:
     if not parts or not has_place(context):
         return []
     stacked = np.stack(list(parts.values()), axis=-1).astype(np.uint8)
-    return [_built(context, "seg-subtypes", hd.seg.SegmentationTypeValues.BINARY, stacked, list(parts))]
+    segments = [_part(context, name) for name in parts]
+    return [made(context, KINDS[0], hd.seg.SegmentationTypeValues.BINARY, stacked, segments)]
 
 
 def build_labelmap(context: Context) -> list[Dataset]:
@@ -63,7 +65,8 @@ def build_labelmap(context: Context) -> list[Dataset]:
     labels = np.zeros(context.masks.shape, np.uint8)
     for number, mask in enumerate(parts.values(), start=1):
         labels[mask & (labels == 0)] = number
-    return [_built(context, "labelmap", hd.seg.SegmentationTypeValues.LABELMAP, labels, list(parts))]
+    segments = [_part(context, name) for name in parts]
+    return [made(context, KINDS[1], hd.seg.SegmentationTypeValues.LABELMAP, labels, segments)]
 
 
 def drawn(context: Context) -> dict[str, np.ndarray]:
@@ -76,16 +79,11 @@ def segment_of(context: Context) -> dict[str, tuple[str, int]]:
     """For "any" and each subtype that has a segment of its own: in which output, and its number there."""
     built, parts = context.built, list(drawn(context))
     found = {WHOLE: ("seg", SEGMENT_NUMBER)} if built.get("seg") else {}
-    divided = next((output for output in SERIES_NUMBERS if built.get(output)), None)
+    divided = next((kind.name for kind in KINDS if built.get(kind.name)), None)
     if divided is None:
         return found
     own = {name: (divided, number) for number, name in enumerate(parts, start=1)}
     return {**found, **own} if parts else {WHOLE: (divided, 1), **found}
-
-
-def has_place(context: Context) -> bool:
-    """The source is a stack of slices in one frame of reference."""
-    return context.source.is_stack and bool(context.source.frame_of_reference_uid)
 
 
 def tracking(context: Context, name: str) -> tuple[str, str]:
@@ -95,44 +93,5 @@ def tracking(context: Context, name: str) -> tuple[str, str]:
     return context.uid("tracking-part", SUBTYPES.index(name)), f"AI {name} hemorrhage, segmented"
 
 
-def _built(
-    context: Context, kind: str, how: hd.seg.SegmentationTypeValues, pixels: np.ndarray, names: list[str]
-) -> Dataset:
-    check_matrix(context)
-    seg = hd.seg.Segmentation(
-        source_images=list(context.source.headers),
-        pixel_array=pixels,
-        segmentation_type=how,
-        segment_descriptions=[_segment(context, n, name) for n, name in enumerate(names, start=1)],
-        series_instance_uid=context.uid(f"{kind}-series"),
-        series_number=SERIES_NUMBERS[kind],
-        sop_instance_uid=context.uid(kind),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=MODEL_NAME,
-        software_versions=software_versions(context)[0],  # `stamp` writes all three
-        device_serial_number=serial_number(context),
-        content_label="AI_ICH_SUBTYPES",
-        content_description="Intracranial hemorrhage by subtype (AI)",
-        content_creator_name="ichnode^AI",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=len(context.source.datasets) > FULL_STACK,
-    )
-    seg.BodyPartExamined = "HEAD"
-    return stamp(seg, context, "AI ICH subtypes")
-
-
-def _segment(context: Context, number: int, name: str) -> hd.seg.SegmentDescription:
-    uid, identifier = tracking(context, name)
-    return hd.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=LABELS[name],
-        segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
-        segmented_property_type=codes.HEMORRHAGE,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm_identification(context),
-        tracking_uid=uid,
-        tracking_id=identifier,
-        anatomic_regions=[codes.SITES[name]],
-        display_color=hd.color.CIELabColor.from_rgb(*_COLOURS[name]),
-    )
+def _part(context: Context, name: str) -> Part:
+    return Part(LABELS[name], *tracking(context, name), codes.SITES[name], _COLOURS[name])

@@ -15,41 +15,25 @@ from pydicom.dataset import Dataset
 
 from node.domain.findings import (
     SUBTYPES,
-    Abc2,
     ClassFinding,
-    Comparison,
     Consistency,
     Findings,
     Priority,
-    SegmentationFinding,
-    Side,
 )
 from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
 from node.outputs.context import Context, PriorReport
 from node.outputs.report import REPORTS
 from node.outputs.source import Source
-from tests.factories import MADE_AT, MODEL, analysed, bleed, ct_series, hu_of, not_analysed
+from tests.factories import GROWN, MADE_AT, MEASURED, analysed, bleed, ct_series, hu_of, not_analysed
 from tests.peers import requires
 from workers.demo import Orthanc, orthanc_executable
 
 MASKS = bleed(6, 128)
 EMPTY = np.zeros_like(MASKS)
 _, _, X = np.indices(MASKS.shape)
-MEASURED = SegmentationFinding(
-    12.3,
-    ("1", "2"),
-    (),
-    Abc2(10.5, 40, 22, 24),
-    41.4,
-    Side.MIDLINE,
-    "the skull",
-    6,
-    6.3,
-    2,
-    {"epidural": 9.1},
-)
-GROWN = Comparison("2.25.1", "2.25.2", 1, "20261119", "2215", MODEL, 8.0, 4.3, None, True, ("another model",))
-PRIORS = {name: PriorReport("2.25.1", "2.25.3", sop_class, "2.25.4") for name, sop_class in REPORTS.items()}
+PRIORS = {
+    name: PriorReport(GROWN.study_uid, "2.25.3", sop_class, "2.25.4") for name, sop_class in REPORTS.items()
+}
 HEAT = np.linspace(0, 1, 6 * 8 * 8, dtype=np.float32).reshape(6, 8, 8)
 Analyse = Callable[[list[Dataset]], tuple[Findings, np.ndarray | None]]
 CASES: dict[str, Analyse] = {

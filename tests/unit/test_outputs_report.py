@@ -13,12 +13,9 @@ from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage
 
 from node.domain.findings import (
     SUBTYPES,
-    Abc2,
-    Comparison,
     Consistency,
     Findings,
     Priority,
-    SegmentationFinding,
     Side,
 )
 from node.outputs.catalogue import build_all
@@ -26,7 +23,17 @@ from node.outputs.context import Context, Predecessor, PriorReport
 from node.outputs.report import expected
 from node.outputs.source import Source
 from node.outputs.uids import uid_for
-from tests.factories import MADE_AT, MODEL, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
+from tests.factories import (
+    GROWN,
+    MADE_AT,
+    MEASURED,
+    analysed,
+    bleed,
+    ct_series,
+    hu_of,
+    make_uid,
+    not_analysed,
+)
 
 MASKS = bleed(6, 64)
 
@@ -220,13 +227,6 @@ def test_no_frame_of_reference_leaves_a_report_with_the_volume(series: list[Data
     assert number(groups(sr)["AI any hemorrhage"], "Volume") > 0
 
 
-MEASURED = SegmentationFinding(
-    12.34, ("1", "2", "3"), (), Abc2(10.5, 40.2, 22.1, 23.6), 41.4, Side.LEFT, "the skull", 12.0, 0.34, 2,
-    {"subdural": 9.1, "subarachnoid": 3.24},
-)  # fmt: skip
-GROWN = Comparison(
-    make_uid("old study"), make_uid("old series"), 1, "20261119", "2215", MODEL, 8.0, 4.34, 54.25, True
-)
 PRIOR = PriorReport(GROWN.study_uid, make_uid("old reports"), ComprehensiveSRStorage, make_uid("old report"))
 
 

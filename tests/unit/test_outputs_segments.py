@@ -1,4 +1,4 @@
-"""The mask by subtype: each segment and label holds its own pixels, and the report refers to the right one."""
+"""The mask by subtype: each segment holds its own pixels, and the report refers to the right one."""
 
 from __future__ import annotations
 

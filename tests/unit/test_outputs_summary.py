@@ -10,22 +10,12 @@ from PIL import ImageDraw
 
 from node.domain.findings import (
     SUBTYPES,
-    Abc2,
-    Comparison,
     Consistency,
     Findings,
-    SegmentationFinding,
-    Side,
 )
 from node.outputs import summary
 from node.outputs.wording import millilitres, moment, priority_words, probability_words
-from tests.factories import MADE_AT, MODEL, analysed, ct_series
-
-MEASURED = SegmentationFinding(
-    12.34, ("1", "2", "3"), (), Abc2(10.5, 40.2, 22.1, 23.6), 41.4, Side.LEFT, "the skull", 12.0, 0.34, 2,
-    {"subdural": 9.1, "subarachnoid": 3.24},
-)  # fmt: skip
-GROWN = Comparison("1", "1.1", 1, "20261119", "2215", MODEL, 8.0, 4.34, 54.25, True)
+from tests.factories import GROWN, MADE_AT, MEASURED, analysed, ct_series
 
 
 def positive(**changes: Any) -> Findings:
