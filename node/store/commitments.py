@@ -10,6 +10,7 @@ from sqlalchemy import Engine, or_, select, update
 from node.domain.lifecycle import DeliveryEvent, DeliveryState
 from node.liveness import process_name
 from node.store.deliveries import Due, dues, move
+from node.store import pauses
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import commitments, deliveries
 
@@ -39,6 +40,8 @@ class Commitments:
             or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
         )
         with reading(self._engine) as connection:
+            if pauses.is_paused(connection, pauses.of_destination(destination)):
+                return []
             if connection.execute(select(deliveries.c.id).where(*waiting).limit(1)).first() is None:
                 return []
         with writing(self._engine) as connection:
