@@ -9,8 +9,8 @@ from sqlalchemy import Engine, or_, select, update
 
 from node.domain.lifecycle import DeliveryEvent, DeliveryState
 from node.liveness import process_name
-from node.store.deliveries import Due, dues, move
 from node.store import pauses
+from node.store.deliveries import Due, dues, move
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import commitments, deliveries
 
