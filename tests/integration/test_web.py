@@ -16,11 +16,10 @@ from sqlalchemy import text
 from node.admin.web import words
 from node.admin.web.app import make_app
 from node.admin.web.plots import along_slices, by_hour, waterfall
-from node.domain.findings import Consistency, Priority, Reason
+from node.domain.findings import Priority, Reason
 from node.domain.lifecycle import JobState
 from node.settings import Destination, Settings
 from node.store.records import Records, open_records
-from node.store.worklist import Reading, Shown, Wanted
 from tests import factories
 from tests.site import SUBDURAL, Site, findings
 
@@ -132,48 +131,6 @@ def test_a_study_with_results_given_up_is_undelivered_not_delivering(client: Tes
     assert site.records.worklist.study("1.1")["status"] == "DONE"  # type: ignore[index]
 
 
-def uids(records: Records, **wanted: object) -> list[str]:
-    rows, _ = records.worklist.page(Wanted(**wanted), 100)  # type: ignore[arg-type]
-    return [row["study_instance_uid"] for row in rows]
-
-
-def test_the_list_is_filtered_by_result_and_by_reading(site: Site) -> None:
-    records = site.records
-    jobs = {
-        "stat": site.composed("1.1", SUBDURAL),
-        "high": site.composed("1.2", findings({}, 0.6, Consistency.MASK_ONLY, Priority.HIGH)),
-        "routine": site.composed("1.3", findings()),
-        "failed": site.failed("1.4", Reason("X", "y")),
-    }
-    site.receive("1.5", "1.5.1")
-    assert uids(records) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
-    assert uids(records, shown=Shown.SUSPECTED) == ["1.1"]
-    assert uids(records, shown=Shown.INDETERMINATE) == ["1.2"]
-    assert uids(records, shown=Shown.NOT_ANALYSED) == ["1.4"]
-    assert uids(records, shown=Shown.NOT_DETECTED) == ["1.3"]
-    for job in jobs.values():
-        records.reviews.acknowledge(job, "anna", time.time())
-    assert uids(records) == ["1.5"]
-    assert uids(records, reading=Reading.BOTH) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
-    assert uids(records, reading=Reading.ACKNOWLEDGED) == ["1.4", "1.3", "1.2", "1.1"]
-    assert uids(records, reading=Reading.ACKNOWLEDGED, shown=Shown.SUSPECTED) == ["1.1"]
-    assert uids(records, since=time.time() + 5) == []
-
-
-def test_the_list_is_paged_across_its_groups_without_a_gap(site: Site) -> None:
-    for number in range(4):
-        site.composed(f"1.{number}", SUBDURAL)
-        site.composed(f"2.{number}", findings())
-    whole = uids(site.records)
-    assert len(whole) == 8
-    parts: list[str] = []
-    for offset in range(0, 9, 3):
-        rows, more = site.records.worklist.page(Wanted(), 3, offset)
-        parts += [row["study_instance_uid"] for row in rows]
-        assert more == (offset + 3 < 8)
-    assert parts == whole
-
-
 def test_search_finds_old_and_read_studies_by_the_beginning(client: TestClient, site: Site) -> None:
     job = site.composed("1.1", SUBDURAL, patient_id="PID-77_x", accession_number="Acc9", ago=1e7)
     site.records.reviews.acknowledge(job, "anna", time.time() + 1)
@@ -198,14 +155,6 @@ def test_acknowledging_says_who_and_when_until_there_is_a_new_word(client: TestC
     site.records.jobs.claim(job, "worker", time.time() + 60, time.time())
     site.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time() + 1)
     assert "PID-7" in client.get("/").text
-
-
-def test_the_first_to_acknowledge_is_kept(site: Site) -> None:
-    job = site.composed("1.1", SUBDURAL)
-    assert site.records.reviews.acknowledge(job, "anna", time.time())
-    assert not site.records.reviews.acknowledge(job, "victor", time.time())
-    review = site.records.worklist.study("1.1")["review"]  # type: ignore[index]
-    assert review["acknowledged_by"] == "anna"
 
 
 def test_the_study_page_shows_slices_marks_objects_and_the_way(client: TestClient, site: Site) -> None:

@@ -1,0 +1,159 @@
+"""The queries of the worklist and of the queue's page, on each database."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from node.domain.findings import Consistency, Priority, Reason
+from node.domain.lifecycle import DeliveryState
+from node.store.pauses import QUEUE, of_destination
+from node.store.records import Records
+from node.store.worklist import Reading, Shown, Wanted
+from tests.site import SUBDURAL, Site, findings
+
+
+@pytest.fixture
+def site(records: Records) -> Site:
+    return Site(records)
+
+
+def uids(records: Records, **wanted: object) -> list[str]:
+    rows, _ = records.worklist.page(Wanted(**wanted), 100)  # type: ignore[arg-type]
+    return [row["study_instance_uid"] for row in rows]
+
+
+def test_the_list_is_filtered_by_result_and_by_reading(site: Site) -> None:
+    records = site.records
+    jobs = {
+        "stat": site.composed("1.1", SUBDURAL),
+        "high": site.composed("1.2", findings({}, 0.6, Consistency.MASK_ONLY, Priority.HIGH)),
+        "routine": site.composed("1.3", findings()),
+        "failed": site.failed("1.4", Reason("X", "y")),
+    }
+    site.receive("1.5", "1.5.1")
+    assert uids(records) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
+    assert uids(records, shown=Shown.SUSPECTED) == ["1.1"]
+    assert uids(records, shown=Shown.INDETERMINATE) == ["1.2"]
+    assert uids(records, shown=Shown.NOT_ANALYSED) == ["1.4"]
+    assert uids(records, shown=Shown.NOT_DETECTED) == ["1.3"]
+    for job in jobs.values():
+        records.reviews.acknowledge(job, "anna", time.time())
+    assert uids(records) == ["1.5"]
+    assert uids(records, reading=Reading.BOTH) == ["1.1", "1.2", "1.5", "1.4", "1.3"]
+    assert uids(records, reading=Reading.ACKNOWLEDGED) == ["1.4", "1.3", "1.2", "1.1"]
+    assert uids(records, reading=Reading.ACKNOWLEDGED, shown=Shown.SUSPECTED) == ["1.1"]
+    assert uids(records, since=time.time() + 5) == []
+
+
+def test_the_list_is_paged_across_its_groups_without_a_gap(site: Site) -> None:
+    for number in range(4):
+        site.composed(f"1.{number}", SUBDURAL)
+        site.composed(f"2.{number}", findings())
+    whole = uids(site.records)
+    assert len(whole) == 8
+    parts: list[str] = []
+    for offset in range(0, 9, 3):
+        rows, more = site.records.worklist.page(Wanted(), 3, offset)
+        parts += [row["study_instance_uid"] for row in rows]
+        assert more == (offset + 3 < 8)
+    assert parts == whole
+
+
+def test_the_first_to_acknowledge_is_kept(site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL)
+    assert site.records.reviews.acknowledge(job, "anna", time.time())
+    assert not site.records.reviews.acknowledge(job, "victor", time.time())
+    review = site.records.worklist.study("1.1")["review"]  # type: ignore[index]
+    assert review["acknowledged_by"] == "anna"
+
+
+def test_search_takes_no_wildcard(site: Site) -> None:
+    site.composed("1.1", SUBDURAL, patient_id="PID_1%", accession_number="ACC")
+    site.composed("1.2", SUBDURAL, patient_id="PIDX1")
+    assert uids(site.records, search="pid_") == ["1.1"]
+    assert uids(site.records, search="PID_1%") == ["1.1"]
+    assert uids(site.records, search="acc") == ["1.1"]
+    assert uids(site.records, search="1.2") == ["1.2"]
+    assert uids(site.records, search="%") == []
+
+
+def test_an_alarm_stays_first_until_a_later_revision_has_its_word(site: Site) -> None:
+    records = site.records
+    site.composed("1.1", SUBDURAL)
+    site.composed("1.2", findings())
+    site.receive("1.1", "1.1.1", images=1)
+    job = site.decide("1.1", "1.1.1")
+    assert job is not None
+    assert uids(records, shown=Shown.SUSPECTED) == ["1.1"]
+    row = records.worklist.study("1.1")
+    assert row and row["word"]["id"] != row["current"]["id"] == job
+    assert records.worklist.unread_alarms(0) == 1
+    records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    records.jobs.fail(job, Reason("BROKEN", "it broke"))
+    assert uids(records, shown=Shown.SUSPECTED) == ["1.1"]
+    assert uids(records) == ["1.1", "1.2"]
+    records.jobs.retry(job)
+    records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    records.jobs.store_analysis(job, "worker", findings(), "maps", time.time())
+    assert uids(records, shown=Shown.SUSPECTED) == []
+    assert records.worklist.unread_alarms(0) == 0
+
+
+def test_the_backlog_of_each_destination(site: Site) -> None:
+    console, now = site.records.console, time.time()
+    given_up = site.given_up("1.1", SUBDURAL)
+    sent = site.delivery_of(site.composed("1.2", findings()))
+    late = site.delivery_of(site.composed("1.3", SUBDURAL))
+    site.records.deliveries.sent(sent, "0x0000", now)
+    site.records.deliveries.failed(late, "no answer", "", now + 60)
+    standing = console.destinations(["pacs", "other"])
+    assert standing["other"]["pending"] == 0
+    pacs = standing["pacs"]
+    assert (pacs["pending"], pacs["given_up"], pacs["urgent"], pacs["error"]) == (1, 1, 2, "no answer")
+    assert pacs["last_sent_at"] == pytest.approx(now)
+    console.echoed("pacs", True, "answered", now)
+    console.echoed("pacs", False, "did not", now + 1)
+    assert console.destinations(["pacs"])["pacs"]["echo"]["text"] == "did not"
+    assert console.given_up("pacs") == [given_up] and console.given_up("other") == []
+    assert [row["id"] for row in console.unsent(DeliveryState.PENDING)] == [late]
+    assert console.counts()["deliveries"] == {"PENDING": 1, "FAILED": 1}
+    oldest = console.oldest_unsent_positive()
+    assert oldest and oldest["study_instance_uid"] == "1.1"
+    assert console.bytes_since(now - 60) == 6 * 1000 + 3 * 1000
+    assert console.bytes_since(now + 60) == 0
+
+
+def test_how_long_the_way_took(site: Site) -> None:
+    job = site.composed("1.1", SUBDURAL)
+    site.records.deliveries.sent(site.delivery_of(job), "0x0000", 5e9)
+    (row,) = site.records.console.times(0)
+    assert (row["id"], row["first_sent_at"]) == (job, 5e9)
+    assert row["received_at"] <= row["created_at"] <= row["started_at"] <= row["analysed_at"]
+
+
+def test_a_pause_holds_for_its_own_part_alone(site: Site) -> None:
+    records, now = site.records, time.time()
+    job = site.queued("1.1")
+    site.composed("1.2", SUBDURAL)
+    assert records.pauses.pause(QUEUE, "anna", now)
+    assert not records.pauses.pause(QUEUE, "victor", now)
+    assert records.pauses.all()[QUEUE]["paused_by"] == "anna"
+    assert records.jobs.claim(job, "worker", now + 60, now) is None
+    assert len(records.deliveries.take_due("pacs", time.time(), now + 60)) == 1
+    assert records.pauses.resume(QUEUE) and not records.pauses.resume(QUEUE)
+    records.pauses.pause(of_destination("other"), "anna", now)
+    assert records.jobs.claim(job, "worker", now + 60, now)
+
+
+def test_a_review_goes_with_its_job(site: Site) -> None:
+    from sqlalchemy import delete, select
+
+    from node.store import tables
+
+    job = site.failed("1.1", Reason("X", "y"))
+    site.records.reviews.acknowledge(job, "anna", time.time())
+    with site.records.engine.begin() as connection:
+        connection.execute(delete(tables.jobs))
+        assert connection.execute(select(tables.reviews)).all() == []
