@@ -18,8 +18,11 @@ from node.settings import Settings
 from node.settle import Clock
 from node.store.jobs import Job
 from tests import nonheads
-from tests.factories import ct_series, enhanced
+from tests.factories import bleed, ct_series, enhanced
+from tests.integration.test_validators import UNKNOWN_TO_DCIODVFY, errors, run, save
+from tests.peers import requires
 from tests.scanned import LESION_ML, Scan, Threshold, scan
+from tests.unit.test_frames import MADE, SLICES, plain, results
 from workers.tasks import Worker
 
 
@@ -170,3 +173,19 @@ def test_slices_of_two_heads_in_one_object_are_not_mixed(node: Node) -> None:
     assert job.findings.segmentation.volume_ml == pytest.approx(LESION_ML, rel=0.05)
     assert all(number % 2 for number in job.findings.segmentation.frame_numbers)
     assert any("several volumes" in warning for warning in job.findings.warnings)
+
+
+@pytest.mark.parametrize("kind", ["one object", "two objects", "legacy converted"])
+def test_results_of_frames_stand_before_the_validators(kind: str, tmp_path: Path) -> None:
+    requires("dciodvfy", "dcentvfy", "dsrdump")
+    source = MADE[kind](plain())
+    _, built = results(source, bleed(SLICES, 32))
+    ours = {f"{name}-{index}": ds for name, objects in built.items() for index, ds in enumerate(objects)}
+    paths = save(tmp_path, ours)
+    for path in paths:
+        if not path.name.startswith(UNKNOWN_TO_DCIODVFY):
+            assert errors(run("dciodvfy", path)) == [], path.name
+    sources = save(tmp_path, {f"source-{index}": ds for index, ds in enumerate(source)})
+    assert errors(run("dcentvfy", *sources, *paths)) == []
+    told = run("dsrdump", tmp_path / "sr-0.dcm")
+    assert not any(line.startswith(("E:", "W:")) for line in told.splitlines())
