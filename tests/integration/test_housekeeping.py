@@ -233,6 +233,13 @@ class TestScan:
         place.spool.absolute(report).unlink()
         assert place.scan()[MISSING] == 1
 
+    def test_a_file_of_our_own_object_is_not_taken_in(self, place: Place) -> None:
+        (image,) = ct_series(1, rows=16, name="own")
+        place.composed(place.study("a"), image=image)
+        place.spool.write(f"incoming/1/2/{image.SOPInstanceUID}~ab.dcm", (encode(image),))
+        assert place.scan() == {Fate.RECORDED: 5, Fate.DUPLICATE: 1}
+        assert len(place.recorded()) == 3 and len(place.files()) == 5
+
     def test_what_cannot_be_read_is_reported_and_left(self, place: Place) -> None:
         place.spool.write("incoming/1.2/1.3/1.4~ab.dcm", (b"no DICOM at all",))
         assert place.scan() == {Fate.UNKNOWN: 1}
@@ -402,6 +409,7 @@ class TestRetention:
             return len(place.files()) / kept
 
         full = {"high_watermark": 0.9, "low_watermark": 0.6}
+        assert place.removed(used=lambda: 0.8, **full) == set(), "between the marks nothing goes"
         assert place.removed(used=used, **full) == set(studies[:2])
         assert place.removed(used=used, **full) == set(), "below the high mark nothing more goes"
 

@@ -342,6 +342,20 @@ class TestArrivals:
         assert records.decisions.settle(seen, 200.0)
         assert not records.decisions.settle(seen, 201.0)
 
+    def test_an_instance_never_moves_to_another_series(self, records: Records) -> None:
+        receive(records, instance())
+        with pytest.raises(PermanentError) as caught:
+            receive(records, instance(series_instance_uid="1.2.99"), content="b")
+        assert caught.value.code == "DUPLICATE_SOP"
+        assert records.arrivals.paths("1.2.10") == ["incoming/a.dcm"]
+
+    def test_the_same_header_in_another_transfer_syntax_leaves_the_first_one(self, records: Records) -> None:
+        receive(records, instance())
+        again = instance(transfer_syntax_uid="1.2.840.10008.1.2.4.70")
+        assert receive(records, again, content="b") == [Recorded.RECODED]
+        assert records.arrivals.paths("1.2.10") == ["incoming/a.dcm"]
+        assert only_series(records).revision == 1
+
     def test_the_persons_of_a_study_are_told_by_series(self, records: Records) -> None:
         receive(records, instance(1, patient_id="A"), instance(2, patient_id="A"))
         receive(records, instance(1, of="1.2.11", patient_id="B", patient_name="B^B"))
