@@ -24,7 +24,7 @@ def draw(history: History, title: str, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
     if history.validation:
         steps, validation, auc = (np.asarray(part) for part in zip(*history.validation, strict=True))
-        axes.plot(steps, validation, "o-", label="validation: weighted log loss")
+        axes.plot(steps, validation, "o-", label="validation loss")
         axes.axvline(steps[history.best], color="0.6", linestyle=":", label="best validation loss")
         right = axes.twinx()
         right.plot(steps, auc, "s--", color="C2", label="validation: slice AUC of any")

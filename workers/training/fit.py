@@ -23,7 +23,7 @@ from workers.training import metrics
 from workers.training.augment import augment
 from workers.training.datasets import Batch, Series, SliceDataset
 from workers.training.learners import Learner
-from workers.training.losses import Truth, class_loss
+from workers.training.losses import Truth
 from workers.training.recipes import Recipe, Stage
 
 CHECKPOINT_EVERY = 100
@@ -31,6 +31,7 @@ VALIDATION_BATCH = 64
 _WARM_UP = 0.05
 _RESTARTS = 4
 
+Values = NDArray[np.float64]
 Progress = Callable[[int, int, float], None]
 """Called with (step, steps, loss) after each step."""
 
@@ -177,12 +178,9 @@ class Run:
     def _step(self, sampler: Sampler, steps: int) -> float:
         rng = np.random.default_rng((self.seed, self.step))
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        batch = sampler.batch(rng)
-        pictures, labels, told, masks, known = (
-            torch.from_numpy(getattr(batch, name)).to(self.device) for name in Batch.__dataclass_fields__
-        )
+        pictures, truth = self._tensors(sampler.batch(rng))
         pictures, masks = augment(
-            pictures, masks, rng, self.recipe.augmentation, slices=bool(self.learner.neighbours)
+            pictures, truth.masks, rng, self.recipe.augmentation, slices=bool(self.learner.neighbours)
         )
         rate = self.stage.learning_rate * schedule(self.stage.schedule, self.step / steps)
         for group in self.optimiser.param_groups:
@@ -190,7 +188,7 @@ class Run:
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             seen = pictures.contiguous(memory_format=torch.channels_last)
-            value = self.learner.loss(self.network, seen, Truth(labels, told, masks, known))
+            value = self.learner.loss(self.network, seen, truth._replace(masks=masks))
         self.optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
@@ -205,31 +203,34 @@ class Run:
         own = self._copy()
         if self.stage.ema:
             self.network.load_state_dict(self.average)
-        logits, labels, told = self._predict(SliceDataset(series, self.learner.neighbours))
-        if not self.learner.knows_classes:
-            told = told * (torch.arange(told.shape[1]) == 0)
-        loss = float(class_loss(logits, labels, told))
-        seen = told[:, 0] > 0
-        auc = metrics.auc(labels[seen, 0].double().numpy(), logits[seen, 0].double().numpy())
+        loss, logits, labels, told = self._judge(SliceDataset(series, self.learner.neighbours))
+        auc = metrics.auc(labels[told], logits[told])
         self.history.validation.append((self.step, loss, auc))
         if self.history.best == len(self.history.validation) - 1:
             self.best = self._copy()
         self.network.load_state_dict(own)
 
     @torch.no_grad()
-    def _predict(self, dataset: SliceDataset) -> tuple[Tensor, Tensor, Tensor]:
+    def _judge(self, dataset: SliceDataset) -> tuple[float, Values, Values, NDArray[np.bool_]]:
+        """The learner's own loss, a mean over slices, and of "any" logits, labels, and which are told."""
         self.network.eval()
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        losses, found = [], []
         for start in range(0, len(dataset), VALIDATION_BATCH):
             batch = dataset.batch(range(start, min(start + VALIDATION_BATCH, len(dataset))))
-            pictures = torch.from_numpy(batch.pictures).to(self.device)
+            pictures, truth = self._tensors(batch)
+            seen = pictures.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16):
-                logits = self.learner.logits(
-                    self.network, pictures.contiguous(memory_format=torch.channels_last)
-                )
-            found.append((logits.float().cpu(), torch.from_numpy(batch.labels), torch.from_numpy(batch.told)))
-        logits, labels, told = (torch.cat(part) for part in zip(*found, strict=True))
-        return logits, labels, told
+                losses.append(len(batch.labels) * float(self.learner.loss(self.network, seen, truth)))
+                logits = self.learner.logits(self.network, seen)[:, 0]
+            found.append((logits.double().cpu().numpy(), batch.labels[:, 0], batch.told[:, 0] > 0))
+        logits_any, labels, told = (np.concatenate(part) for part in zip(*found, strict=True))
+        return sum(losses) / len(dataset), logits_any, labels.astype(np.float64), told
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Truth]:
+        pictures, labels, told, masks, known = (
+            torch.from_numpy(getattr(batch, name)).to(self.device) for name in Batch.__dataclass_fields__
+        )
+        return pictures, Truth(labels, told, masks, known)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}

@@ -37,9 +37,6 @@ class Learner(Protocol):
     @property
     def neighbours(self) -> tuple[int, ...]: ...
 
-    @property
-    def knows_classes(self) -> bool: ...
-
     def network(self) -> nn.Module:
         """A fresh one."""
         ...
@@ -66,7 +63,6 @@ class MultiTaskLearner:
     """Slice classes, masks, their agreement, and the picture again."""
 
     neighbours = (-1, 0, 1)
-    knows_classes = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -102,8 +98,6 @@ def without_picture_head(state: State) -> dict[str, Tensor]:
 class SliceLearner:
     """A slice classifier. `init` is a local file of public weights for its trunk."""
 
-    knows_classes = True
-
     def __init__(self, recipe: Recipe, spec: BackboneSpec, init: Path | None = None) -> None:
         self.recipe, self.init = recipe, init
         self.spec = replace(spec, size=recipe.size)
@@ -137,7 +131,6 @@ class UNetLearner:
     """The small U-Net: its mask alone is taught, "any" follows from it."""
 
     neighbours = ()
-    knows_classes = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -193,7 +193,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Classification first, segmentation only where it is positive, with the agreement of both.",
         "gated",
         96,
-        parts=("densenet121-3window", "unet-small"),
+        parts=("resnet18-3window", "unet-small"),
     ),
 )  # fmt: skip
 
