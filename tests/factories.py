@@ -54,11 +54,8 @@ def bleed(slices: int, rows: int, columns: int | None = None) -> np.ndarray:
     """Boolean (z, y, x): an ellipsoid in the viewer's right half, off the middle in every axis."""
     columns = columns or rows
     z, y, x = np.ogrid[0:slices, 0:rows, 0:columns]
-    return (
-        ((z - 0.6 * slices) / (0.2 * slices)) ** 2
-        + ((y - 0.4 * rows) / (0.08 * rows)) ** 2
-        + ((x - 0.65 * columns) / (0.1 * columns)) ** 2
-    ) < 1
+    in_plane = ((y - 0.4 * rows) / (0.08 * rows)) ** 2 + ((x - 0.65 * columns) / (0.1 * columns)) ** 2
+    return in_plane < 1 - ((z - 0.6 * slices) / (0.2 * slices)) ** 2
 
 
 def ct_series(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,8 +17,27 @@ FAINT: RGB = (158, 162, 168)
 CONTOUR: RGB = (255, 48, 48)
 AMBER: RGB = (255, 190, 60)
 _AXES = (("L", "R"), ("P", "A"), ("H", "F"))  # patient LPS: PS3.3 C.7.6.1.1.1
+MOST_TEXTS = 256
+"""Drawn texts kept for each font."""
 _OBLIQUE = 0.1
 """Direction cosines below this are left out of PatientOrientation."""
+
+
+class RememberingFont(ImageFont.FreeTypeFont):
+    """Draws the same words once: most of what stands on a slice stands on its neighbours too."""
+
+    def __init__(self, file: str, size_px: int) -> None:
+        super().__init__(file, size_px)
+        self._drawn: dict[object, Any] = {}
+
+    def getmask2(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        """The mask of a text and where it belongs, as Pillow asks for it."""
+        key = (text, args, tuple(sorted(kwargs.items())))
+        if key not in self._drawn:
+            if len(self._drawn) >= MOST_TEXTS:
+                self._drawn.clear()
+            self._drawn[key] = super().getmask2(text, *args, **kwargs)
+        return self._drawn[key]
 
 
 @lru_cache(maxsize=32)
@@ -26,7 +46,7 @@ def font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size_px)
+    return RememberingFont(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size_px)
 
 
 def text_px(rows: int, columns: int) -> int:

@@ -116,13 +116,13 @@ class Source:
             for ds in self.datasets
         )
 
-    @property
+    @cached_property
     def is_stack(self) -> bool:
         """Every slice has a plane, and all of them have the same orientation."""
         found = [numbers(ds, "ImageOrientationPatient", 6) for ds in self.headers]
         return self.has_planes and all(own == found[0] for own in found)
 
-    @property
+    @cached_property
     def frame_of_reference_uid(self) -> str:
         """Empty where the source has none, or several."""
         uids = {str(value(ds, "FrameOfReferenceUID") or "") for ds in self.datasets}
