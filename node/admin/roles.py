@@ -40,20 +40,23 @@ def listen(settings: Settings) -> None:
     scp.tls_context(settings.scp)
     log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
     if settings.scp.processes == 1:
-        _serve(settings, listening, os.getppid())
+        _serve(settings, listening)
     else:
         _prefork(settings, listening)
 
 
-def _serve(settings: Settings, listening: socket.socket, parent: int) -> None:
-    """Until SIGTERM, or until the parent is gone: a signal may be missed, and an orphan keeps the port."""
+def _serve(settings: Settings, listening: socket.socket, parent: int | None = None) -> None:
+    """Until SIGTERM, or until the parent is gone: a signal may be missed, and an orphan keeps the port.
+
+    Without a `parent`, whoever started it may go: a shell, say.
+    """
     from node import scp
 
     with stopping() as stop:
 
         def until(records: Records) -> None:
             with beating(records, "listen"):
-                while os.getppid() == parent and not stop(LOOK_S):
+                while parent in (None, os.getppid()) and not stop(LOOK_S):
                     pass
 
         scp.serve(settings, listening, until)

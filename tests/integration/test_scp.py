@@ -783,3 +783,19 @@ class TestProcesses:
         node.process.wait(timeout=30)
         eventually(lambda: not [c for c in children if _is_alive(c)], 30)
         open_socket(node.settings.scp).close()
+
+
+def test_a_lone_listener_outlives_the_shell_that_started_it(tmp_path: Path) -> None:
+    port, pid_file = free_port(), tmp_path / "pid"
+    command = f"{sys.executable} -m node listen --data-dir {tmp_path / 'data'} & echo $! > {pid_file}"
+    environment = {**os.environ, "ICHNODE_SCP__PORT": str(port), "ICHNODE_SCP__PROCESSES": "1"}
+    subprocess.run(["sh", "-c", command], env=environment, stderr=subprocess.DEVNULL, check=True)
+    listener = psutil.Process(int(pid_file.read_text()))
+    try:
+        eventually(lambda: _answers(port), 60)
+        time.sleep(1.2)  # more than two looks
+        assert _answers(port)
+    finally:
+        listener.terminate()
+        psutil.wait_procs([listener], timeout=20)
+    assert not listener.is_running()
