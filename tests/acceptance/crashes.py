@@ -129,6 +129,8 @@ class Crashes:
     def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._say = folder, say
+        self.pause_s = 4.0
+        """The longest time between two kills; on a slow machine more, or no worker lives to see a result."""
         self._state = folder / "state.json"
         known = json.loads(self._state.read_text()) if self._state.exists() else {}
         self.seed: int = known.get("seed", seed)
@@ -286,7 +288,7 @@ class Crashes:
         for sender in senders:
             sender.start()
         while self.kills.total() < kills and time.monotonic() < deadline:
-            time.sleep(chance.uniform(0.3, 4))
+            time.sleep(chance.uniform(0.3, self.pause_s))
             (target,) = chance.choices(list(weights), list(weights.values()))
             if self.kill(target):
                 self.kills[target] += 1
@@ -454,9 +456,11 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ichnode-crashes"))
+    parser.add_argument("--pause", type=float, default=4.0, help="longest time between two kills, in seconds")
     options = parser.parse_args()
     began = time.monotonic()
     with crashing(options.folder, options.seed, lambda text: print(text, flush=True)) as crashes:
+        crashes.pause_s = options.pause
         ledger = crashes.run(options.kills)
     print(json.dumps(asdict(ledger), indent=2))
     words = "the books balance" if ledger.balances else "THE BOOKS DO NOT BALANCE"
