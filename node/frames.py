@@ -44,7 +44,8 @@ _MACROS = {
 }
 """What is taken from which macro (PS3.3 C.7.6.16.2, C.8.15.3, C.7.6.16.2.25)."""
 Element = DataElement | RawDataElement
-_AT_THE_TOP = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
+_AT_THE_TOP = {"FrameType": ("ImageType", "CS"), "FrameAcquisitionNumber": ("AcquisitionNumber", "US")}
+"""Under which name, and with which VR where implicit VR leaves it out."""
 _TAGS = {k: Tag(tag_for_keyword(k) or 0) for macro in _MACROS.values() for k in macro}
 _NOT_COPIED = {
     Tag(keyword) for keyword in ("PixelData", SHARED, PER_FRAME, "NumberOfFrames", "DimensionIndexSequence")
@@ -89,13 +90,13 @@ def _told(group: Dataset) -> Iterator[Element]:
                 element = item.get_item(_TAGS[keyword])
                 if element is None:
                     continue
-                yield _renamed(element, _AT_THE_TOP[keyword]) if keyword in _AT_THE_TOP else element
+                yield _renamed(element, *_AT_THE_TOP[keyword]) if keyword in _AT_THE_TOP else element
 
 
-def _renamed(element: Element, keyword: str) -> Element:
+def _renamed(element: Element, keyword: str, vr: str) -> Element:
     tag = Tag(keyword)
     if isinstance(element, RawDataElement):
-        return element._replace(tag=tag)
+        return element._replace(tag=tag, VR=element.VR or vr)
     return DataElement(tag, element.VR, element.value, already_converted=True)
 
 

@@ -42,6 +42,7 @@ HEADER_TAGS = list(_TAGS.values())
 """What `read_instance` reads; pass to `dcmread(specific_tags=…)` to read no more than is needed."""
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+_IMPLICIT = {_TAGS["Rows"]: "US", _TAGS["Columns"]: "US", _TAGS["TemporalPositionIndex"]: "UL"}
 _DELIMITERS = TEXT_VR_DELIMS | PN_DELIMS
 _PER_FRAME = [field.name for field in fields(Frame)]
 
@@ -224,13 +225,13 @@ def _encodings(declared: list[str]) -> list[str]:
 def _binary(item: DataElement | RawDataElement) -> tuple[float, ...]:
     """Values of a raw binary element; empty when the element is text (or no number at all).
 
-    Under implicit VR the raw VR is None or UN: two bytes of Rows or Columns are then a US.
+    Under implicit VR the raw VR is None or UN, and the tag tells.
     """
     if not isinstance(item, RawDataElement) or not isinstance(item.value, bytes):
         return ()
     code = _BINARY.get(item.VR or "")
-    if code is None and item.VR in (None, "UN") and item.tag in (_TAGS["Rows"], _TAGS["Columns"]):
-        code = "H"
+    if code is None and item.VR in (None, "UN"):
+        code = _BINARY.get(_IMPLICIT.get(item.tag, ""))
     size = struct.calcsize(code) if code else 0
     if not code or len(item.value) % size or not item.value:
         return ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from node.compose import read_source
 from node.domain.completeness import Complete, Evidence, completeness, find_gaps
 from node.domain.eligibility import choose
 from node.domain.errors import PermanentError
@@ -27,6 +30,7 @@ from node.outputs.catalogue import ALL_NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
 from tests.factories import MADE_AT, analysed, bleed, ct_series, enhanced, hu_of, make_uid
+from tests.peers import requires
 from workers.volume import build_volume
 
 SLICES = 30
@@ -98,6 +102,22 @@ def test_frames_are_judged_and_read_like_the_slices_they_were_made_of(kind: str)
     np.testing.assert_allclose(volume.thickness_mm, expected.thickness_mm)
     assert volume.spacing_mm == expected.spacing_mm
     assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("option", ["+te", "+ti", "+tb", "+td"])
+def test_the_same_in_every_encoding_of_the_header(option: str, tmp_path: Path) -> None:
+    """dcmconv writes sequences with their lengths, which are long enough here to be left on disk."""
+    requires("dcmconv")
+    ds = in_time(enhanced(plain()[:15] * 20), 20)
+    plain_path, made_path = tmp_path / "plain.dcm", tmp_path / "made.dcm"
+    ds.save_as(plain_path, enforce_file_format=True)
+    subprocess.run(["dcmconv", option, "+e", str(plain_path), str(made_path)], check=True)
+    made = read_instance(made_path)
+    assert replace(made, transfer_syntax_uid=ExplicitVRLittleEndian) == read_instance(plain_path)
+    assert {frame.stack for frame in made.per_frame} == {f"{n:06d} 1" for n in range(1, 21)}
+    assert made.acquisition_number == 1
+    (source,) = read_source([made_path])
+    assert frame_headers(source)[7].ImagePositionPatient == plain()[7].ImagePositionPatient
 
 
 def test_each_slice_names_its_frame() -> None:
