@@ -12,10 +12,11 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from workers.models.aggregate import Aggregation
 from workers.preprocess import BONE, BRAIN, DEFAULT_VIEW, View
-from workers.training import cache, evaluate, predict
+from workers.training import cache, evaluate, metrics, predict
 from workers.training.datasets import Series
 from workers.training.evaluate import Judged
 from workers.training.predict import Prediction
+from workers.training.recipes import Rules
 from workers.training.train import average
 
 
@@ -51,13 +52,13 @@ def predictions(count: int = 40) -> list[Prediction]:
     for index in range(count):
         one = series(str(index), index % 2 == 0)
         logits = (one.labels * 6.0 - 3 + rng.normal(0, 1.5, one.labels.shape)).astype(np.float32)
-        drawn = np.zeros((4, 16, 16), bool)
-        drawn[1, 2:4, 2:4] = True
+        blood = np.zeros((4, 16, 16), np.uint8)
+        blood[1, 2:4, 2:4] = 200
         heat = np.full((4, 8, 8), 0.5, np.float16)
-        mask = np.zeros_like(drawn)
+        mask = np.zeros(blood.shape, bool)
         found.append(
             Prediction(one.patient, "", one.labels, one.told, one.truth, mask, one.known[:, 0], one.by_hand,
-                       logits, logits, drawn, heat)
+                       logits, logits, blood, heat)
         )  # fmt: skip
     return found
 
@@ -136,12 +137,31 @@ def test_predictions_come_back_as_saved(tmp_path: Path) -> None:
             assert np.array_equal(value, getattr(again, name)), name
 
 
-def test_seeds_are_averaged_by_their_logits_and_masks_by_majority() -> None:
+def test_seeds_are_averaged_by_their_logits_and_masks() -> None:
     one = predictions(1)[0]
-    other = replace(one, class_logits=one.class_logits + 2, drawn=np.zeros_like(one.drawn))
+    other = replace(one, class_logits=one.class_logits + 2, blood=np.zeros_like(one.blood))
     both = average([one, other, other])
     assert np.allclose(both.class_logits, one.class_logits + 4 / 3)
-    assert both.drawn is not None and not both.drawn.any()
+    assert both.blood is not None and both.blood.max() == 67
+
+
+def test_thresholds_by_best_f1_and_by_areas_that_follow_the_true_ones() -> None:
+    found = []
+    for index, one in enumerate(predictions()):
+        blood = np.full((4, 16, 16), 70, np.uint8)  # a haze that says nothing, and the true bleed in it
+        blood[:, : index % 7] = 90
+        mask = np.zeros((4, 16, 16), bool)
+        mask[:, : 1 + index % 5, :3] = True
+        blood[mask] = 180
+        found.append(replace(one, blood=blood, mask=mask))
+    threshold = evaluate.area_threshold(found)
+    assert threshold is not None and 90 < threshold * 255 <= 180
+    fitted = evaluate.fit_operating(found, Rules(series="f1", mask="area"))
+    assert fitted.mask_threshold == threshold
+    truth, score = np.array([0, 1, 0, 1, 1.0]), np.array([0.1, 0.4, 0.5, 0.6, 0.7])
+    assert metrics.threshold_of_best_f1(truth, score) == 0.4
+    assert np.isnan(metrics.threshold_of_best_f1(np.zeros(3), score[:3]))
+    assert evaluate.area_threshold([replace(one, blood=None) for one in found]) is None
 
 
 def test_a_cache_keeps_every_series_apart_and_is_read_once(tmp_path: Path) -> None:

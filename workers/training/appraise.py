@@ -17,7 +17,7 @@ from workers.models.runtime import load_pipeline, read_sidecar
 from workers.preprocess import View
 from workers.training import report
 from workers.training.datasets import Series, phantoms
-from workers.training.evaluate import Fitted, Judged, gated, judge, operating_point
+from workers.training.evaluate import Judged, gated, judge, operating_of, operating_point
 from workers.training.outcome import parameters, throughput
 from workers.training.plan import HELD_OUT_SEEDS
 from workers.training.predict import predict
@@ -79,7 +79,7 @@ def _judged(pipeline: Pipeline, sets: Sets, count: int) -> tuple[list[Judged], f
     if not isinstance(pipeline, PicturePipeline):
         raise PermanentError("MODEL_INVALID", f"{type(pipeline).__name__} cannot be evaluated on pictures")
     series = _series(pipeline.view, sets, count)
-    fitted = Fitted(pipeline.operating.aggregation, pipeline.operating.thresholds)
+    fitted = operating_of(pipeline)
     judged = [judge(predict(pipeline, one), fitted) for one in series]
     return judged, throughput(pipeline, series), parameters(pipeline)
 

@@ -15,9 +15,11 @@ from scipy.optimize import minimize
 
 from node.domain.findings import CLASSES
 from workers.models.aggregate import Aggregation
+from workers.models.picture import PicturePipeline
 from workers.training import metrics
 from workers.training.datasets import Series
-from workers.training.predict import Prediction
+from workers.training.predict import Prediction, drawn
+from workers.training.recipes import Rules
 from workers.training.report.case import Case, study
 
 SPECIFICITY = 0.90
@@ -28,22 +30,36 @@ FEW = 10
 """A class with fewer positive patients shares the scale of "any" and fits its bias only."""
 
 
+RULES = Rules()
 MIXTURES = ((1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.0, 1.0))
 """Weights of class head and mask that `choose_mixture` chooses from."""
 
 
+AREA_THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""Mask thresholds that `area_threshold` chooses from."""
+
+
 @dataclass(frozen=True)
 class Fitted:
-    """How logits become probabilities, and from which series probability on a class is called present."""
+    """How logits become probabilities, from which series probability on a class is called present, and
+    from which pixel probability on it is drawn."""
 
     aggregation: Aggregation
     thresholds: Mapping[str, float]
+    mask_threshold: float = 0.5
 
 
-def fit_operating(predictions: Sequence[Prediction]) -> Fitted:
+def fit_operating(predictions: Sequence[Prediction], rules: Rules = RULES) -> Fitted:
     """Mixture, calibration and thresholds from these predictions."""
     aggregation = calibrate(predictions, choose_mixture(predictions))
-    return Fitted(aggregation, thresholds(predictions, aggregation))
+    by_area = area_threshold(predictions) if rules.mask == "area" else None
+    return Fitted(aggregation, thresholds(predictions, aggregation, rules), by_area or RULES.mask_threshold)
+
+
+def operating_of(pipeline: PicturePipeline) -> Fitted:
+    """How a shipped pipeline operates."""
+    how = pipeline.operating
+    return Fitted(how.aggregation, how.thresholds, how.mask_threshold)
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,9 @@ class Judged:
     called: NDArray[np.bool_]
 
 
-def cross_fitted(predictions: Sequence[Prediction], parts: Sequence[Sequence[int]]) -> list[Judged]:
+def cross_fitted(
+    predictions: Sequence[Prediction], parts: Sequence[Sequence[int]], rules: Rules = RULES
+) -> list[Judged]:
     """In the order of `predictions`; `parts` are the indices of each fold's own.
 
     Each fold is calibrated and thresholded by what the others say. Where there is one fold only, it is by
@@ -64,7 +82,7 @@ def cross_fitted(predictions: Sequence[Prediction], parts: Sequence[Sequence[int
     for part in parts:
         inside = set(part)
         others = [one for index, one in enumerate(predictions) if index not in inside]
-        fitted = fit_operating(others or predictions)
+        fitted = fit_operating(others or predictions, rules)
         found.update((index, judge(predictions[index], fitted)) for index in part)
     return [found[index] for index in sorted(found)]
 
@@ -83,7 +101,7 @@ def judge(prediction: Prediction, fitted: Fitted) -> Judged:
         slices=np.where(known, aggregation.slice_probabilities(evidence), 0).astype(np.float32),
         series=np.where(known, series, 0).astype(np.float32),
         study_labels=None if told else prediction.truth,
-        drawn=prediction.drawn,
+        drawn=drawn(prediction, fitted.mask_threshold),
         truth=prediction.mask,
         mask_known=prediction.mask_known,
         by_hand=prediction.by_hand,
@@ -97,12 +115,12 @@ def gated(classified: Sequence[Judged], segmented: Sequence[Judged]) -> list[Jud
     """The classifier's verdicts with the segmenter's masks, where the classifier called "any" present."""
     found = []
     for one, other in zip(classified, segmented, strict=True):
-        drawn = other.case.drawn
-        if drawn is not None and not one.called[0]:
-            drawn = np.zeros_like(drawn)
+        mask = other.case.drawn
+        if mask is not None and not one.called[0]:
+            mask = np.zeros_like(mask)
         known = other.case
         whole = replace(
-            one.case, drawn=drawn, truth=known.truth, mask_known=known.mask_known, by_hand=known.by_hand
+            one.case, drawn=mask, truth=known.truth, mask_known=known.mask_known, by_hand=known.by_hand
         )
         found.append(Judged(whole, one.called))
     return found
@@ -112,8 +130,8 @@ def agreement(classified: Sequence[Judged], segmented: Sequence[Judged]) -> dict
     """How often both, one or none of two models call a series bloody (any mask counts for the segmenter)."""
     told = {"both": 0, "classifier_only": 0, "mask_only": 0, "neither": 0}
     for one, other in zip(classified, segmented, strict=True):
-        spoken, drawn = bool(one.called[0]), other.case.drawn is not None and bool(other.case.drawn.any())
-        name = ("both" if drawn else "classifier_only") if spoken else ("mask_only" if drawn else "neither")
+        spoken, mask = bool(one.called[0]), other.case.drawn is not None and bool(other.case.drawn.any())
+        name = ("both" if mask else "classifier_only") if spoken else ("mask_only" if mask else "neither")
         told[name] += 1
     return told
 
@@ -216,15 +234,38 @@ def _fit_platt(
     return (scale if scale is not None else float(fitted[1])), float(fitted[0])
 
 
-def thresholds(predictions: Sequence[Prediction], aggregation: Aggregation) -> dict[str, float]:
-    """Series thresholds below which the wanted share of the patients without the class stay."""
+def thresholds(
+    predictions: Sequence[Prediction], aggregation: Aggregation, rules: Rules = RULES
+) -> dict[str, float]:
+    """Series thresholds: below them stays the wanted share of the patients without the class, or best F1."""
     truth, score = _series(predictions, aggregation)
     chosen = {}
     for place, name in enumerate(CLASSES):
         wanted = ALARM_SPECIFICITY if name == "any" else SPECIFICITY
-        threshold = metrics.threshold_at_specificity(truth[:, place], score[:, place], wanted)
-        chosen[name] = round(threshold + 5e-5, 4) if np.isfinite(threshold) else 0.5
+        if rules.series == "f1":
+            threshold = metrics.threshold_of_best_f1(truth[:, place], score[:, place])
+        else:
+            threshold = metrics.threshold_at_specificity(truth[:, place], score[:, place], wanted) + 5e-5
+        chosen[name] = round(threshold, 4) if np.isfinite(threshold) else 0.5
     return chosen
+
+
+def area_threshold(predictions: Sequence[Prediction]) -> float | None:
+    """The mask threshold whose areas on known slices follow the true ones best (Pearson); None: untold."""
+    known = [
+        (one.blood[one.mask_known], one.mask[one.mask_known]) for one in predictions if one.blood is not None
+    ]
+    if not sum(len(mask) for _, mask in known):
+        return None
+    truth = np.concatenate([mask.sum(axis=(1, 2)) for _, mask in known]).astype(float)
+    best: tuple[float, float | None] = (-np.inf, None)
+    for threshold in AREA_THRESHOLDS:
+        area = np.concatenate([(blood >= threshold * 255).sum(axis=(1, 2)) for blood, _ in known]).astype(
+            float
+        )
+        if truth.std() > 0 and area.std() > 0:
+            best = max(best, (float(np.corrcoef(truth, area)[0, 1]), threshold), key=lambda one: one[0])
+    return best[1]
 
 
 def _series(

@@ -247,7 +247,8 @@ class Run:
 
     def _digest(self) -> str:
         """Of everything that decides the course of this run."""
-        facts = repr((asdict(self.recipe), asdict(self.stage), self.seed))
+        decides = {**asdict(self.recipe), "summary": "", "rules": {}}
+        facts = repr((decides, asdict(self.stage), self.seed))
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def _save(self, path: Path, over: bool) -> None:

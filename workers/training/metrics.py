@@ -179,3 +179,13 @@ def threshold_at_specificity(truth: Array, score: Array, specificity: float) -> 
         return float("nan")
     allowed = int(np.floor((1 - specificity) * len(negatives) + 1e-9))
     return float(np.nextafter(negatives[len(negatives) - allowed - 1], np.inf))
+
+
+def threshold_of_best_f1(truth: Array, score: Array) -> float:
+    """The score at and above which calling positive has the best F1 (the highest of equals), or NaN."""
+    if not (truth > 0).any():
+        return float("nan")
+    candidates = np.unique(score)[::-1]
+    found = np.asarray([(truth[score >= at] > 0).sum() for at in candidates], float)
+    called = np.asarray([(score >= at).sum() for at in candidates], float)
+    return float(candidates[int(np.argmax(2 * found / (called + (truth > 0).sum())))])

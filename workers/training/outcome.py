@@ -78,9 +78,15 @@ def validate(plan: Plan, watch: Watch) -> Outcome:
 def _part(plan: Plan, watch: Watch) -> Part:
     validated = train.cross_validate(plan, watch)
     predictions = validated.averaged()
-    judged = evaluate.cross_fitted(predictions, validated.parts)
+    judged = evaluate.cross_fitted(predictions, validated.parts, plan.recipe.rules)
     states, _ = train.fold(plan, plan.chosen_folds[0], plan.seed, watch)
-    return Part(plan, validated, judged, evaluate.fit_operating(predictions), train.pipeline(plan, states))
+    return Part(
+        plan,
+        validated,
+        judged,
+        evaluate.fit_operating(predictions, plan.recipe.rules),
+        train.pipeline(plan, states),
+    )
 
 
 def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[str, Any]:

@@ -27,8 +27,9 @@ class Prediction:
     """One series as the networks saw it.
 
     Truth as in `Series`: `labels` and `told` (n, 6), `truth` (6,) of the whole, `mask` (n, y, x) of "any",
-    `mask_known` and `by_hand` (n,). Of the networks: `class_logits` and `mask_logits` (n, 6), `drawn`
-    (n, y, x) or None, Grad-CAM++ `heat` (n, h, w) float16 of "any"; `knows` the classes they can tell.
+    `mask_known` and `by_hand` (n,). Of the networks: `class_logits` and `mask_logits` (n, 6), `blood`
+    (n, y, x) uint8, the probability of "any" times 255, or None, Grad-CAM++ `heat` (n, h, w) float16 of
+    "any"; `knows` are the classes they can tell.
     """
 
     patient: str
@@ -41,10 +42,15 @@ class Prediction:
     by_hand: NDArray[np.bool_]
     class_logits: NDArray[np.float32]
     mask_logits: NDArray[np.float32]
-    drawn: NDArray[np.bool_] | None
+    blood: NDArray[np.uint8] | None
     heat: NDArray[np.float16]
     knows: frozenset[str] = frozenset(CLASSES)
     cell_mm: Spacing | None = None
+
+
+def drawn(prediction: Prediction, threshold: float) -> NDArray[np.bool_] | None:
+    """The mask (n, y, x) at this probability, None where the networks draw none."""
+    return None if prediction.blood is None else prediction.blood >= threshold * 255
 
 
 def as_input(series: Series) -> NetworkInput:
@@ -59,9 +65,7 @@ def predict(pipeline: PicturePipeline, series: Series) -> Prediction:
     """What the pipeline's networks say about one prepared series; masks on its own grid."""
     spacing_mm = (series.step_mm, 1.0, 1.0)
     reading = require_finite(pipeline.read(as_input(series), spacing_mm))
-    drawn = None
-    if reading.masks is not None:
-        drawn = reading.masks[:, 0] >= pipeline.operating.mask_threshold
+    blood = None if reading.masks is None else np.rint(reading.masks[:, 0] * 255).astype(np.uint8)
     return Prediction(
         patient=series.patient,
         name=series.name,
@@ -73,7 +77,7 @@ def predict(pipeline: PicturePipeline, series: Series) -> Prediction:
         by_hand=np.asarray(series.by_hand),
         class_logits=reading.class_logits,
         mask_logits=reading.mask_logits,
-        drawn=drawn,
+        blood=blood,
         heat=_smaller(pipeline.heat(reading, spacing_mm, "any")),
         knows=pipeline.knows,
         cell_mm=series.cell_mm,
@@ -101,9 +105,9 @@ def save(path: Path, predictions: Sequence[Prediction]) -> None:
         name: np.concatenate([getattr(one, name) for one in predictions]) for name in _SLICEWISE
     }
     arrays["truth"] = np.stack([one.truth for one in predictions])
-    drawn = [one.drawn for one in predictions if one.drawn is not None]
-    if drawn:
-        arrays["drawn"] = np.concatenate(drawn)
+    blood = [one.blood for one in predictions if one.blood is not None]
+    if blood:
+        arrays["blood"] = np.concatenate(blood)
     facts = [
         {"patient": one.patient, "name": one.name, "slices": len(one.labels), "cell_mm": one.cell_mm,
          "knows": sorted(one.knows)}
@@ -119,7 +123,7 @@ def load(path: Path) -> list[Prediction]:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     facts = json.loads(str(arrays.pop("facts")))
-    truth, drawn = arrays.pop("truth"), arrays.pop("drawn", None)
+    truth, blood = arrays.pop("truth"), arrays.pop("blood", None)
     found: list[Prediction] = []
     start = 0
     for index, one in enumerate(facts):
@@ -130,7 +134,7 @@ def load(path: Path) -> list[Prediction]:
                 patient=one["patient"],
                 name=one["name"],
                 truth=truth[index],
-                drawn=None if drawn is None else drawn[own],
+                blood=None if blood is None else blood[own],
                 knows=frozenset(one["knows"]),
                 cell_mm=None if one["cell_mm"] is None else tuple(one["cell_mm"]),
                 **{name: values[own] for name, values in arrays.items()},

@@ -42,6 +42,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How thresholds are chosen from predictions of unseen patients.
+
+    `series`: "specificity" (a fixed one) or "f1" (the best); `mask`: "fixed" (`mask_threshold`) or "area"
+    (the best Pearson correlation of drawn and true areas).
+    """
+
+    series: str = "specificity"
+    mask: str = "fixed"
+    mask_threshold: float = 0.5
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides what is trained. Changing any of it makes another model.
 
@@ -64,6 +77,7 @@ class Recipe:
     reconstruct: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
+    rules: Rules = field(default_factory=Rules)
 
     def shortened(self, steps: int) -> Recipe:
         """The same with so many steps a stage: to try things, not to ship."""
@@ -171,6 +185,7 @@ RECIPES: tuple[Recipe, ...] = (
         96,
         (Stage("fit", 16, 1e-3, epochs=10, positive_share=0.5, weight_decay=0, ema=0.99, patience=6),),
         augmentation=ELASTIC,
+        rules=Rules(series="f1", mask="area"),
     ),
     Recipe(
         "cnn-baseline",

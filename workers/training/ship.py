@@ -25,7 +25,6 @@ from workers.training.plan import HELD_OUT_SEEDS, PHANTOM_SEEDS, Plan
 from workers.training.predict import as_input, predict_all
 from workers.training.train import State, Watch
 
-MASK_THRESHOLD = 0.5
 COMPARED = 4
 """Held-out phantoms that shipped and trained weights are compared on."""
 
@@ -68,7 +67,9 @@ def _trained(plan: Plan, part: Part | None, watch: Watch) -> tuple[list[State], 
 
 
 def _fitted_on_phantoms(plan: Plan, states: Sequence[State]) -> Fitted:
-    return evaluate.fit_operating(predict_all(train.pipeline(plan, states), held_out(plan)))
+    return evaluate.fit_operating(
+        predict_all(train.pipeline(plan, states), held_out(plan)), plan.recipe.rules
+    )
 
 
 def held_out(plan: Plan) -> list[Series]:
@@ -88,7 +89,7 @@ def _operating_facts(plan: Plan, fitted: Fitted, members: int) -> dict[str, Any]
         else families.family(plan.recipe.family).preprocessing(view.size),
         "recipe": asdict(plan.recipe),
         "thresholds": dict(fitted.thresholds),
-        "mask_threshold": MASK_THRESHOLD,
+        "mask_threshold": fitted.mask_threshold,
         "aggregation": fitted.aggregation.to_json(),
     }
 
@@ -127,7 +128,7 @@ def _on_phantoms(
     """Figures on held-out phantoms, and how far the shipped float16 weights are off the trained ones."""
     assert isinstance(shipped, PicturePipeline)
     series = held_out(plan)
-    fitted = Fitted(shipped.operating.aggregation, shipped.operating.thresholds)
+    fitted = evaluate.operating_of(shipped)
     judged = [evaluate.judge(one, fitted) for one in predict_all(shipped, series)]
     summary = report.summarise([one.case for one in judged], dict(fitted.thresholds))
     trained = train.pipeline(plan, states, shipped.operating)

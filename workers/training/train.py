@@ -51,7 +51,7 @@ class Validated:
     lengths: list[list[int]]
 
     def averaged(self) -> list[Prediction]:
-        """One prediction a series: the mean logits of all seeds, masks by majority, mean maps."""
+        """One prediction a series: the mean logits, masks and maps of all seeds."""
         return [average(same) for same in zip(*self.predictions.values(), strict=True)]
 
 
@@ -60,13 +60,13 @@ def average(same: Sequence[Prediction]) -> Prediction:
     first = same[0]
     if len(same) == 1:
         return first
-    masks = [one.drawn for one in same if one.drawn is not None]
+    blood = [one.blood for one in same if one.blood is not None]
     return replace(
         first,
         class_logits=np.mean([one.class_logits for one in same], axis=0, dtype=np.float32),
         mask_logits=np.mean([one.mask_logits for one in same], axis=0, dtype=np.float32),
         heat=np.mean([one.heat.astype(np.float32) for one in same], axis=0).astype(np.float16),
-        drawn=np.mean(masks, axis=0) >= 0.5 if masks else None,
+        blood=np.rint(np.mean(blood, axis=0)).astype(np.uint8) if blood else None,
     )
 
 
