@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, insert, null, text
 
 from node.admin.web.app import make_app
 from node.domain.findings import Priority
@@ -189,7 +189,7 @@ def _job(n: int, at: float, priority: Priority | None, studies: int) -> dict[str
         "analysed_at": at + 15 if analysed else None,
         "reported_at": at + 16,
         "priority": priority,
-        "findings": (_WHOLE if n > studies - 3000 else _LIGHT)[priority] if priority else None,
+        "findings": (_WHOLE if n > studies - 3000 else _LIGHT)[priority] if priority else null(),
         "maps_path": f"results/{n}/1/maps.npz",
     }
 

@@ -74,19 +74,25 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         offset: Offset = 0,
         visitor: Visitor = gate.viewer,
     ) -> list[dict[str, Any]]:
-        """The reading worklist, suspected haemorrhage first. `within`: 24h, 3d, 30d, all."""
+        """The reading worklist, suspected haemorrhage first; findings without slices.
+
+        `within`: 24h, 3d, 30d, all.
+        """
         rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), limit, offset)
         site.note(visitor, "api-studies", detail=f"{len(rows)} studies")
         return [_study(row, visitor) for row in rows]
 
     @router.get("/studies/{uid}", tags=["studies"])
     def study(uid: str, visitor: Visitor = gate.viewer) -> dict[str, Any]:
-        """One study with its series, jobs, objects and deliveries."""
+        """One study with its series, objects, deliveries, and jobs with their whole findings."""
         row = site.records.worklist.study(uid)
         site.note(visitor, "api-study", uid)
         if row is None:
             raise HTTPException(404, "there is no such study here")
         made = site.records.worklist.objects([job["id"] for job in row["jobs"]])
+        for job in row["jobs"]:
+            whole = site.records.jobs.get(job["id"])
+            job["findings"] = whole.findings.to_json() if whole and whole.findings else None
         return _study(row, visitor) | {"objects": made, "jobs": row["jobs"]}
 
     @router.get("/jobs", tags=["queue"])
