@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 import warnings
 from dataclasses import fields, replace
 from random import Random
@@ -203,12 +202,3 @@ def test_all_facts_come_from_tags_that_are_read() -> None:
     assert len(HEADER_TAGS) == len(set(HEADER_TAGS))
     assert all(HEADER_TAGS)
     assert len(HEADER_TAGS) >= len(fields(Instance)) - 3
-
-
-def test_quick() -> None:
-    stream = encoded(header())
-    began = time.perf_counter()
-    for _ in range(20):
-        stream.seek(0)
-        read_instance(stream)
-    assert (time.perf_counter() - began) / 20 < 0.02, "ten times what it should take on a quiet machine"
