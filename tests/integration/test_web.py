@@ -179,6 +179,16 @@ def test_the_study_page_shows_slices_marks_objects_and_the_way(client: TestClien
     assert "attachment" in answer.headers["content-disposition"]
 
 
+def test_the_frames_of_a_multi_frame_object_are_slices(client: TestClient, site: Site) -> None:
+    ds = factories.enhanced(factories.ct_series(5, 32, name="frames"))
+    site.store([ds])
+    page = client.get(f"/study/{ds.StudyInstanceUID}").text
+    assert 'data-count="5"' in page
+    pictures = [client.get(f"/picture/{i}/{ds.SeriesInstanceUID}").content for i in range(5)]
+    assert len(set(pictures)) == 5
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+
+
 def test_a_series_that_was_not_analysed_can_be_looked_at_in_order(client: TestClient, site: Site) -> None:
     series = factories.ct_series(4, 32, name="plain")
     site.store(list(reversed(series)))

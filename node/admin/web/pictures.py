@@ -26,6 +26,7 @@ from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings
+from node.frames import frame_headers, is_multiframe
 from node.maps import unpack
 from node.outputs import drawing, overlay
 from node.outputs.outlines import outlines
@@ -34,6 +35,8 @@ from node.pixels import hounsfield
 
 KEPT_BYTES = 128 * 2**20
 KEPT_MAPS_BYTES = 96 * 2**20
+KEPT_FILES_BYTES = 192 * 2**20
+"""Room for one multi-frame object, which would else be read anew for each of its slices."""
 AT_ONCE = 2
 """So many pictures are drawn at a time: the page must not take the machine from the worker."""
 THUMBNAIL_PX = 144
@@ -94,6 +97,7 @@ class Pictures:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._drawn, self._maps = Kept(KEPT_BYTES), Kept(KEPT_MAPS_BYTES)
+        self._files = Kept(KEPT_FILES_BYTES)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def stack(self, series_uid: str) -> Stack | None:
@@ -179,8 +183,14 @@ class Pictures:
         return image
 
     def _pixels(self, of: Slice) -> tuple[Dataset, np.ndarray]:
-        ds = dcmread(self._site.spool.absolute(of.path))
-        return ds, hounsfield(ds, of.frame)
+        """The header of the slice, and its HU."""
+        file = self._site.spool.absolute(of.path)
+        stat = file.stat()
+        key = (of.path, stat.st_mtime_ns)  # a file may be replaced by a later one
+        ds: Dataset = self._files.get(key, lambda: (dcmread(file), stat.st_size))
+        hu = hounsfield(ds, of.frame)
+        headers = frame_headers(ds) if is_multiframe(ds) else [ds]
+        return headers[of.frame] if of.frame < len(headers) else ds, hu
 
     def _marks(self, stack: Stack, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Mask (rows, columns) and heat of one slice; None where the maps are gone."""
