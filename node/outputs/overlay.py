@@ -82,6 +82,8 @@ def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.nda
         return False
     rows, columns = hu.shape
     fine = np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
+    box = _box(fine >= THRESHOLD * 255)
+    rgb, hu, mask, fine = rgb[box], hu[box], mask[box] if mask is not None else None, fine[box]
     shown = (fine >= THRESHOLD * 255) & (hu > TINTED_HU[0]) & (hu < TINTED_HU[1])
     if mask is not None:
         shown &= ~mask
@@ -93,8 +95,19 @@ def _tint(rgb: np.ndarray, hu: np.ndarray, mask: np.ndarray | None, heat: np.nda
 def _outline(rgb: np.ndarray, mask: np.ndarray) -> None:
     """A ring of pixels just outside the mask, one wide for each 512 pixels of image."""
     width = max(1, round(min(mask.shape) / 512))
+    box = _box(mask, width)
+    mask = mask[box]
     grown = ndimage.binary_dilation(mask, structure=np.ones((3, 3), bool), iterations=width)
-    rgb[grown & ~mask] = CONTOUR
+    rgb[box][grown & ~mask] = CONTOUR
+
+
+def _box(where: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """The smallest rectangle that holds every true pixel, and `margin` more on each side."""
+    rows, columns = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    first, last = max(rows[0] - margin, 0), rows[-1] + 1 + margin
+    return slice(first, last), slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin)
 
 
 def _annotate(image: Image.Image, legend: Legend, has_tint: bool, has_mask: bool) -> None:
