@@ -16,8 +16,10 @@ from scipy.stats import theilslopes
 
 BY_SYMMETRY = "mid-sagittal plane by symmetry of the skull"
 BY_IMAGE = "middle of the image, since no skull was found"
-MOST_DEG = 30.0
+MOST_DEG = 60.0
 """A head turned by more than this is not followed."""
+_PER_DEG = 0.002
+"""So much likeness is a degree less of turn worth."""
 _BONE_HU = (200.0, 1000.0)
 _CELL_MM = 2.0
 _SLAB_MM = 12.0
@@ -87,13 +89,18 @@ def _bone(
 
 
 def _turn(picture: Picture) -> float:
-    """By how many degrees it must be turned to be most like its mirror image."""
-    best, reach = 0.0, MOST_DEG
-    for step in (2.0, 0.25):
-        tried = np.arange(best - reach, best + reach + step / 2, step)
-        best = float(max(tried, key=lambda degrees: _likeness(picture, degrees)[0]))
-        reach = step
-    return best
+    """By how many degrees it must be turned to be most like its mirror image, the nearer of two likely ones.
+
+    A skull is also rather like its mirror image front to back, at right angles to what is looked for.
+    """
+    coarse = np.arange(-MOST_DEG, MOST_DEG + 1, 2.0)
+    alike = {float(degrees): _likeness(picture, degrees)[0] for degrees in coarse}
+    likely = max(alike, key=lambda degrees: alike[degrees] - _PER_DEG * abs(degrees))
+    near = max(
+        (degrees for degrees in alike if abs(degrees - likely) <= 8), key=lambda degrees: alike[degrees]
+    )
+    fine = np.arange(near - 2.0, near + 2.1, 0.25)
+    return float(max(fine, key=lambda degrees: _likeness(picture, degrees)[0]))
 
 
 def _likeness(picture: Picture, degrees: float) -> tuple[float, float]:

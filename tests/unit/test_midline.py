@@ -32,7 +32,7 @@ def head(
 
 
 @pytest.mark.parametrize("lean", [0.0, 0.12])
-@pytest.mark.parametrize(("turned_deg", "at_mm"), [(0, 96), (0, 70), (14, 90), (-22, 100)])
+@pytest.mark.parametrize(("turned_deg", "at_mm"), [(0, 96), (0, 70), (14, 90), (-22, 100), (48, 95)])
 def test_the_plane_follows_the_head(turned_deg: float, at_mm: float, lean: float) -> None:
     hu, heights = head(turned_deg, at_mm, lean)
     plane = midplane(hu, heights, SPACING_MM)
