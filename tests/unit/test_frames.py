@@ -29,7 +29,7 @@ from node.headers import read_instance
 from node.outputs.catalogue import ALL_NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
-from tests.factories import MADE_AT, analysed, bleed, ct_series, enhanced, hu_of, make_uid
+from tests.factories import MADE_AT, analysed, bleed, ct_series, enhanced, hu_of, make_uid, not_analysed
 from tests.peers import requires
 from workers.volume import build_volume
 
@@ -344,6 +344,21 @@ def test_evidence_lists_each_instance_once() -> None:
     ]
     assert len(uids) == len(set(uids))
     assert {str(ds.SOPInstanceUID) for ds in made} < set(uids)
+
+
+def test_the_report_that_nothing_was_analysed_names_the_object_once() -> None:
+    (ds,) = made = [enhanced(plain())]
+    findings = not_analysed(plain())
+    context = Context(findings, Source.ordered(made, findings, hu_of), MADE_AT, "0.1.0")
+    built = build_all(context)
+    (study,) = built["sr"][0].CurrentRequestedProcedureEvidenceSequence
+    uids = [
+        str(i.ReferencedSOPInstanceUID)
+        for s in study.ReferencedSeriesSequence
+        for i in s.ReferencedSOPSequence
+    ]
+    assert uids.count(str(ds.SOPInstanceUID)) == 1
+    assert set(uids) <= {str(ds.SOPInstanceUID), *(str(made.SOPInstanceUID) for made in built["sc"])}
 
 
 def test_contours_are_drawn_on_frames() -> None:
