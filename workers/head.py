@@ -136,6 +136,8 @@ def look_at(hu: NDArray[np.float32], spacing_mm: tuple[float, float]) -> Slice:
     radius_mm = float(np.median(inner_mm[closed]))
     limit_mm = np.where(closed, inner_mm, radius_mm) * _INNER
     enclosed = rays.radii_mm[None] < limit_mm[:, None]
+    if not enclosed.any():
+        return nothing
     inside = rays.sample(coarse)[enclosed]
     area = np.broadcast_to(rays.radii_mm, enclosed.shape)[enclosed]  # a point further out stands for more
     dense = (inside >= BRAIN_HU[0]) & (inside <= BRAIN_HU[1])
