@@ -143,6 +143,13 @@ class Web(_Section):
     """A login lasts this long."""
     proxy: Proxy = Proxy()
 
+    @field_validator("tls")
+    @classmethod
+    def _asks_for_no_certificate(cls, tls: Tls) -> Tls:
+        if tls.ca:
+            raise ValueError("the console asks browsers for no certificate: leave web.tls.ca empty")
+        return tls
+
     @field_validator("time_zone")
     @classmethod
     def _exists(cls, name: str) -> str:

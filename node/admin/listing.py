@@ -46,7 +46,8 @@ def banner(settings: Settings) -> Panel:
     grid.add_column(overflow="fold")
     scp = settings.scp
     grid.add_row("DICOM", f"{scp.ae_title} at {scp.host}:{scp.port}")
-    grid.add_row("Web", f"http://{settings.web.host}:{settings.web.port}/")
+    scheme = "https" if settings.web.tls.cert else "http"
+    grid.add_row("Web", f"{scheme}://{settings.web.host}:{settings.web.port}/")
     for d in settings.destination:
         grid.add_row("Results to", f"{d.name}: {d.ae_title} at {d.host}:{d.port} ({', '.join(d.outputs)})")
     if not settings.destination:

@@ -275,3 +275,12 @@ def test_one_transfer_syntax_or_several(text: str, syntaxes: tuple[str, ...], tm
 def test_tls_is_spoken_once_there_is_an_authority_or_a_certificate(tmp_path: Path) -> None:
     for text, wanted in (("", False), ('tls = { ca = "system" }', True), ('tls = { cert = "c.pem" }', True)):
         assert load_text(tmp_path, ONE + text).destination[0].tls.wanted is wanted
+
+
+@pytest.mark.parametrize(
+    ("web", "words"),
+    [({"tls": {"cert": "c", "ca": "a"}}, "web.tls.ca"), ({"time_zone": "Mars/Olympus"}, "no time zone")],
+)
+def test_the_console_refuses_what_it_would_not_heed(web: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Settings.model_validate({"web": web})
