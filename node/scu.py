@@ -97,6 +97,7 @@ class Peer:
                 for syntax in transcode.offered(sop_class, self.destination.transfer_syntax)
             ]
         )
+        leave_responses(assoc)
         try:
             for parcel in parcels:
                 yield self._send_one(assoc, parcel)
@@ -174,6 +175,20 @@ class Peer:
             return f"{self.name} does not accept SOP class {' nor '.join(classes)}, and so no association"
         tls = " and do both ends speak TLS and trust each other" if self.destination.tls.wanted else ""
         return f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
+
+
+def leave_responses(assoc: Association) -> None:
+    """Keep pynetdicom's own thread from taking a response away from the sender that waits for it.
+
+    It is meant to pause while something is sent; on a busy machine it may not have noticed yet, throws the
+    response away as unexpected, and the sender waits for it in vain. No peer sends requests to a storage SCU.
+    """
+    take = assoc.dimse.get_msg
+
+    def get_msg(block: bool = False) -> Any:
+        return take(block) if block else (None, None)
+
+    assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
 
 
 def prepared(file: Path, usable: Sequence[UID]) -> Path | Dataset:

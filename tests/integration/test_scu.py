@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -18,6 +19,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom.presentation import build_context
 from sqlalchemy import update
 
 from node import scu
@@ -260,6 +262,16 @@ class TestUnkindPeers:
 
 
 class TestPeer:
+    def test_a_response_is_left_to_the_sender_that_waits_for_it(self) -> None:
+        with Pacs() as pacs:
+            assoc = Peer(pacs_at(pacs.port), "ICHNODE").associate([build_context(CTImageStorage)])
+            scu.leave_responses(assoc)
+            response: Any = object()
+            assoc.dimse.msg_queue.put((1, response))
+            assert assoc.dimse.get_msg(block=False) == (None, None)
+            assert assoc.dimse.get_msg(block=True) == (1, response)
+            assoc.release()
+
     def test_nothing_of_the_caller_is_touched_and_outcomes_come_one_by_one(self, place: Place) -> None:
         uids = place.compose("pacs")
         files = [place.spool.absolute(f"outgoing/1/{uid}.dcm") for uid in uids]
