@@ -166,3 +166,9 @@ class Place:
 
 def pacs_at(port: int, name: str = "pacs", **changes: Any) -> Destination:
     return Destination(name=name, ae_title="PACS", port=port, retry_base_s=5, retry_max_s=60, **changes)
+
+
+def data_set(file: bytes) -> bytes:
+    """The encoded data set of a Part 10 file, without its meta information (PS3.10 7.1)."""
+    ds = dcmread(BytesIO(file), stop_before_pixels=True)
+    return file[132 + 12 + int(ds.file_meta.FileMetaInformationGroupLength) :]

@@ -25,7 +25,7 @@ from node.settings import Destination, Settings
 from node.spool import Spool
 from node.store.records import open_records
 from tests.certificates import Certificate, make_certificate, server_context
-from tests.delivering import PENDING, SENT, T0, Place
+from tests.delivering import PENDING, SENT, T0, Place, data_set
 from tests.orthanc import PASSWORD, USER, TlsProxy, WebOrthanc
 from tests.peers import free_port
 
@@ -63,13 +63,6 @@ def stored(place: Place) -> dict[str, bytes]:
     """What stands in the spool, by SOP Instance UID."""
     files = place.spool.root.glob("outgoing/*/*.dcm")
     return {str(dcmread(path).SOPInstanceUID): path.read_bytes() for path in files}
-
-
-def data_set(file: bytes) -> bytes:
-    """The encoded data set of a Part 10 file, without its meta information (PS3.10 7.1)."""
-    ds = dcmread(BytesIO(file), stop_before_pixels=True)
-    start = 132 + 12 + int(ds.file_meta.FileMetaInformationGroupLength)
-    return file[start:]
 
 
 class TestOrthanc:
@@ -152,6 +145,7 @@ class Service:
 
     respond: Respond
     tls: Any = None
+    content_type: str = "application/dicom+json; charset=utf-8"
     port: int = field(default_factory=free_port)
     requests: list[list[FileDataset]] = field(default_factory=list)
     headers: list[Message] = field(default_factory=list)
@@ -170,7 +164,7 @@ class Service:
                 status, answer = service.respond(datasets)
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/dicom+json; charset=utf-8")
+                self.send_header("Content-Type", service.content_type)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -288,6 +282,23 @@ class TestAnswers:
         with Service(lambda _: (200, body)) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT]
+
+    def test_an_answer_in_xml_is_read_too(self, place: Place) -> None:
+        def respond(datasets: list[FileDataset]) -> tuple[int, bytes]:
+            uid = (
+                '<DicomAttribute tag="00081155" vr="UI" keyword="ReferencedSOPInstanceUID"><Value number="1">'
+            )
+            items = "".join(
+                f'<Item number="{n}">{uid}{ds.SOPInstanceUID}</Value></DicomAttribute></Item>'
+                for n, ds in enumerate(datasets[:2], 1)
+            )
+            sequence = f'<DicomAttribute tag="00081199" vr="SQ" keyword="ReferencedSOPSequence">{items}'
+            return 202, f"<NativeDicomModel>{sequence}</DicomAttribute></NativeDicomModel>".encode()
+
+        place.compose("pacs")
+        with Service(respond, content_type="application/dicom+xml") as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, SENT, PENDING]
 
     def test_a_service_that_cannot_read_the_compressed_object_gets_it_plain(self, place: Place) -> None:
         def respond(datasets: list[FileDataset]) -> tuple[int, Any]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -136,6 +140,27 @@ def test_a_second_build_is_identical_to_the_byte(refused: bool) -> None:
         return [written(ds) for ds in everything(context_for(series, findings))]
 
     assert build() == build()
+
+
+def test_another_process_builds_the_same_bytes() -> None:
+    """Whatever order its sets and hashes have."""
+    program = (
+        "import hashlib, tests.unit.test_outputs_identity as t\n"
+        "made = t.everything(t.context_for(t.ct_series()))\n"
+        "print(hashlib.sha256(b''.join(map(t.written, made))).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=200,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    own = hashlib.sha256(b"".join(map(written, everything(context_for(ct_series()))))).hexdigest()
+    assert {text.decode().strip() for text in said} == {own}
 
 
 def test_uids_follow_series_revision_model_outcome_and_kind() -> None:
