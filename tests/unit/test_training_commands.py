@@ -41,7 +41,7 @@ def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
     arguments = ["default", "--runs", str(runs), "--phantoms", "2", "--out", str(tmp_path / "report")]
     judged = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
     assert judged.exit_code == 0, judged.output
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["summary"]["cases"]["patients"] == 2
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["cases"]["patients"] == 2
     assert (tmp_path / "report" / "report.html").exists()
 
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) ->
         (["cnn-baseline"], "give --data KIND:FOLDER"),
         (["default", "--data", "nosuch:/"], "ct-ich-nifti"),
         (["default", "--data", f"ct-ich:{tmp_path}/none"], "is no folder"),
-        (["default", "--data", f"cq500:{tmp_path}"], "for evaluate, not for training"),
+        (["default", "--data", f"cq500:{tmp_path}"], "cannot be trained on: evaluate on it"),
         (["default", "--only", "5"], "folds are 0 to 4"),
     ):
         result = CliRunner().invoke(train, [*arguments, "--out", str(tmp_path / "runs")])

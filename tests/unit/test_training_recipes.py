@@ -64,7 +64,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table at 64 px, one step of two slices a stage; no pictures are drawn."""
     monkeypatch.setattr(recipes, "RECIPES", tuple(_tiny(one) for one in RECIPES))
     monkeypatch.setattr(
-        "workers.training.report.write", lambda folder, *told: folder.mkdir(parents=True, exist_ok=True)
+        "workers.training.report.write",
+        lambda folder, *told, **more: folder.mkdir(parents=True, exist_ok=True),
     )
     monkeypatch.setattr("workers.training.curves.draw", lambda history, title, path: None)
     monkeypatch.setattr("workers.training.outcome.REPEATS", 1)

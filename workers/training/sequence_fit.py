@@ -49,7 +49,8 @@ def fit_sequence(
     """Train the pipeline's own sequence model on readings of `series`; its CNNs stay as they are."""
     readings = [[read(pipeline, one, recipe, seed, view) for view in range(VIEWS + 1)] for one in series]
     torch.manual_seed(seed)
-    model = SequenceModel(len(pipeline.networks)).to(pipeline.device).train()
+    model = SequenceModel(len(pipeline.networks), pipeline.networks[0].width)
+    model.to(pipeline.device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     history = History()
     for step in range(stage.length(len(series))):
