@@ -189,12 +189,22 @@ def evaluate(
             f"WARNING: {len(verdict.seen)} of these patients were trained on: the figures flatter.", err=True
         )
     if out:
-        report.write(out, verdict.title, verdict.facts, verdict.summary, verdict.cases)
+        report.write(
+            out,
+            verdict.title,
+            verdict.facts,
+            verdict.summary,
+            verdict.cases,
+            about=verdict.about,
+            limits=verdict.limits,
+        )
         click.echo(f"report: {out / 'report.html'}")
     Console().print(_figures(verdict.summary))
 
 
 def _figures(summary: dict[str, Any]) -> Table:
+    from workers.training.report.numbers import shown
+
     counts = summary["cases"]
     title = f"{counts['patients']} patients, {counts['slices']} slices; 95 % intervals by patient"
     table = Table(title=title)
@@ -203,13 +213,8 @@ def _figures(summary: dict[str, Any]) -> Table:
     for level in ("study", "slice"):
         for name, figures in summary[level].items():
             values = (figures.get(key) for key in ("auc", "ap", "sensitivity_at_specificity_0.90"))
-            table.add_row(name, level, str(figures["positive"]), *(_interval(value) for value in values))
+            table.add_row(name, level, str(figures["positive"]), *(shown(value) for value in values))
     return table
-
-
-def _interval(value: list[float | None] | None) -> str:
-    middle, low, high = ("–" if number is None else f"{number:.3f}" for number in value or [None] * 3)
-    return f"{middle} ({low}–{high})"
 
 
 @click.command()

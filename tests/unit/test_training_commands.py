@@ -42,7 +42,7 @@ def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
     judged = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
     assert judged.exit_code == 0, judged.output
     assert json.loads((tmp_path / "report" / "report.json").read_text())["cases"]["patients"] == 2
-    assert (tmp_path / "report" / "report.html").exists()
+    assert "synthetic heads, held out of training" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:

@@ -38,6 +38,18 @@ class Verdict:
     cases: list[Case]
     seen: frozenset[str]
 
+    @property
+    def about(self) -> str:
+        """Who was looked at, in a sentence."""
+        return f"{self.facts['data']}, read by the shipped weights at their shipped thresholds."
+
+    @property
+    def limits(self) -> list[str]:
+        """What the reader must know before any figure."""
+        if not self.seen:
+            return []
+        return [f"{len(self.seen)} of these patients were trained on: every figure here flatters."]
+
 
 def sidecar(model: str, runs: Path) -> Path:
     """Of a recipe that was trained in `runs`, of a sidecar's path, or of a pipeline of the catalogue.
@@ -60,7 +72,8 @@ def appraise(path: Path, sets: Sets, count: int, device: str) -> Verdict:
         "parameters": size,
         "images_per_s": round(speed, 1),
         "device": device,
-        "data": ", ".join(source.name for source, _ in sets) or f"{count} held-out phantoms",
+        "data": ", ".join(source.name for source, _ in sets)
+        or f"{count} synthetic heads, held out of training",
         "patients seen in training": len(seen),
         "operating point": operating_point(judged),
         "protocol": "shipped weights at their shipped thresholds",
