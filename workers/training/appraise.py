@@ -26,6 +26,7 @@ from workers.training.ship import sidecar_of
 from workers.training.sources import Source
 
 Sets = Sequence[tuple[Source, Path]]
+SYNTHETIC = "synthetic heads, held out of training"
 
 
 @dataclass(frozen=True)
