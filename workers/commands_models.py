@@ -106,7 +106,6 @@ def train(
     A stopped run is resumed. `ichnode train explore --help` looks into a labelled set instead, `ichnode train
     table` sets what was trained side by side.
     """
-    from dataclasses import replace
 
     from workers.models.runtime import choose_device
     from workers.training import recipes, ship, sources
@@ -128,8 +127,7 @@ def train(
         raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
     if any(not 0 <= number < given["folds"] for number in only):
         raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
-    chosen = replace(chosen, size=size) if size else chosen
-    chosen = chosen.shortened(steps) if steps is not None else chosen
+    chosen = chosen.adjusted(size, steps)
     plan = Plan(
         chosen,
         data=sets,

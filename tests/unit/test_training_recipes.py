@@ -182,6 +182,17 @@ def test_crops_keep_their_slices_together_and_padding_counts_nothing() -> None:
         assert batch.labels.shape == (1, 24, 6) and batch.valid.sum() == len(part.labels)
 
 
+def test_another_size_or_length_holds_for_the_parts_too(tmp_path: Path) -> None:
+    for name in ("gated", "sequence"):
+        chosen = recipes.recipe(name).adjusted(64, 3)
+        plan = replace(_plan("gated", tmp_path), recipe=chosen, size=64, steps=3)
+        assert len(plan.parts()) == 2
+        for one in (chosen, *(part.recipe for part in plan.parts())):
+            assert one.size == 64 and all(stage.steps == 3 for stage in one.stages)
+    plain = recipes.recipe("default")
+    assert plain.adjusted(None, None) == plain
+
+
 def test_recipes_are_found_by_name() -> None:
     assert recipes.recipe("default") is RECIPES[0]
     with pytest.raises(KeyError, match="default"):

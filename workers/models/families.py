@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from node.domain.errors import PermanentError
-from node.domain.findings import CLASSES, ModelIdentity
+from node.domain.findings import ModelIdentity
 from workers import preprocess
 from workers.models import baseline
-from workers.models.aggregate import Aggregation
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.contract import Pipeline
@@ -78,7 +77,7 @@ class Family:
             except RuntimeError as error:
                 raise _invalid(facts, f"the weights do not fit the network: {error}") from error
         identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-        return self.assemble(identity, networks, operating(facts), device, size)
+        return self.assemble(identity, networks, Operating.from_facts(facts), device, size)
 
     def _size(self, facts: Facts) -> int:
         size = int(facts["preprocessing"]["size"])
@@ -88,15 +87,6 @@ class Family:
                 f"{facts['name']}: these weights were trained with another preprocessing; train them anew",
             )
         return size
-
-
-def operating(facts: Facts) -> Operating:
-    """Thresholds and calibration of a sidecar; a family without a mask needs no mask threshold."""
-    return Operating(
-        thresholds={name: float(facts["thresholds"][name]) for name in CLASSES},
-        mask_threshold=float(facts.get("mask_threshold", 0.5)),
-        aggregation=Aggregation.from_json(facts["aggregation"]),
-    )
 
 
 def _windows(one: BackboneSpec) -> list[list[float]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,15 @@ class Operating:
     thresholds: Mapping[str, float]
     mask_threshold: float
     aggregation: Aggregation
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Operating:
+        """That of a sidecar; a family without a mask needs no mask threshold."""
+        return cls(
+            thresholds={name: float(facts["thresholds"][name]) for name in CLASSES},
+            mask_threshold=float(facts.get("mask_threshold", 0.5)),
+            aggregation=Aggregation.from_json(facts["aggregation"]),
+        )
 
     @classmethod
     def plain(cls, class_weight: float = 0.5, mask_weight: float = 0.5) -> Operating:

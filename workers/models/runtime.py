@@ -20,9 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from node.domain.errors import PermanentError
-from node.domain.findings import CLASSES, ModelIdentity
+from node.domain.findings import ModelIdentity
 from workers import preprocess
-from workers.models.aggregate import Aggregation
 from workers.models.catalogue import entry
 from workers.models.contract import Pipeline
 from workers.models.multitask import MultiTaskPipeline
@@ -66,11 +65,7 @@ def _load(sidecar: Path, device: torch.device) -> Pipeline:
             "MODEL_PREPROCESSING_MISMATCH",
             f"{sidecar.name}: these weights were trained with another preprocessing; train them anew",
         )
-    operating = Operating(
-        thresholds={name: float(facts["thresholds"][name]) for name in CLASSES},
-        mask_threshold=float(facts["mask_threshold"]),
-        aggregation=Aggregation.from_json(facts["aggregation"]),
-    )
+    operating = Operating.from_facts(facts)
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
     return MultiTaskPipeline(identity, _members(tensors, facts), operating, device, view)
 

@@ -22,7 +22,7 @@ from workers.training.datasets import Series
 from workers.training.evaluate import Fitted, Judged
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, as_input
-from workers.training.recipes import RECIPES, recipe
+from workers.training.recipes import RECIPES
 from workers.training.train import Validated, Watch
 
 REPEATS = 5
@@ -59,7 +59,7 @@ class Outcome:
 def validate(plan: Plan, watch: Watch) -> Outcome:
     """Cross-validate, judge, and write the report into the recipe's folder."""
     gated = plan.recipe.family == families.GATED
-    plans = [plan.of(recipe(name)) for name in plan.recipe.parts] if gated else [plan]
+    plans = plan.parts() if gated else (plan,)
     parts = tuple(_part(one, watch) for one in plans)
     judged = evaluate.gated(*(part.judged for part in parts)) if gated else parts[0].judged
     facts = _facts(plan, parts, judged)

@@ -11,7 +11,7 @@ import torch
 from workers.preprocess import View
 from workers.training.cache import cached, key
 from workers.training.datasets import Series, phantoms
-from workers.training.recipes import Recipe
+from workers.training.recipes import Recipe, recipe
 from workers.training.sources import Source
 
 PHANTOM_SEEDS = 100_000
@@ -25,7 +25,8 @@ class Plan:
 
     Every recipe has a folder of its own in `out`; recipes that are parts of another are trained in
     theirs, once. `only` are the folds to run, empty for all; `seeds` repetitions of everything after
-    the pretraining are averaged; without `ship` nothing is trained on all patients in the end.
+    the pretraining are averaged; without `ship` nothing is trained on all patients in the end. `size`
+    and `steps` are those of every recipe taken from the table, instead of its own.
     """
 
     recipe: Recipe
@@ -38,6 +39,8 @@ class Plan:
     seeds: int = 1
     seed: int = 1
     ship: bool = True
+    size: int | None = None
+    steps: int | None = None
     init: Path | None = None
     cache: Path | None = None
     workers: int = 1
@@ -59,6 +62,10 @@ class Plan:
     def of(self, recipe: Recipe) -> Plan:
         """The same for another recipe."""
         return replace(self, recipe=recipe)
+
+    def parts(self) -> tuple[Plan, ...]:
+        """The same for each recipe that this one is put together from."""
+        return tuple(self.of(recipe(name).adjusted(self.size, self.steps)) for name in self.recipe.parts)
 
     def digest(self) -> str:
         """Of what decides the predictions of a fold, for the names of files."""

@@ -79,8 +79,12 @@ class Recipe:
     loss: LossWeights = field(default_factory=LossWeights)
     rules: Rules = field(default_factory=Rules)
 
-    def shortened(self, steps: int) -> Recipe:
-        """The same with so many steps a stage: to try things, not to ship."""
+    def adjusted(self, size: int | None, steps: int | None) -> Recipe:
+        """The same at another size, or with so many steps a stage: to try things. None: as it is."""
+        sized = replace(self, size=size) if size else self
+        return sized if steps is None else sized._shortened(steps)
+
+    def _shortened(self, steps: int) -> Recipe:
         pretrain = replace(self.pretrain, steps=steps) if self.pretrain else None
         stages = tuple(replace(stage, steps=steps, patience=0) for stage in self.stages)
         return replace(self, stages=stages, pretrain=pretrain)

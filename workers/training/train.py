@@ -27,7 +27,7 @@ from workers.training.fit import Corpus, Fitted, Progress, Run
 from workers.training.learners import identity, learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
-from workers.training.recipes import Recipe, Stage, recipe
+from workers.training.recipes import Recipe, Stage
 from workers.training.sequence_fit import fit_sequence
 
 VALIDATION = 0.15
@@ -123,7 +123,7 @@ def networks(
 ) -> tuple[list[State], list[int]]:
     """Train all networks of a recipe; for one of parts, the parts' own runs come first."""
     if plan.recipe.parts:
-        states = [part_states(plan, part, number, seed, watch)[0] for part in plan.recipe.parts]
+        states = [part_states(part, number, seed, watch)[0] for part in plan.parts()]
         return [*states, _sequence(plan, states, corpus, name, seed, watch)], []
     start = pretrained(plan, watch)
     snapshots: list[State] = []
@@ -138,17 +138,9 @@ def networks(
     return snapshots[-plan.recipe.members :], lengths
 
 
-def part_states(plan: Plan, name: str, number: int | None, seed: int, watch: Watch) -> list[State]:
+def part_states(part: Plan, number: int | None, seed: int, watch: Watch) -> list[State]:
     """The networks of a recipe that is a part, from its own run on the same fold, or on all patients."""
-    part = plan.of(_same_length(plan.recipe, recipe(name)))
     return (fold(part, number, seed, watch) if number is not None else final(part, seed, (), watch))[0]
-
-
-def _same_length(whole: Recipe, part: Recipe) -> Recipe:
-    """A shortened whole has shortened parts."""
-    steps = {stage.steps for stage in whole.stages}
-    own = {stage.steps for stage in recipe(whole.name).stages}
-    return part.shortened(min(steps)) if steps != own else part
 
 
 def final(
