@@ -101,6 +101,15 @@ def test_a_checkpoint_of_other_settings_is_refused(bloody: Series, tmp_path: Pat
         _fit(_recipe(), _stage(2), Corpus((), [bloody]), checkpoint)
 
 
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half a file"])
+def test_a_broken_checkpoint_is_named_with_what_to_do(bloody: Series, tmp_path: Path, content: bytes) -> None:
+    checkpoint = tmp_path / "run.ckpt"
+    checkpoint.write_bytes(content)
+    with pytest.raises(PermanentError, match=r"run.ckpt cannot be read.*remove it"):
+        _fit(_recipe(), _stage(1), Corpus((), [bloody]), checkpoint)
+    assert checkpoint.read_bytes() == content
+
+
 def test_patience_ends_a_run_and_goes_back_to_its_best(bloody: Series) -> None:
     upside_down = replace(bloody, labels=1 - bloody.labels)
     stage = replace(_stage(60), patience=2, learning_rate=0.05, ema=0.0)

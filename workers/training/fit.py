@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -268,7 +269,7 @@ class Run:
         temporary.replace(path)
 
     def _load(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+        state = read_checkpoint(path, self.device)
         if state.get("settings") != self._digest():
             raise PermanentError(
                 "CHECKPOINT_FOREIGN",
@@ -281,6 +282,16 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
         told = [(int(step), float(loss), float(auc)) for step, loss, auc in state["history"]["validation"]]
         self.history = History(list(state["history"]["training"]), told)
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `torch.save` wrote, tensors and numbers only. Raises PermanentError CHECKPOINT_UNREADABLE."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    except (EOFError, LookupError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        text = f"{path} cannot be read ({type(error).__name__}); remove it, and its run begins anew"
+        raise PermanentError("CHECKPOINT_UNREADABLE", text) from error
+    return state
 
 
 def schedule(kind: str, done: float) -> float:

@@ -23,7 +23,7 @@ from workers.preprocess import View
 from workers.training import curves
 from workers.training.datasets import Series
 from workers.training.evaluate import folds
-from workers.training.fit import Corpus, Fitted, Progress, Run
+from workers.training.fit import Corpus, Fitted, Progress, Run, read_checkpoint
 from workers.training.learners import identity, learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
@@ -184,8 +184,7 @@ def _fit(
 def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed: int, watch: Watch) -> State:
     path = plan.folder / f"{name}-sequence-{plan.digest()}.pt"
     if path.exists():
-        kept: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return kept
+        return read_checkpoint(path, plan.device)
     reader = pipeline(plan, [*cnns, SequenceModel(len(cnns)).state_dict()])
     assert isinstance(reader, SequencePipeline)
     stage = plan.recipe.stages[0]
