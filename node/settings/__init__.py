@@ -1,0 +1,138 @@
+"""TOML file + environment → frozen settings. Reads nothing else; an unknown key is an error at start.
+
+`ICHNODE_SCP__PORT=11113` overrides `port` in `[scp]`; the environment wins over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, field_validator
+
+from node.domain.errors import SettingsError
+from node.settings.alerts import Alert
+from node.settings.base import AeTitle, PeerTls, Section, Tls
+from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
+from node.settings.intake import Completeness, Eligibility, Scp, Spool
+from node.settings.services import Broker, Database, Model
+from node.settings.web import Proxy, Web
+
+__all__ = [
+    "DEFAULT_OUTPUTS",
+    "OUTPUT_NAMES",
+    "AeTitle",
+    "Alert",
+    "Broker",
+    "Completeness",
+    "Database",
+    "Destination",
+    "Eligibility",
+    "Encoding",
+    "Model",
+    "PeerTls",
+    "Proxy",
+    "Scp",
+    "Settings",
+    "Spool",
+    "Tls",
+    "Web",
+    "load",
+]
+
+PREFIX = "ICHNODE_"
+NOT_SETTINGS = ("ICHNODE_CONFIG", "ICHNODE_TEST_DATA", "ICHNODE_REQUIRE_PEERS")
+DEFAULT_FILE = "ichnode.toml"
+
+
+class Settings(Section):
+    """Everything an installation decides. Relative paths are relative to the working directory."""
+
+    data_dir: Path = Path("ichnode-data")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    scp: Scp = Scp()
+    spool: Spool = Spool()
+    completeness: Completeness = Completeness()
+    eligibility: Eligibility = Eligibility()
+    database: Database = Database()
+    broker: Broker = Broker()
+    model: Model = Model()
+    web: Web = Web()
+    destination: tuple[Destination, ...] = ()
+    alert: tuple[Alert, ...] = ()
+
+    @field_validator("destination")
+    @classmethod
+    def _names_differ(cls, destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
+        names = [d.name for d in destinations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"destination names must differ, got {', '.join(names)}")
+        return destinations
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.data_dir.resolve() / 'ichnode.sqlite3'}"
+
+
+def load(file: Path | None = None, data_dir: Path | None = None) -> Settings:
+    """Settings from `file` (else $ICHNODE_CONFIG, else ./ichnode.toml if there) and the environment.
+
+    Raises SettingsError that names the key and what is wrong with it.
+    """
+    path = file or (Path(os.environ["ICHNODE_CONFIG"]) if "ICHNODE_CONFIG" in os.environ else None)
+    values = _read_toml(path) if path else _read_toml(Path(DEFAULT_FILE), optional=True)
+    _merge(values, _environment())
+    if data_dir is not None:
+        values["data_dir"] = data_dir
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        where = str(path or DEFAULT_FILE)
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"settings ({where} and {PREFIX}… variables): " + "; ".join(lines)) from None
+
+
+def _read_toml(path: Path, optional: bool = False) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}") from None
+
+
+def _environment() -> dict[str, Any]:
+    """`ICHNODE_A__B=x` → {"a": {"b": "x"}}; a TOML list or table may be given as TOML text."""
+    values: dict[str, Any] = {}
+    for key, text in sorted(os.environ.items()):
+        if not key.startswith(PREFIX) or key in NOT_SETTINGS:
+            continue
+        *parents, leaf = key.removeprefix(PREFIX).lower().split("__")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise SettingsError(f"{key}: {PREFIX}{parent.upper()} is set too, and is not a table")
+        node[leaf] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value

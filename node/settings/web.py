@@ -1,0 +1,48 @@
+"""The console: where it listens and who may log in."""
+
+from __future__ import annotations
+
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, field_validator
+
+from node.settings.base import Port, Section, Tls
+
+
+class Proxy(Section):
+    """A proxy that logs people in and says in a header who they are; believed from these addresses alone."""
+
+    user_header: str = ""
+    """For example X-Remote-User; empty: no proxy is believed."""
+    addresses: tuple[str, ...] = ("127.0.0.1", "::1")
+    role: Literal["viewer", "admin"] = "viewer"
+    """Of people whom `ichnode users` does not know."""
+
+
+class Web(Section):
+    """The console. On another address than loopback it starts only once somebody can log in."""
+
+    host: str = "127.0.0.1"
+    port: Port = Field(8080, ge=1, le=65535)
+    tls: Tls = Tls()
+    time_zone: str = ""
+    """Of the times shown, as in Europe/Berlin; empty: the machine's own."""
+    session_h: float = Field(12, gt=0, le=168)
+    """A login lasts this long."""
+    proxy: Proxy = Proxy()
+
+    @field_validator("tls")
+    @classmethod
+    def _asks_for_no_certificate(cls, tls: Tls) -> Tls:
+        if tls.ca:
+            raise ValueError("the console asks browsers for no certificate: leave web.tls.ca empty")
+        return tls
+
+    @field_validator("time_zone")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        try:
+            return ZoneInfo(name).key if name else ""
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"no time zone is called {name!r}: write one as in Europe/Berlin") from None
