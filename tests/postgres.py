@@ -32,16 +32,24 @@ def binaries() -> Path:
 
 
 class Postgres:
-    """One cluster; `create` makes an empty database in it and returns its URL."""
+    """One cluster; `create` makes an empty database in it and returns its URL.
 
-    def __init__(self) -> None:
+    In a `folder` of the caller's it outlives this object, and is found again there on the same `port`.
+    """
+
+    def __init__(self, folder: Path | None = None, port: int = 0) -> None:
         programs = binaries()
-        self._folder = Path(tempfile.mkdtemp(prefix="ichnode-pg-"))
-        self._port = free_port()
+        self._keep = folder is not None
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="ichnode-pg-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._port = port or free_port()
         self._count = 0
         data = self._folder / "data"
         self._run_as = self._unprivileged()
-        self._call(str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
+        if not data.exists():
+            self._call(
+                str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync"
+            )
         self._command = [
             *self._run_as, str(programs / "postgres"), "-D", str(data), "-p", str(self._port),
             "-k", str(self._folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
@@ -53,10 +61,13 @@ class Postgres:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._folder)
         self._wait()
 
-    def halt(self) -> None:
-        """As an administrator's restart: what is connected is cut off, what was committed stays."""
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=20)
+    def halt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """As an administrator's restart: what is connected is cut off, what was committed stays.
+
+        With SIGQUIT it ends at once, without a checkpoint, and recovers from its log at the next start.
+        """
+        self.process.send_signal(number)
+        self.process.wait(timeout=60)
 
     def _unprivileged(self) -> list[str]:
         """PostgreSQL refuses to run as root."""
@@ -93,6 +104,9 @@ class Postgres:
         name = f"test_{self._count}"
         with self._admin() as admin:
             admin.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return self.url(name)
+
+    def url(self, name: str) -> str:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self._port}/{name}"
 
     def disconnect_all(self) -> None:
@@ -106,7 +120,8 @@ class Postgres:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGQUIT)  # at once: nobody needs these databases again
         self.process.wait(timeout=20)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _exists(user: str) -> bool:

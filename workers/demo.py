@@ -98,8 +98,8 @@ class Orthanc(Pacs):
 
     def __init__(self, executable: str, folder: Path, dicom_port: int = 0, **options: Any) -> None:
         """`options` stand in Orthanc's configuration beside ours, and before it."""
-        folder.mkdir(parents=True)
-        self.port, self.http_port = dicom_port or free_port(), free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.http_port = dicom_port or free_port(), options.pop("HttpPort", 0) or free_port()
         self.name = f"Orthanc at http://127.0.0.1:{self.http_port}/"
         configuration = {
             "Name": "demo",
@@ -115,11 +115,15 @@ class Orthanc(Pacs):
             "StableAge": 1,
             **options,
         }
-        file = folder / "orthanc.json"
-        file.write_text(json.dumps(configuration), encoding="utf-8")
-        with (folder / "orthanc.log").open("wb") as log:
+        self._file, self._executable = folder / "orthanc.json", executable
+        self._file.write_text(json.dumps(configuration), encoding="utf-8")
+        self.start()
+
+    def start(self) -> None:
+        """Also again, after its end: what it stored is still there."""
+        with self._file.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
-                [executable, str(file)], stdout=log, stderr=log, preexec_fn=die_with_parent
+                [self._executable, str(self._file)], stdout=log, stderr=log, preexec_fn=die_with_parent
             )
         self._wait()
 

@@ -3,6 +3,7 @@
 `python -m tests.acceptance.crashes --kills 200` runs it by hand, goes on where it was stopped when given the
 same --folder, and prints the ledger; its exit code is 1 unless the books balance. A phantom pipeline with
 random weights stands in for the model, so that two cores do hundreds of studies; all else is the real node.
+With --servers the node stands on PostgreSQL and Redis and sends to Orthanc too, which are cut off as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from node.scu import Parcel, Peer
 from node.settings import Destination, Settings, load
 from node.spool import Spool
 from node.store.records import Records, open_records
+from tests.acceptance.servers import OUTAGES, Servers
 from tests.factories import ct_series
 from tests.peers import free_port
 
@@ -50,6 +52,9 @@ TARGETS = {
     "web": 1, "redis": 3, "up": 2, "tree": 2,
 }  # fmt: skip
 """Whom to kill, and how often: a listener is a fork of listen; tree is every process at once."""
+WITH_SERVERS = {**{name: often for name, often in TARGETS.items() if name != "redis"}, **OUTAGES}
+"""The broker is then no child of the node's."""
+LONGEST_OUTAGE_S = 5.0
 KINDS = {"1.2.840.10008.5.1.4.1.1.88.34": "SR", "1.2.840.10008.5.1.4.1.1.66.4": "SEG"}
 
 
@@ -126,7 +131,7 @@ class Pacs:
 class Crashes:
     """One run: a folder with the node's data, what was sent, what the PACS got, and how far it came."""
 
-    def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, seed: int, say: Callable[[str], None], servers: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._say = folder, say
         self.pause_s = 4.0
@@ -143,6 +148,7 @@ class Crashes:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self.pacs = Pacs(folder, self.ports[0])
+        self.servers = Servers(folder, self.ports[1]) if servers else None
         self.settings = self._settings()
         self._process: subprocess.Popen[bytes] | None = None
         self._seen = 0
@@ -156,8 +162,10 @@ class Crashes:
                 f"web = {{ port = {self.ports[2]} }}\nspool = {{ reserve_mb = 16 }}\n"
                 "completeness = { quiet_s = 1, max_wait_s = 10 }\n"
                 f"model = {{ pipeline = {json.dumps(str(stand_in(self.folder)))}, max_attempts = 10 }}\n"
-                f'[[destination]]\nname = "pacs"\nae_title = "PACS"\nport = {self.ports[0]}\n'
+                + (self.servers.settings() if self.servers else "")
+                + f'[[destination]]\nname = "pacs"\nae_title = "PACS"\nport = {self.ports[0]}\n'
                 'outputs = ["sr", "seg"]\nretry_base_s = 1\nretry_max_s = 5\n'
+                + (self.servers.destination() if self.servers else "")
             )
         return load(config)
 
@@ -231,6 +239,14 @@ class Crashes:
                     found.append(process.pid)
         return [self._process.pid, *found] if target == "tree" else found[:1]
 
+    def strike(self, target: str, chance: random.Random) -> bool:
+        """Kill a process of the node, or take a server from it for a while."""
+        if target not in OUTAGES:
+            return self.kill(target)
+        assert self.servers is not None
+        self.servers.outage(target, chance.uniform(0, LONGEST_OUTAGE_S), hard=chance.random() < 0.5)
+        return True
+
     def kill(self, target: str) -> bool:
         victims = self.victims(target)
         for pid in victims:
@@ -281,7 +297,7 @@ class Crashes:
     ) -> Ledger:
         """Kill until `kills` processes died in all or time is up, let the node finish, balance the books."""
         chance = random.Random(f"{self.seed}/{self.kills.total()}")
-        weights = targets or TARGETS
+        weights = targets or (TARGETS if self.servers is None else WITH_SERVERS)
         deadline = time.monotonic() + (longest_s or 1e9)
         self.tend()
         senders = [threading.Thread(target=self.send_forever, daemon=True) for _ in range(SENDERS)]
@@ -290,7 +306,7 @@ class Crashes:
         while self.kills.total() < kills and time.monotonic() < deadline:
             time.sleep(chance.uniform(0.3, self.pause_s))
             (target,) = chance.choices(list(weights), list(weights.values()))
-            if self.kill(target):
+            if self.strike(target, chance):
                 self.kills[target] += 1
                 self._say(f"{self.kills.total()}: {target} killed; {len(self.sent)} studies sent")
                 self.save()
@@ -343,6 +359,7 @@ class Crashes:
             if len(item["contents"]) > 1:
                 ledger.duplicated += 1
                 ledger.faults.append(f"object {item['uid']} reached the PACS with different contents")
+        self._held = self.servers.held() if self.servers else set()
         for name, study in self.sent.items():
             self._balance_study(
                 ledger, name, records, study, jobs.get(study, []), deliveries, reports.get(study, [])
@@ -383,8 +400,7 @@ class Crashes:
             code = current[0]["reason_code"]
             ledger.reasons[code] = ledger.reasons.get(code, 0) + 1
         due = [d for job in over for d in deliveries.get(job["id"], [])]
-        done = (DeliveryState.SENT, DeliveryState.COMMITTED)
-        arrived = [d for d in due if d["state"] in done and d["sop_instance_uid"] in self.pacs.objects]
+        arrived = [d for d in due if self._arrived(d)]
         if not due or len(arrived) < len(due):
             ledger.stuck += 1
             ledger.faults.append(f"study {name}: {len(arrived)} of {len(due)} objects were delivered")
@@ -393,10 +409,20 @@ class Crashes:
         if current[0]["state"] == JobState.COMPOSED and {d["output"] for d in due} != {"sr", "seg"}:
             ledger.faults.append(f"study {name}: {[d['output'] for d in due]} in place of sr and seg")
         known = {d["sop_instance_uid"]: d["job_id"] for d in due if d["output"] == "sr"}
+        expected = {"pacs", "orthanc"} if self.servers else {"pacs"}
+        if {d["destination"] for d in due} != expected:
+            ledger.faults.append(f"study {name}: {[d['destination'] for d in due]} in place of {expected}")
         of_job = Counter(known.get(report["uid"]) for report in reports)
         if set(of_job) != {job["id"] for job in over} or max(of_job.values()) > 1:
             ledger.duplicated += 1
             ledger.faults.append(f"study {name}: reports at the PACS by job: {dict(of_job)}")
+
+    def _arrived(self, delivery: dict[str, Any]) -> bool:
+        """At Orthanc it must lie, and Orthanc must have committed to it."""
+        state, uid = delivery["state"], delivery["sop_instance_uid"]
+        if delivery["destination"] == "orthanc":
+            return state == DeliveryState.COMMITTED and uid in self._held
+        return state in (DeliveryState.SENT, DeliveryState.COMMITTED) and uid in self.pacs.objects
 
     def close(self) -> None:
         self._stop.set()
@@ -405,6 +431,8 @@ class Crashes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.pacs.close()
+        if self.servers is not None:
+            self.servers.close()
 
 
 def stand_in(folder: Path) -> Path:
@@ -431,18 +459,13 @@ def stand_in(folder: Path) -> Path:
     return folder / "stand-in.json"
 
 
-def _role(words: list[str], is_child: bool) -> str:
-    """Who of TARGETS a process is, by its command line and whether `up` itself started it."""
-    if words[1:3] == ["-m", "node"]:
-        return "listener" if words[3] == "listen" and not is_child else words[3]
-    return "redis" if "redis" in "".join(words[:1]) else ""
-
-
 @contextlib.contextmanager
-def crashing(folder: Path, seed: int, say: Callable[[str], None] = lambda _: None) -> Iterator[Crashes]:
+def crashing(
+    folder: Path, seed: int, say: Callable[[str], None] = lambda _: None, servers: bool = False
+) -> Iterator[Crashes]:
     """A run that leaves no process behind."""
     logging.getLogger("pynetdicom").setLevel("CRITICAL")
-    crashes = Crashes(folder, seed, say)
+    crashes = Crashes(folder, seed, say, servers)
     try:
         yield crashes
     finally:
@@ -457,11 +480,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ichnode-crashes"))
     parser.add_argument("--pause", type=float, default=4.0, help="longest time between two kills, in seconds")
+    parser.add_argument("--servers", action="store_true", help="cut PostgreSQL, Redis and Orthanc off, too")
+    parser.add_argument("--minutes", type=float, help="stop killing after so long, whatever the count")
     options = parser.parse_args()
     began = time.monotonic()
-    with crashing(options.folder, options.seed, lambda text: print(text, flush=True)) as crashes:
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+
+    with crashing(options.folder, options.seed, say, options.servers) as crashes:
         crashes.pause_s = options.pause
-        ledger = crashes.run(options.kills)
+        ledger = crashes.run(options.kills, options.minutes and options.minutes * 60)
     print(json.dumps(asdict(ledger), indent=2))
     words = "the books balance" if ledger.balances else "THE BOOKS DO NOT BALANCE"
     print(f"{words} after {time.monotonic() - began:.0f} s")
