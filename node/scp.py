@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -35,6 +36,7 @@ from pydicom.uid import (
 from pynetdicom import AE, AllStoragePresentationContexts, Association, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import A_RELEASE_RQ, P_DATA_TF
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -44,7 +46,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
-from node import commitment
+from node import commitment, transport
+from node.admission import Doorman
+from node.domain.admission import Caller
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.intake import (
@@ -101,13 +105,16 @@ class Listener:
         self._server: ThreadedAssociationServer | None = None
         self._associations: WeakKeyDictionary[Association, str] = WeakKeyDictionary()
         self._released: WeakSet[Association] = WeakSet()
+        self._admitted: WeakSet[Association] = WeakSet()
+        self._door = threading.Lock()
+        self._doorman = Doorman(settings.scp.admission, records)
 
     def start(self, listening: socket.socket) -> None:
         """Serve on `listening` in threads, until `stop`."""
         _config.LOG_HANDLER_LEVEL = "none"
         scp = self._settings.scp
         ae = _application_entity(scp)
-        server_class = type("BoundServer", (Server,), {"listening": listening})
+        server_class = type("BoundServer", (Server,), {"listening": listening, "admits": self._admits})
         server = ae.make_server(
             (scp.host, scp.port),
             evt_handlers=self._handlers(),
@@ -125,6 +132,7 @@ class Listener:
 
     def _handlers(self) -> list[Any]:
         return [
+            (evt.EVT_REQUESTED, self._on_request),
             (evt.EVT_PDU_RECV, self._on_pdu),
             (evt.EVT_RELEASED, self._on_over),
             (evt.EVT_ABORTED, self._on_over),
@@ -133,6 +141,28 @@ class Listener:
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             (evt.EVT_N_EVENT_REPORT, self._on_report),
         ]
+
+    def _admits(self, address: str, in_all: int, of_peer: int) -> bool:
+        """Some connections more than associations are let in, so that one too many is told why."""
+        rules = self._settings.scp.admission
+        room = in_all < rules.max_associations + transport.SPARE_CONNECTIONS
+        fair = of_peer < rules.of_one_peer + math.ceil(transport.SPARE_CONNECTIONS / 2)
+        return self._doorman.knows(address) and room and fair
+
+    def _on_request(self, event: evt.Event) -> None:
+        """Before pynetdicom negotiates: whoever may not come in is told, and nothing more is done."""
+        assoc = event.assoc
+        asked = cast(A_ASSOCIATE, assoc.requestor.primitive)
+        address = str(assoc.requestor.address)
+        caller = Caller(address, asked.calling_ae_title, asked.called_ae_title)
+        with self._door:  # one after another, or several would take the last place
+            peers = [other.requestor.address for other in self._admitted if other.is_alive()]
+            refusal = self._doorman.refuse(caller, len(peers), peers.count(address))
+            if refusal is None:
+                self._admitted.add(assoc)
+                return
+        assoc.acse.send_reject(refusal.result, refusal.source, refusal.diagnostic)
+        assoc.kill()  # waits until the answer is sent
 
     def _on_store(self, event: evt.Event) -> int:
         request = cast(C_STORE, event.request)
@@ -220,9 +250,8 @@ def _application_entity(scp: Scp) -> AE:
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
-    ae.maximum_associations = scp.max_associations
+    ae.maximum_associations = scp.max_associations + transport.SPARE_CONNECTIONS  # the door is elsewhere
     ae.network_timeout = ae.acse_timeout = ae.dimse_timeout = scp.timeout_s
-    ae.require_calling_aet = list(scp.calling_ae_titles)
     ae.add_supported_context(Verification)
     ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)  # it reports to us
     for sop_class in (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -63,6 +64,8 @@ class Server(ThreadedAssociationServer):
     """Accepts on a socket that several processes share; a slow peer holds up its own thread only."""
 
     listening: socket.socket
+    admits: Callable[[str, int, int], bool]
+    """(address, connections in all, connections of it) → whether to go on with one that was just opened."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "request_handler": _Handler})
@@ -89,4 +92,6 @@ class Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """False closes the connection before a thread is made for it."""
-        return len(self.active_associations) < self.ae.maximum_associations + SPARE_CONNECTIONS
+        active = self.active_associations
+        of_peer = sum(association.requestor.address == client_address[0] for association in active)
+        return self.admits(client_address[0], len(active), of_peer)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from node.domain.admission import networks
 
 Port = int
 AeTitle = Annotated[str, Field(pattern=r"^ *[!-\[\]-~][ -\[\]-~]*$", min_length=1, max_length=16)]
 """PS3.5 6.2: ASCII without backslash and control characters, and not blanks alone."""
 SecretPlace = Annotated[str, Field(pattern=r"^$|^(env|file):.+")]
 """Never the secret itself: the settings are printed, copied and kept in repositories."""
+
+
+def _network(text: str) -> str:
+    try:
+        networks([text])
+    except ValueError as error:
+        raise ValueError(f"{error}; write an address or a network, as 10.0.0.5 or 10.0.0.0/24") from None
+    return text
+
+
+NetworkText = Annotated[str, AfterValidator(_network)]
+"""An IP address, or a network in CIDR notation."""
 
 
 class Section(BaseModel):

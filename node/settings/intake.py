@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from node.settings.base import AeTitle, Port, Section, Tls
+from node.domain.admission import Rules, networks
+from node.settings.base import AeTitle, NetworkText, Port, Section, Tls
 
 
 class Scp(Section):
@@ -16,15 +17,32 @@ class Scp(Section):
     processes: int = Field(2, ge=1, le=64)
     calling_ae_titles: tuple[AeTitle, ...] = ()
     """Empty: any peer may call; else only these AE titles."""
+    addresses: tuple[NetworkText, ...] = ()
+    """Empty: from anywhere; else only from these addresses and networks (10.0.0.0/24)."""
+    check_called_ae: bool = False
+    """Refuse an association that calls another AE title than `ae_title`."""
     tls: Tls = Tls()
     max_associations: int = Field(64, ge=1)
     """Per process."""
+    max_associations_per_peer: int = Field(0, ge=0)
+    """Of one address at a time, per process; 0: three quarters of max_associations."""
     timeout_s: float = Field(60, gt=0)
     """A peer silent for this long in an open association is aborted; a single PDU may take no longer."""
     max_instance_mb: int = Field(4096, ge=1)
     """A larger SOP instance, inflated where it came deflated, is not taken."""
     max_series_instances: int = Field(20_000, ge=1)
     """What comes beyond this in one series is refused with 0xA700."""
+
+    @property
+    def admission(self) -> Rules:
+        return Rules(
+            ae_title=self.ae_title,
+            calling_ae_titles=frozenset(title.strip() for title in self.calling_ae_titles),
+            networks=networks(self.addresses),
+            check_called_ae=self.check_called_ae,
+            max_associations=self.max_associations,
+            max_per_peer=self.max_associations_per_peer,
+        )
 
 
 class Spool(Section):

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
-from node.settings.base import Port, Section, Tls
+from node.settings.base import NetworkText, Port, Section, Tls
 
 
 class Proxy(Section):
@@ -25,6 +25,8 @@ class Web(Section):
 
     host: str = "127.0.0.1"
     port: Port = Field(8080, ge=1, le=65535)
+    addresses: tuple[NetworkText, ...] = ()
+    """Empty: from anywhere; else only from these addresses and networks. Behind a proxy: the proxy's."""
     tls: Tls = Tls()
     time_zone: str = ""
     """Of the times shown, as in Europe/Berlin; empty: the machine's own."""

@@ -14,6 +14,10 @@ from node.store.engine import reading, writing
 from node.store.tables import audit
 
 LONGEST_DETAIL = 500
+REFUSED_PEER = "refused-peer"
+"""The listener would not talk to somebody; `who` is the calling AE title, as it was given."""
+REFUSED_VISITOR = "refused-visitor"
+"""The console would not talk to an address."""
 
 
 @dataclass(frozen=True)

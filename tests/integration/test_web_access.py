@@ -349,3 +349,20 @@ def test_users_are_kept_by_the_command_line(tmp_path: Path, no_settings_around: 
         "add-user", "add-token", "revoke-token", "new-password", "remove-user",
     ]  # fmt: skip
     assert SECRET not in trail
+
+
+class TestAddresses:
+    """web.addresses comes before everything else, the files under /static included."""
+
+    def test_from_elsewhere_nothing_is_answered_not_even_a_login(
+        self, browser: Browser, node: Records
+    ) -> None:
+        web = Web(addresses=("192.0.2.0/24", "2001:db8::/32"))
+        assert browser(web).get("/login").status_code == 200
+        assert browser(web, client=("2001:db8::9", 5000)).get("/login").status_code == 200
+        stranger = browser(web, client=("198.51.100.9", 5000))
+        for path in ("/login", "/", "/api/v1/studies", "/static/style.css", "/nowhere"):
+            answer = stranger.get(path, headers={"X-Forwarded-For": "192.0.2.7"})
+            assert answer.status_code == 403 and "web.addresses" in answer.text
+        refused = [row for row in node.audit.entries() if row["action"] == "refused-visitor"]
+        assert [row["address"] for row in refused] == ["198.51.100.9"], "once, however often it knocks"

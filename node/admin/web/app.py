@@ -18,6 +18,7 @@ from node import __version__
 from node.admin.reach import allowed_hosts
 from node.admin.roles import spool_of
 from node.admin.web import actions, api, login, metrics, pages, pictures
+from node.admin.web.addresses import KnownAddresses
 from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed
 from node.admin.web.site import HERE, Site, path
 from node.domain.errors import IchnodeError, IllegalTransition, TransientError
@@ -53,6 +54,7 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
     site = Site(settings, records, gate, spool_of(settings))
     app.add_middleware(_SmallBodies)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings.web))
+    app.add_middleware(KnownAddresses, web=settings.web, records=records)  # outermost: it comes first
     app.middleware("http")(_finisher(gate))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     parts = [module.routes(site, gate) for module in (login, pages, pictures, actions, metrics, api)]
