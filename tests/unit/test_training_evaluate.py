@@ -185,9 +185,22 @@ def test_a_cache_keeps_every_series_apart_and_is_read_once(tmp_path: Path) -> No
 
 
 def test_a_set_without_series_leaves_no_cache_behind(tmp_path: Path) -> None:
-    with pytest.raises(PermanentError, match="no series"):
+    with pytest.raises(PermanentError, match="no series for set"):
         cache.cached(tmp_path / "set", iter(()))
-    assert not (tmp_path / "set").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_two_runs_that_prepare_one_set_at_once_the_first_wins(tmp_path: Path) -> None:
+    def slower():  # type: ignore[no-untyped-def]
+        yield series("a", True, "1")
+        cache.write(tmp_path / "set", iter([series("b", False)]))
+        kept.extend(cache.read(tmp_path / "set"))
+
+    kept: list[Series] = []
+    found = cache.cached(tmp_path / "set", slower())
+    assert [one.patient for one in found] == ["b"]
+    assert int(kept[0].pictures.sum()) == int(found[0].pictures.sum())  # still mapped, and whole
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_cache_is_named_by_all_that_decides_its_pictures() -> None:

@@ -1,8 +1,8 @@
 """Prepared series on disk, so that a set is read once for every view and a large one need not fit in memory.
 
 A cache is a folder: raw pictures and masks that are mapped into memory, and their facts. It is written
-beside its place and moved there whole; a folder that is there is complete. Refuses nothing else: who
-changes a data set removes its cache.
+beside its place and moved there whole, by the first of several runs; a folder that is there is complete,
+and a `.part` is what a killed run left. Refuses nothing else: who changes a data set removes its cache.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +44,21 @@ def cached(folder: Path, series: Iterable[Series]) -> list[Series]:
 
 def write(folder: Path, series: Iterable[Series]) -> None:
     """Keep the series, holding one at a time. Raises PermanentError SET_EMPTY when there is none."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    part.chmod(0o755)
+    try:
+        if not _write(part, series):
+            raise PermanentError("SET_EMPTY", f"no series for {folder.name}; check the folder of the data")
+        if not (folder / FACTS).exists():  # another run may have been faster, and be reading it
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(part: Path, series: Iterable[Series]) -> int:
+    """How many series there were."""
     facts: list[dict[str, Any]] = []
     arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in _SLICEWISE}
     shape: tuple[int, ...] = ()
@@ -58,12 +71,11 @@ def write(folder: Path, series: Iterable[Series]) -> None:
                 arrays[name].append(getattr(one, name))
             facts.append(_facts(one))
     if not facts:
-        raise PermanentError("SET_EMPTY", f"no series for {folder.name}; check the folder of the data")
+        return 0
     joined = {name: np.concatenate(values) for name, values in arrays.items()}
     np.savez(part / ARRAYS, **joined)  # type: ignore[arg-type]
     (part / FACTS).write_text(json.dumps({"shape": shape, "series": facts}), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    return len(facts)
 
 
 def _facts(one: Series) -> dict[str, Any]:
