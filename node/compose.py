@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +18,18 @@ from node import __version__
 from node.domain.errors import PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState
+from node.domain.routing import Decision, Part
 from node.maps import unpack
 from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
 from node.outputs.context import Context, Predecessor, PriorReport
 from node.outputs.report import REPORTS, expected
 from node.outputs.source import Source
 from node.pixels import hounsfield
+from node.routing import Router, as_json
 from node.settings import Destination, Settings
 from node.spool import Spool
-from node.store.deliveries import NewDelivery
+from node.store.deliveries import SOURCE_RANK, NewDelivery
+from node.store.incidents import Code, Incident
 from node.store.jobs import Job, NewObject
 from node.store.records import Records
 
@@ -44,6 +47,7 @@ DEFER_BYTES = 64 * 1024
 class Composer:
     def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
         self._destinations = settings.destination
+        self._router = Router(settings.destination, records)
         self._records = records
         self._spool = spool
 
@@ -83,9 +87,27 @@ class Composer:
             for ds in datasets:
                 made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
         urgent = earlier is not None or is_urgent(findings.priority or job.priority)
-        deliveries = schedule(made, self._destinations, urgent)
-        if self._records.jobs.store_objects(job, made, deliveries, time.time()):
+        now = time.time()
+        routed = self._router.decide(job, findings, now)
+        sources = self._sources(job, routed)
+        deliveries = [*schedule(made, self._destinations, urgent, routed), *forward(sources, routed, urgent)]
+        routing = as_json(routed) if self._router.has_rules else None
+        if self._records.jobs.store_objects(job, [*made, *sources], deliveries, now, routing):
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
+            if urgent and routed and not any(decision.send for decision in routed.values()):
+                self._note_nowhere(job, now)
+
+    def _sources(self, job: Job, routed: Mapping[str, Decision]) -> list[NewObject]:
+        """The images of the analysed series, where somebody is to get them."""
+        wanted = any(Part.SOURCE in decision.send for decision in routed.values())
+        return self._records.routes.sources(job.series_instance_uid) if wanted else []
+
+    def _note_nowhere(self, job: Job, now: float) -> None:
+        """A positive result that nobody gets is for a person to see."""
+        text = f"job {job.id} is a positive result that the rules of no destination take: look at `rules`"
+        log.error("%s", text)
+        study, series = job.study_instance_uid, job.series_instance_uid
+        self._records.incidents.note(Incident(Code.ROUTED_NOWHERE, study, series, "", "", text), now)
 
     def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
         maps = None
@@ -169,14 +191,28 @@ def wanted_outputs(destinations: Iterable[Destination]) -> tuple[str, ...]:
 
 
 def schedule(
-    made: Sequence[NewObject], destinations: Iterable[Destination], urgent: bool
+    made: Sequence[NewObject],
+    destinations: Iterable[Destination],
+    urgent: bool,
+    routed: Mapping[str, Decision] | None = None,
 ) -> list[NewDelivery]:
-    """One delivery for each object and each destination that wants it, in sending order."""
+    """One delivery for each object and each destination that wants it and gets it, in sending order."""
     return [
         NewDelivery(item.sop_instance_uid, destination.name, rank, urgent)
         for destination in destinations
+        if routed is None or Part.RESULTS in routed[destination.name].send
         for rank, item in enumerate(sorted(made, key=lambda o: SENDING_ORDER.index(o.output)))
         if item.output in destination.objects
+    ]
+
+
+def forward(sources: Sequence[NewObject], routed: Mapping[str, Decision], urgent: bool) -> list[NewDelivery]:
+    """One delivery for each source image and each destination that gets the images, behind every result."""
+    return [
+        NewDelivery(item.sop_instance_uid, name, SOURCE_RANK + number, urgent)
+        for name, decision in routed.items()
+        if Part.SOURCE in decision.send
+        for number, item in enumerate(sources)
     ]
 
 

@@ -28,7 +28,7 @@ from node.frames import UNREADABLE, frame_headers, is_multiframe
 
 _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime",
-    "AccessionNumber", "Modality", "Manufacturer", "StudyDescription", "SeriesDescription",
+    "AccessionNumber", "Modality", "Manufacturer", "StationName", "StudyDescription", "SeriesDescription",
     "AnatomicRegionSequence", "PatientName", "PatientID", "ContrastBolusAgent",
     "ContrastBolusAgentSequence", "BodyPartExamined", "SliceThickness", "ProtocolName",
     "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
@@ -91,6 +91,7 @@ def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         modality=header.text("Modality").upper(),
         image_type=tuple(value.upper() for value in header.texts("ImageType") + header.technique()),
         manufacturer=header.text("Manufacturer"),
+        station_name=header.text("StationName"),
         body_part=header.text("BodyPartExamined") or header.meaning("AnatomicRegionSequence"),
         study_description=header.text("StudyDescription"),
         series_description=header.text("SeriesDescription"),

@@ -22,7 +22,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from node import transcode
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from node.settings import Destination
+from node.settings import Destination, Encoding
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,12 @@ class Peer:
         Raises TransientError when no association can be had, AssociationBroke when it breaks: what got
         no Outcome by then was not accepted.
         """
-        assoc = self.associate(
-            [
-                build_context(sop_class, [syntax])
-                for sop_class in sorted({parcel.sop_class_uid for parcel in parcels})
-                for syntax in transcode.offered(sop_class, self.destination.transfer_syntax)
-            ]
+        offers = dict.fromkeys(
+            (parcel.sop_class_uid, syntax)
+            for parcel in sorted(parcels, key=lambda p: p.sop_class_uid)
+            for syntax in syntaxes_for(parcel, self.destination.transfer_syntax)
         )
+        assoc = self.associate([build_context(sop_class, [syntax]) for sop_class, syntax in offers])
         leave_responses(assoc)
         try:
             for parcel in parcels:
@@ -111,7 +110,7 @@ class Peer:
             for context in assoc.accepted_contexts
             if context.abstract_syntax == parcel.sop_class_uid
         }
-        wanted = transcode.offered(parcel.sop_class_uid, self.destination.transfer_syntax)
+        wanted = syntaxes_for(parcel, self.destination.transfer_syntax)
         usable = [syntax for syntax in wanted if syntax in accepted]
         if not usable:
             text = f"{self.name} does not accept SOP class {parcel.sop_class_uid}"
@@ -189,6 +188,15 @@ def leave_responses(assoc: Association) -> None:
         return take(block) if block else (None, None)
 
     assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
+
+
+def syntaxes_for(parcel: Parcel, wanted: Sequence[Encoding]) -> tuple[UID, ...]:
+    """What to send a parcel in, most wanted first; a received image best as it is compressed already."""
+    offered = transcode.offered(parcel.sop_class_uid, wanted)
+    try:
+        return transcode.as_stored(read_file_meta_info(parcel.file).TransferSyntaxUID, offered)
+    except (OSError, InvalidDicomError, AttributeError):
+        return offered  # whoever reads the file says what is wrong with it
 
 
 def prepared(file: Path, usable: Sequence[UID]) -> Path | Dataset:

@@ -21,8 +21,16 @@ from requests.adapters import HTTPAdapter
 
 from node import transcode
 from node.domain.errors import SettingsError, TransientError
-from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, Outcome, Parcel, prepared, tls_context
-from node.settings import Destination
+from node.scu import (
+    CONNECTION_TIMEOUT_S,
+    RESPONSE_TIMEOUT_S,
+    Outcome,
+    Parcel,
+    prepared,
+    syntaxes_for,
+    tls_context,
+)
+from node.settings import Destination, Encoding
 
 REQUEST_BYTES = 16 * 2**20
 """Objects go together in one request up to this size: less memory, and less to repeat."""
@@ -83,20 +91,28 @@ class WebPeer:
         if len(group) > 1 and all(_refused_as_a_whole(outcome) for outcome in outcomes):
             outcomes = [o for parcel in group for o in self._send_group(session, [parcel])]
         for parcel, outcome in zip(group, outcomes, strict=True):
-            if _wrong_syntax(outcome) and set(self.destination.transfer_syntax) != {"explicit"}:
-                yield from self._store(session, [parcel], ("explicit",))
+            if (
+                _wrong_syntax(outcome)
+                and syntaxes_for(parcel, self.destination.transfer_syntax) != transcode.FALL_BACK
+            ):
+                yield from self._store(session, [parcel], ("explicit",), plainly=True)
             else:
                 yield outcome
 
     def _store(
-        self, session: requests.Session, group: Sequence[Parcel], syntaxes: Sequence[str]
+        self,
+        session: requests.Session,
+        group: Sequence[Parcel],
+        syntaxes: Sequence[Encoding],
+        plainly: bool = False,
     ) -> list[Outcome]:
-        """One request; an Outcome for each of `group`, in order."""
+        """One request; an Outcome for each of `group`, in order. `plainly`: nothing stays compressed."""
         readable: dict[int, Dataset] = {}
         outcomes: dict[int, Outcome] = {}
         for parcel in group:
             try:
-                readable[parcel.key] = _loaded(parcel, transcode.offered(parcel.sop_class_uid, syntaxes))
+                usable = transcode.offered(parcel.sop_class_uid, syntaxes)
+                readable[parcel.key] = _loaded(parcel, usable if plainly else syntaxes_for(parcel, syntaxes))
             except (OSError, InvalidDicomError) as error:
                 text = f"{parcel.file.name} cannot be read: {error}"
                 outcomes[parcel.key] = Outcome(parcel.key, False, "", text)

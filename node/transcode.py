@@ -52,13 +52,26 @@ def offered(sop_class_uid: str, wanted: Iterable[str]) -> tuple[UID, ...]:
     return tuple(dict.fromkeys((*chosen, *FALL_BACK)))
 
 
+def as_stored(stored: UID, usable: Iterable[UID]) -> tuple[UID, ...]:
+    """`usable`, and before it the syntax of a stored file that is costly, or impossible, to change."""
+    keep = stored.is_compressed or not stored.is_little_endian
+    return tuple(dict.fromkeys((*((stored,) if keep else ()), *usable)))
+
+
 def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
-    """`ds`, uncompressed, in another transfer syntax; may change `ds`, but no bit of its pixels.
+    """`ds` in another transfer syntax; may change `ds`, but no bit of its pixels.
 
     Raises ValueError, RuntimeError or NotImplementedError when an encoder cannot do it.
     """
     if syntax == ds.file_meta.TransferSyntaxUID:
         return ds
+    if not UID(ds.file_meta.TransferSyntaxUID).is_little_endian:
+        raise ValueError("big endian pixels are sent as they are, or not at all")
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        with _one_at_a_time:
+            ds.decompress(generate_instance_uid=False)
+        if syntax == ds.file_meta.TransferSyntaxUID:
+            return ds
     if syntax in _IMAGE_CODERS:
         with _one_at_a_time:
             ds.compress(syntax, generate_instance_uid=False)

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
-OWN = {"users": "node.admin.people", "audit": "node.admin.people"}
+OWN = {
+    "users": "node.admin.people",
+    "audit": "node.admin.people",
+    "routing": "node.admin.flow",
+}
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 
 

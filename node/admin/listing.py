@@ -148,6 +148,23 @@ def removals_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def routing_table(rows: Sequence[Row]) -> Table:
+    """What each destination gets of studies already seen, and why."""
+    table = _table("study", "findings", "priority", "from", "station", "time", "destination", "gets", "why")
+    for row in rows:
+        facts = (
+            ", ".join(row["findings"]),
+            word(row["priority"]),
+            ", ".join(row["source_aes"]),
+            row["station"],
+        )
+        study = row["patient_id"] or row["study_instance_uid"]
+        for name, given in row["destinations"].items():
+            gets = " + ".join(given["send"]) or "nothing"
+            table.add_row(study, *facts, row["study_time"] or "", name, gets, given["why"])
+    return table
+
+
 def users_table(rows: Sequence[Row]) -> Table:
     table = _table("user", "role", "since")
     for user in rows:

@@ -51,6 +51,7 @@ class Instance:
     modality: str = ""
     image_type: tuple[str, ...] = ()
     manufacturer: str = ""
+    station_name: str = ""
     body_part: str = ""
     study_description: str = ""
     series_description: str = ""

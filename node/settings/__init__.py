@@ -17,6 +17,7 @@ from node.settings.alerts import Alert
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
+from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
 from node.settings.web import Proxy, Web
 
@@ -34,6 +35,7 @@ __all__ = [
     "Model",
     "PeerTls",
     "Proxy",
+    "Route",
     "Scp",
     "Settings",
     "Spool",

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from node.domain.routing import Rule
 from node.settings.base import AeTitle, PeerTls, Port, SecretPlace, Section
+from node.settings.routing import Route
 
 Encoding = Literal["explicit", "implicit", "deflated", "rle", "jpegls", "jpeg2000"]
 OUTPUT_NAMES = ("sr", "seg", "sc", "pm", "gsps", "kos", "seg-subtypes", "labelmap")
@@ -29,6 +31,8 @@ class Destination(Section):
     password: SecretPlace = ""
     tls: PeerTls = PeerTls()
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
+    rules: tuple[Route, ...] = ()
+    """Which studies it gets results of, and of which the images too; none: the results of every study."""
     sr_class: Literal["comprehensive-3d", "comprehensive"] = "comprehensive-3d"
     """The SOP class of the report; the same content goes as Comprehensive SR to a PACS that declines 3D."""
     transfer_syntax: tuple[Encoding, ...] = ("explicit",)
@@ -48,6 +52,11 @@ class Destination(Section):
         """Names of the objects to send, as `node.outputs.catalogue` lists them."""
         report = "csr" if self.sr_class == "comprehensive" else "sr"
         return tuple(report if name == "sr" else name for name in self.outputs)
+
+    @property
+    def routing(self) -> tuple[Rule, ...]:
+        """The rules as the domain decides by them."""
+        return tuple(route.rule for route in self.rules)
 
     @field_validator("outputs")
     @classmethod

@@ -13,7 +13,7 @@ from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.incidents import Code, Incident, note
-from node.store.jobs import supersede_older
+from node.store.jobs import SOURCE, supersede_older
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
 
 RACES = 5
@@ -87,7 +87,8 @@ class Arrivals:
     def known(self, sop_instance_uid: str) -> Known:
         """One look at what is there under a SOP Instance UID."""
         with reading(self._engine) as connection:
-            own = select(objects.c.job_id).where(objects.c.sop_instance_uid == sop_instance_uid)
+            mine = (objects.c.sop_instance_uid == sop_instance_uid, objects.c.output != SOURCE)
+            own = select(objects.c.job_id).where(*mine)
             row = _instance_row(connection, sop_instance_uid)
             if row is None:
                 return Known(connection.execute(own).first() is not None, None, "", None)
@@ -199,7 +200,12 @@ def repetition(known: Instance, sha256: str, instance: Instance, file: StoredFil
     if sha256 == file.sha256:
         return Recorded.SAME
     recoded = known.transfer_syntax_uid != instance.transfer_syntax_uid
-    if recoded and replace(known, transfer_syntax_uid=instance.transfer_syntax_uid) == instance:
+    known = replace(
+        known,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        station_name=known.station_name or instance.station_name,  # earlier versions did not record it
+    )
+    if recoded and known == instance:
         return Recorded.RECODED
     return None
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, Select, case, delete, func, insert, select
 
 from node.domain.lifecycle import DeliveryState, JobState
 from node.store.engine import reading, writing
+from node.store.jobs import SOURCE
 from node.store.tables import deliveries, echoes, instances, jobs, objects, series, studies
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ class Console:
         made = (
             select(func.sum(objects.c.size_bytes))
             .join(jobs, jobs.c.id == objects.c.job_id)
-            .where(jobs.c.analysed_at >= since)
+            .where(jobs.c.analysed_at >= since, objects.c.output != SOURCE)
         )
         with reading(self._engine) as connection:
             return sum(int(connection.execute(query).scalar() or 0) for query in (came, made))

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Update, or_, select, update
+from sqlalchemy import Connection, Engine, Update, func, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
 from node.liveness import process_name
 from node.store import pauses
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import deliveries, objects
+from node.store.tables import deliveries, instances, objects
+
+SOURCE_RANK = 1_000_000
+"""From this rank on it is source images: no result waits behind those of another study."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ class Deliveries:
                 return []
             if connection.execute(select(deliveries.c.id).where(*due).limit(1)).first() is None:
                 return []
-        order = (deliveries.c.urgent.desc(), deliveries.c.attempts, deliveries.c.job_id, deliveries.c.rank)
+        order = (
+            deliveries.c.urgent.desc(),
+            deliveries.c.rank >= SOURCE_RANK,
+            deliveries.c.attempts,
+            deliveries.c.job_id,
+            deliveries.c.rank,
+        )
         with writing(self._engine) as connection:
             rows = dues(connection, due, order, limit)
             ids = [row.id for row in rows]
@@ -182,10 +191,16 @@ def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDeliver
 
 
 def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], limit: int) -> list[Due]:
-    """Deliveries with the objects they carry; rows that another process holds are passed over."""
+    """Deliveries with the objects they carry; rows that another process holds are passed over.
+
+    Of a source image that came again the file that counts now is sent.
+    """
     rows = connection.execute(
-        select(deliveries, objects.c.sop_class_uid, objects.c.path)
+        select(
+            deliveries, objects.c.sop_class_uid, func.coalesce(instances.c.path, objects.c.path).label("path")
+        )
         .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .outerjoin(instances, instances.c.sop_instance_uid == deliveries.c.sop_instance_uid)
         .where(*where)
         .order_by(*order)
         .limit(limit)

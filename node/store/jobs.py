@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Update, case, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Update, case, null, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
@@ -16,6 +16,8 @@ from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import jobs, objects, studies
 
+SOURCE = "source"
+"""The `output` of an object that is a received instance, handed on because a rule says so."""
 _EMPTIED = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
 _FROM_THE_START = {"attempts": 0, **dict.fromkeys(_EMPTIED)}
 
@@ -162,15 +164,24 @@ class Jobs:
             return [_job(row) for row in connection.execute(query)]
 
     def store_objects(
-        self, job: Job, made: Sequence[NewObject], deliveries: Sequence[NewDelivery], now: float
+        self,
+        job: Job,
+        made: Sequence[NewObject],
+        deliveries: Sequence[NewDelivery],
+        now: float,
+        routing: Mapping[str, Any] | None = None,
     ) -> bool:
-        """The objects, their deliveries and the job's new state in one transaction."""
+        """The objects, their deliveries and the job's new state in one transaction.
+
+        `routing` says why each destination gets what it gets, where there are rules.
+        """
+        values = {"reported_at": now, "routing": null() if routing is None else dict(routing)}
         with writing(self._engine) as connection:
             if job.state == JobState.ANALYSED:
-                statement = _move(job.id, JobEvent.OBJECTS_STORED).values(reported_at=now)
+                statement = _move(job.id, JobEvent.OBJECTS_STORED).values(**values)
             else:
                 still_failed = (jobs.c.id == job.id, jobs.c.state == JobState.FAILED)
-                statement = update(jobs).where(*still_failed).values(reported_at=now)
+                statement = update(jobs).where(*still_failed).values(**values)
             if connection.execute(statement).rowcount != 1:
                 return False
             for item in made:

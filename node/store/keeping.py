@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
 from node.store.engine import reading, writing
+from node.store.jobs import SOURCE
 from node.store.tables import (
     associations,
     deliveries,
@@ -203,7 +204,7 @@ class Keeping:
             return [Held(*row) for row in connection.execute(query)]
 
     def unsent_files(self) -> list[Held]:
-        """Files of objects that are still to be sent."""
+        """Files of objects of our own that are still to be sent."""
         with reading(self._engine) as connection:
             query = (
                 select(
@@ -214,7 +215,7 @@ class Keeping:
                 )
                 .join(jobs, jobs.c.id == objects.c.job_id)
                 .join(deliveries, deliveries.c.sop_instance_uid == objects.c.sop_instance_uid)
-                .where(deliveries.c.state == DeliveryState.PENDING)
+                .where(deliveries.c.state == DeliveryState.PENDING, objects.c.output != SOURCE)
                 .distinct()
             )
             return [Held(*row) for row in connection.execute(query)]
@@ -269,7 +270,9 @@ def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[b
     unreported = and_(jobs.c.state == JobState.FAILED, jobs.c.reported_at.is_(None))
     uncommitted = and_(deliveries.c.state == DeliveryState.SENT, deliveries.c.destination.in_(committing))
     nowhere = and_(
-        jobs.c.state.in_(REPORTED), ~exists().where(deliveries.c.job_id == jobs.c.id).correlate(jobs)
+        jobs.c.state.in_(REPORTED),
+        jobs.c.routing.is_(None),  # by a rule nobody may get it; without rules a destination is missing
+        ~exists().where(deliveries.c.job_id == jobs.c.id).correlate(jobs),
     )
     return (
         studies.c.files_removed_at.is_(None),
@@ -292,7 +295,7 @@ def _files_of(connection: Connection, study_uid: str) -> list[tuple[str, int]]:
     made = (
         select(objects.c.path, objects.c.size_bytes)
         .join(jobs, jobs.c.id == objects.c.job_id)
-        .where(jobs.c.study_instance_uid == study_uid)
+        .where(jobs.c.study_instance_uid == study_uid, objects.c.output != SOURCE)
     )
     maps = select(jobs.c.maps_path).where(
         jobs.c.study_instance_uid == study_uid, jobs.c.maps_path.is_not(None)

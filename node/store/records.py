@@ -19,6 +19,7 @@ from node.store.pauses import Pauses
 from node.store.people import People
 from node.store.priors import Priors
 from node.store.reviews import Reviews
+from node.store.routes import Routes
 from node.store.views import Views
 from node.store.worklist import Worklist
 
@@ -31,6 +32,7 @@ class Records:
         self.arrivals = Arrivals(engine)
         self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
+        self.routes = Routes(engine)
         self.deliveries = Deliveries(engine)
         self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)

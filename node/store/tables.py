@@ -116,6 +116,7 @@ jobs = Table(
     Column("priority", String(16)),
     Column("findings", JSON),
     Column("maps_path", Text),
+    Column("routing", JSON),  # what the rules gave each destination and why; NULL where there were no rules
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_study", "study_instance_uid", "id"),

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from node.domain.findings import Priority
 from node.domain.lifecycle import DeliveryState, JobState
 from node.store.engine import reading
+from node.store.jobs import SOURCE
 from node.store.tables import deliveries, instances, jobs, objects, reviews, series, studies
 from node.store.views import current_job, study_status
 
@@ -112,21 +113,37 @@ class Worklist:
 
     def objects(self, job_ids: Sequence[int]) -> list[Row]:
         """What was made by these jobs, each with its deliveries."""
-        made = select(objects).where(objects.c.job_id.in_(job_ids)).order_by(objects.c.created_at)
+        mine = (objects.c.job_id.in_(job_ids), objects.c.output != SOURCE)
+        made = select(objects).where(*mine).order_by(objects.c.created_at)
         going = select(deliveries).where(deliveries.c.job_id.in_(job_ids)).order_by(deliveries.c.destination)
         with reading(self._engine) as connection:
             found = [dict(row._mapping) | {"deliveries": []} for row in connection.execute(made)]
             by_uid = {row["sop_instance_uid"]: row for row in found}
             for row in connection.execute(going):
-                by_uid[row.sop_instance_uid]["deliveries"].append(dict(row._mapping))
+                if row.sop_instance_uid in by_uid:
+                    by_uid[row.sop_instance_uid]["deliveries"].append(dict(row._mapping))
         return found
+
+    def forwarded(self, job_ids: Sequence[int]) -> list[Row]:
+        """How many source images go to each destination on account of these jobs, by state."""
+        query = (
+            select(deliveries.c.destination, deliveries.c.state, func.count().label("count"))
+            .add_columns(func.max(deliveries.c.sent_at).label("sent_at"))
+            .add_columns(func.max(deliveries.c.last_error).label("last_error"))
+            .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+            .where(deliveries.c.job_id.in_(job_ids), objects.c.output == SOURCE)
+            .group_by(deliveries.c.destination, deliveries.c.state)
+            .order_by(deliveries.c.destination, deliveries.c.state)
+        )
+        with reading(self._engine) as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
 
     def object(self, sop_instance_uid: str) -> Row | None:
         """One object, with the study it belongs to."""
         query = (
             select(objects, jobs.c.study_instance_uid)
             .join(jobs, jobs.c.id == objects.c.job_id)
-            .where(objects.c.sop_instance_uid == sop_instance_uid)
+            .where(objects.c.sop_instance_uid == sop_instance_uid, objects.c.output != SOURCE)
         )
         with reading(self._engine) as connection:
             row = connection.execute(query).first()
@@ -173,12 +190,17 @@ def _queries(wanted: Wanted) -> tuple[Select[Any], ...]:
 
 
 def _searched(words: str) -> Select[Any]:
-    match = or_(
+    newest = studies.c.last_received_at.desc()
+    return select(studies.c.study_instance_uid).where(matching(words)).order_by(newest)
+
+
+def matching(words: str) -> ColumnElement[bool]:
+    """Studies whose patient ID or accession number begins like this, or with this Study Instance UID."""
+    return or_(
         studies.c.patient_id.istartswith(words, autoescape=True),
         studies.c.accession_number.istartswith(words, autoescape=True),
         studies.c.study_instance_uid == words,
     )
-    return select(studies.c.study_instance_uid).where(match).order_by(studies.c.last_received_at.desc())
 
 
 def _acknowledged(wanted: Wanted) -> Select[Any]:
@@ -311,12 +333,12 @@ def word_of(of_study: Sequence[Row]) -> Row | None:
 def _add_findings(connection: Connection, rows: Any) -> None:
     """Only to the jobs that speak, and without their slices: most of what findings hold."""
     wanted = {job["id"]: job for row in rows for job in (row["current"], row["word"]) if job}
-    query = select(jobs.c.id, _without_slices(connection)).where(jobs.c.id.in_(list(wanted)))
+    query = select(jobs.c.id, without_slices(connection)).where(jobs.c.id.in_(list(wanted)))
     for job_id, found in connection.execute(query):
         wanted[job_id]["findings"] = {**found, "slices": []} if found else None
 
 
-def _without_slices(connection: Connection) -> ColumnElement[Any]:
+def without_slices(connection: Connection) -> ColumnElement[Any]:
     """The findings as the database hands them out without decoding the slices here."""
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import JSONB  # a node on SQLite need not load it

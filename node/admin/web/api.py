@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Response
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from node import __version__
 from node.admin.web import board, words
@@ -15,7 +15,10 @@ from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pages import wanted_of
 from node.admin.web.site import Site
+from node.domain.errors import SettingsError
 from node.domain.lifecycle import DeliveryState
+from node.routing import trial_json, try_out
+from node.settings.routing import read_drafts
 from node.store.reviews import Opinion
 from node.store.worklist import Reading, Shown
 
@@ -47,6 +50,15 @@ class Chosen(BaseModel):
 class Said(BaseModel):
     model_config = ConfigDict(extra="forbid")
     opinion: Opinion
+
+
+class Rules(BaseModel):
+    """Rules to be tried out."""
+
+    model_config = ConfigDict(extra="forbid")
+    toml: str = Field(max_length=40_000)
+    q: str = Field("", max_length=128)
+    limit: int = Field(40, ge=1, le=500)
 
 
 class Echoed(BaseModel):
@@ -89,11 +101,12 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         site.note(visitor, "api-study", uid)
         if row is None:
             raise HTTPException(404, "there is no such study here")
-        made = site.records.worklist.objects([job["id"] for job in row["jobs"]])
+        ids = [job["id"] for job in row["jobs"]]
+        made, forwarded = site.records.worklist.objects(ids), site.records.worklist.forwarded(ids)
         for job in row["jobs"]:
             whole = site.records.jobs.get(job["id"])
             job["findings"] = whole.findings.to_json() if whole and whole.findings else None
-        return _study(row, visitor) | {"objects": made, "jobs": row["jobs"]}
+        return _study(row, visitor) | {"objects": made, "forwarded": forwarded, "jobs": row["jobs"]}
 
     @router.get("/jobs", tags=["queue"])
     def jobs(limit: Limit = 100, _: Visitor = gate.viewer) -> list[dict[str, Any]]:
@@ -125,6 +138,24 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             "oldest_undelivered_positive": site.records.console.oldest_unsent_positive(),
             "disk": board.disk(site, now),
         }
+
+    @router.get("/routing", tags=["routing"])
+    def routing(q: str = "", limit: Limit = 40, visitor: Visitor = gate.admin) -> list[dict[str, Any]]:
+        """Which destination gets what of the latest reported studies, by the rules of the settings."""
+        site.note(visitor, "api-routing")
+        found = try_out(site.settings.destination, site.records, time.time(), limit, q)
+        return [trial_json(trial) for trial in found]
+
+    @router.post("/routing", tags=["routing"])
+    def try_rules(draft: Rules, visitor: Visitor = gate.admin) -> list[dict[str, Any]]:
+        """The same by other rules: TOML, `[[destination]]` with `name` and `rules`. Saves nothing."""
+        site.note(visitor, "api-routing", detail="tried rules")
+        try:
+            drafts = read_drafts(draft.toml)
+        except SettingsError as error:
+            raise HTTPException(422, str(error)) from None
+        found = try_out(drafts, site.records, time.time(), draft.limit, draft.q)
+        return [trial_json(trial) for trial in found]
 
     @router.get("/audit", tags=["audit"])
     def audit(

@@ -69,6 +69,8 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
         "outputs": [
             (name, group) for name in SENDING_ORDER if (group := [o for o in made if o["output"] == name])
         ],
+        "routing": (current or {}).get("routing") or {},
+        "forwarded": site.records.worklist.forwarded([job["id"] for job in row["jobs"]]),
         "stack": stack if stack and stack.slices else None,
         "chosen": chosen,
         "lines": plots.along_slices([s.probabilities for s in stack.slices], wording.CLASS_WORDS)
