@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from node import __version__
+from node.domain.announcing import Stage
 from node.domain.errors import PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState
@@ -30,7 +31,7 @@ from node.settings import Destination, Settings
 from node.spool import Spool
 from node.store.deliveries import SOURCE_RANK, NewDelivery
 from node.store.incidents import Code, Incident
-from node.store.jobs import Job, NewObject
+from node.store.jobs import Job, NewObject, Word
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ DEFER_BYTES = 64 * 1024
 class Composer:
     def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
         self._destinations = settings.destination
+        self._audiences = settings.audiences
         self._router = Router(settings.destination, records)
         self._records = records
         self._spool = spool
@@ -70,7 +72,7 @@ class Composer:
             if job.state is JobState.ANALYSED:
                 self._records.jobs.fail(job.id, reason)
             else:  # not even the report that nothing was analysed: it must not be tried for ever
-                self._records.jobs.store_objects(job, (), (), time.time())
+                self._records.jobs.store_objects(job, (), (), time.time(), word=self._word(job))
 
     def compose(self, job: Job) -> None:
         """Build, store and schedule the objects of an ANALYSED or FAILED job."""
@@ -92,7 +94,8 @@ class Composer:
         sources = self._sources(job, routed)
         deliveries = [*schedule(made, self._destinations, urgent, routed), *forward(sources, routed, urgent)]
         routing = as_json(routed) if self._router.has_rules else None
-        if self._records.jobs.store_objects(job, [*made, *sources], deliveries, now, routing):
+        objects = [*made, *sources]
+        if self._records.jobs.store_objects(job, objects, deliveries, now, routing, self._word(job)):
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
             if urgent and routed and not any(decision.send for decision in routed.values()):
                 self._note_nowhere(job, now)
@@ -108,6 +111,12 @@ class Composer:
         log.error("%s", text)
         study, series = job.study_instance_uid, job.series_instance_uid
         self._records.incidents.note(Incident(Code.ROUTED_NOWHERE, study, series, "", "", text), now)
+
+    def _word(self, job: Job) -> Word | None:
+        """What was not analysed is announced here; results were as they were stored."""
+        if job.state is JobState.ANALYSED:
+            return None
+        return Word(Stage.NOT_ANALYSED, not_analysed(job), self._audiences, time.time())
 
     def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
         maps = None

@@ -41,7 +41,8 @@ class Housekeeper:
         self._records = records
         self._spool = spool
         self._retention = Retention(settings, records, spool)
-        self._longest_wait_s = max((d.retry_max_s for d in settings.destination), default=0.0)
+        waits_s = [d.retry_max_s for d in settings.destination] + [a.retry_max_s for a in settings.alert]
+        self._longest_wait_s = max(waits_s, default=0.0)
         self._elapsed = elapsed
         self._next_scan = elapsed()
         self._next_sweep = elapsed()
@@ -66,6 +67,9 @@ class Housekeeper:
         for owner in filter(is_gone, self._records.deliveries.lease_owners()):
             count = self._records.deliveries.release(owner)
             log.warning("%s is gone; the %d deliveries it had taken are due again", owner, count)
+        for owner in filter(is_gone, self._records.alerts.lease_owners()):
+            count = self._records.alerts.release(owner)
+            log.warning("%s is gone; the %d alerts it had taken are due again", owner, count)
 
     def _close_silent_listeners(self, now: float) -> None:
         """What a listener that is gone left open in the records is over."""

@@ -1,22 +1,43 @@
-"""When a delivery or a destination is tried again, and when never. Decides only; knows no clock."""
+"""When a delivery, an alert or a peer is tried again, and when never. Decides only; knows no clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from node.settings import Destination
-from node.store.deliveries import Due
+from typing import Protocol
 
 
-def back_off_s(attempts: int, destination: Destination, chance: float) -> float:
+class Patience(Protocol):
+    """The settings of a peer that say how long to go on trying."""
+
+    @property
+    def retry_base_s(self) -> float: ...
+
+    @property
+    def retry_max_s(self) -> float: ...
+
+    @property
+    def give_up_h(self) -> float: ...
+
+
+class Waiting(Protocol):
+    """What is to reach it."""
+
+    @property
+    def urgent(self) -> bool: ...
+
+    @property
+    def created_at(self) -> float: ...
+
+
+def back_off_s(attempts: int, peer: Patience, chance: float) -> float:
     """Doubling from retry_base_s to retry_max_s; `chance` in 0…1 spreads tries over the upper half."""
-    longest = min(destination.retry_base_s * 2 ** min(attempts, 30), destination.retry_max_s)
+    longest = min(peer.retry_base_s * 2 ** min(attempts, 30), peer.retry_max_s)
     return longest * (0.5 + 0.5 * chance)
 
 
-def is_hopeless(due: Due, destination: Destination, now: float) -> bool:
+def is_hopeless(due: Waiting, peer: Patience, now: float) -> bool:
     """A positive result is never given up."""
-    return not due.urgent and now - due.created_at > destination.give_up_h * 3600
+    return not due.urgent and now - due.created_at > peer.give_up_h * 3600
 
 
 LONGEST_BREAK_S = 60.0

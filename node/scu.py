@@ -20,6 +20,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from node import transcode
+from node.credentials import client_tls
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.settings import Destination, Encoding
@@ -218,18 +219,7 @@ def prepared(file: Path, usable: Sequence[UID]) -> Path | Dataset:
 def tls_context(destination: Destination) -> ssl.SSLContext | None:
     """None where the destination is to be spoken to in the open. Raises SettingsError for unusable files."""
     tls = destination.tls
-    if not tls.wanted:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=tls.ca if tls.ca not in ("", "system") else None)
-        if tls.cert:
-            context.load_cert_chain(tls.cert, tls.key or None)
-    except (OSError, ssl.SSLError) as error:
-        where = f"tls of destination {destination.name}"
-        raise SettingsError(f"{where}: {error}; give PEM files that can be read") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = tls.check_hostname
-    return context
+    return client_tls(tls, f"destination {destination.name}") if tls.wanted else None
 
 
 def words(status: Dataset) -> str:

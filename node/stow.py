@@ -5,11 +5,8 @@ Credentials come from the environment or a file, are read anew for each batch, a
 
 from __future__ import annotations
 
-import os
-import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -17,9 +14,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
-from requests.adapters import HTTPAdapter
 
-from node import transcode
+from node import https, transcode
+from node.credentials import secret
 from node.domain.errors import SettingsError, TransientError
 from node.scu import (
     CONNECTION_TIMEOUT_S,
@@ -28,7 +25,6 @@ from node.scu import (
     Parcel,
     prepared,
     syntaxes_for,
-    tls_context,
 )
 from node.settings import Destination, Encoding
 
@@ -170,55 +166,10 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
     return Outcome(key, False, f"HTTP {answer.status_code}", text)
 
 
-def secret(place: str) -> str:
-    """What stands at `env:NAME` or `file:PATH`. Raises SettingsError, which never shows it."""
-    kind, _, where = place.partition(":")
-    if kind == "env":
-        found = os.environ.get(where, "")
-    else:
-        try:
-            found = Path(where).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{place} cannot be read: {type(error).__name__}") from None
-    if not found:
-        raise SettingsError(f"{place} is empty: put the secret there")
-    return found
-
-
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-class _Adapter(HTTPAdapter):
-    """TLS as for DICOM associations: the same authorities, the same certificate, 1.2 or newer."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        if not self._context.check_hostname:
-            kwargs["assert_hostname"] = False
-        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        """Whatever REQUESTS_CA_BUNDLE says in the environment: the settings decide."""
-        return super().send(request, *args, **{**kwargs, "verify": True, "cert": None})
-
-    def cert_verify(self, *_: Any) -> None:
-        """The context says whom to trust; requests would add the authorities of its own list."""
-
-
 def _session(destination: Destination) -> requests.Session:
-    session = requests.Session()
-    session.mount("https://", _Adapter(tls_context(destination) or ssl.create_default_context()))
+    session = https.session(destination.tls, f"destination {destination.name}")
     if destination.token:
-        session.auth = _Bearer(secret(destination.token))
+        session.auth = https.Bearer(secret(destination.token))
     elif destination.username:
         session.auth = (destination.username, secret(destination.password))
     return session

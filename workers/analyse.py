@@ -19,7 +19,6 @@ from node.domain.findings import (
     SUBTYPES,
     ClassFinding,
     Findings,
-    Priority,
     SegmentationFinding,
     SliceFinding,
     Status,
@@ -95,12 +94,12 @@ def analyse(
     *,
     series_instance_uid: str,
     revision: int,
-    on_classified: Callable[[Priority], None] | None = None,
+    on_classified: Callable[[Findings], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Analysis:
     """Analyse one revision of one series.
 
-    `on_classified` is called with the priority as soon as the classes are known, before the slower steps;
+    `on_classified` is called with classes and priority as soon as they are known, before the slower steps;
     what it raises ends the analysis. Raises PermanentError MODEL_OUTPUT_INVALID.
     """
     watch = _Stopwatch(clock)
@@ -111,8 +110,19 @@ def analyse(
     slices = volume.slices_from_canonical(classification.slices)
     classes = _classes(classification.series, slices, thresholds, volume.slices)
     watch.lap("classify")
+    missing = tuple(name for name in CLASSES if name not in classes)
+    early = Findings(
+        model=pipeline.identity,
+        series_instance_uid=series_instance_uid,
+        revision=revision,
+        status=Status.ANALYSED,
+        classes=classes,
+        priority=priority(classes, thresholds),
+        warnings=volume.warnings,
+        not_evaluated=missing,
+    )
     if on_classified is not None:
-        on_classified(priority(classes, thresholds))
+        on_classified(early)
         watch.lap("alert")
     masks, subtypes = _segment(volume, pipeline, hu, classification)
     watch.lap("segment")
@@ -122,19 +132,14 @@ def analyse(
     found = measured(masks, volume, subtypes) if pipeline.draws else None
     agreement = consistency(classes, found.volume_ml, _beyond_noise(found)) if found else None
     watch.lap("measure")
-    findings = Findings(
-        model=pipeline.identity,
-        series_instance_uid=series_instance_uid,
-        revision=revision,
-        status=Status.ANALYSED,
-        classes=classes,
+    findings = replace(
+        early,
         slices=_slices(slices, volume, thresholds),
         segmentation=found,
         consistency=agreement,
         priority=priority(classes, thresholds, agreement),
         timings_s=watch.timings_s(),
         warnings=(*volume.warnings, *((EDGE_REACHED,) if reaches_edge(masks) else ())),
-        not_evaluated=tuple(name for name in CLASSES if name not in classes),
     )
     return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained, subtypes)
 

@@ -15,14 +15,15 @@ from celery import current_app, shared_task
 from celery.signals import celeryd_after_setup, worker_shutdown
 
 from node.broker import ANALYSE_TASK
+from node.domain.announcing import Stage
 from node.domain.errors import IchnodeError, PermanentError, TransientError
-from node.domain.findings import Priority, Reason
+from node.domain.findings import Findings, Reason
 from node.domain.prior import Prior, latest
 from node.liveness import process_name
 from node.maps import Maps, pack
 from node.settings import Settings
 from node.spool import Spool
-from node.store.jobs import Job
+from node.store.jobs import Job, Word
 from node.store.records import Records, open_records
 from workers.analyse import Analysis, analyse, with_loading, with_prior
 from workers.load import load_head
@@ -73,9 +74,11 @@ class Worker:
         volume = load_head(paths)
         load_s = time.perf_counter() - began
 
-        def on_classified(priority: Priority) -> None:
-            log.info("job %d: %s", job.id, priority.value)
-            self.records.jobs.store_priority(job.id, self.name, priority)
+        def on_classified(early: Findings) -> None:
+            assert early.priority is not None
+            log.info("job %d: %s", job.id, early.priority.value)
+            word = Word(Stage.PRELIMINARY, early, self.settings.audiences, time.time())
+            self.records.jobs.store_priority(job.id, self.name, early.priority, word)
 
         analysis = analyse(
             volume,
@@ -96,7 +99,9 @@ class Worker:
     def _store(self, job: Job, analysis: Analysis) -> None:
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
         self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
-        stored = self.records.jobs.store_analysis(job.id, self.name, analysis.findings, path, time.time())
+        stored = self.records.jobs.store_analysis(
+            job.id, self.name, analysis.findings, path, time.time(), self.settings.audiences
+        )
         if not stored:
             log.warning("job %d was taken away meanwhile; its analysis is thrown away", job.id)
 

@@ -135,6 +135,7 @@ _role("listen", "Run the C-STORE and C-ECHO SCP alone.")
 _role("settle", "Run the clock alone: it decides what is complete and what is analysed.")
 _role("worker", "Run one analysing worker alone.")
 _role("deliver", "Run composing and delivery alone.")
+_role("announce", "Run the channels that raise priorities alone.")
 _role("web", "Run the web pages alone.")
 
 

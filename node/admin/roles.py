@@ -1,4 +1,4 @@
-"""One process, one role: listen, settle, worker, deliver, web. Each stops in order on SIGTERM or SIGINT."""
+"""One process, one role: listen, settle, worker, deliver, announce, web. Each ends in order on SIGTERM."""
 
 from __future__ import annotations
 
@@ -136,6 +136,23 @@ def deliver(settings: Settings) -> None:
     records.close()
 
 
+def announce(settings: Settings) -> None:
+    """Tells channels of results. Raises SettingsError where there is no channel, or one cannot be used."""
+    from node.announce import start_heralds
+
+    if not settings.alert:
+        raise SettingsError("there is no channel to announce to: add an [[alert]] to the settings")
+    records = open_records(settings)
+    with stopping() as stop, beating(records, "announce"):
+        heralds = start_heralds(settings, records, stop)
+        while not stop(LOOK_S):
+            pass
+        deadline = time.monotonic() + 3  # for all of them: one that waits for an answer holds up nobody
+        for herald in heralds:
+            herald.join(timeout=max(deadline - time.monotonic(), 0))
+    records.close()
+
+
 def worker(settings: Settings) -> None:
     """A Celery worker with one model in one process. Its module is named, never imported here."""
     from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
@@ -183,6 +200,7 @@ ROLES: dict[str, Callable[[Settings], None]] = {
     "settle": settle,
     "worker": worker,
     "deliver": deliver,
+    "announce": announce,
     "web": web,
 }
 

@@ -25,7 +25,7 @@ from node.store.records import Records, open_records
 
 log = logging.getLogger(__name__)
 
-START_ORDER = ("listen", "settle", "worker", "deliver", "web")
+START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web")
 STOP_GRACE_S = 7.0
 RESTART_AFTER_S = 1.0
 RESTART_AT_MOST_S = 30.0
@@ -79,9 +79,10 @@ class Node:
     def __init__(self, settings: Settings, config: Path | None) -> None:
         self._settings = settings
         self._redis = None if settings.broker.url else BundledRedis(settings)
+        self._roles = [role for role in START_ORDER if role != "announce" or settings.alert]
         self._children = [
             Child(role, [sys.executable, "-m", "node", role, *_options(settings, config)])
-            for role in START_ORDER
+            for role in self._roles
         ]
 
     def run(self, on_ready: Callable[[Records], None]) -> None:
@@ -123,7 +124,7 @@ class Node:
         began = time.time()
         while not stop(0.1):
             alive = {p["role"] for p in records.views.processes(time.time()) if p["seen_at"] >= began - 1}
-            missing = [role for role in START_ORDER if role not in alive]
+            missing = [role for role in self._roles if role not in alive]
             if not missing:
                 return
             for child in self._children:

@@ -1,4 +1,4 @@
-"""THE state tables of series, jobs and deliveries. An unlisted pair raises; nothing else changes a state."""
+"""THE state tables of series, jobs, deliveries, alerts. An unlisted pair raises; nothing else changes one."""
 
 from __future__ import annotations
 
@@ -62,6 +62,23 @@ class DeliveryEvent(StrEnum):
     RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
 
 
+class AlertState(StrEnum):
+    PENDING = "PENDING"  # due at its next_try_at
+    SENT = "SENT"  # the channel took it, and tells nothing more or will tell later
+    ACKNOWLEDGED = "ACKNOWLEDGED"  # the receiver said that it has it
+    FAILED = "FAILED"  # given up; an admin may retry
+    SUPERSEDED = "SUPERSEDED"  # something newer was to be told before it went out
+
+
+class AlertEvent(StrEnum):
+    TAKEN = "TAKEN"
+    RECEIPT_CAME = "RECEIPT_CAME"
+    ATTEMPT_FAILED = "ATTEMPT_FAILED"
+    GIVEN_UP = "GIVEN_UP"
+    NEWER_WORD = "NEWER_WORD"
+    RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
+
+
 SERIES: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.RECEIVING, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
     (SeriesState.RECEIVING, SeriesEvent.SETTLED): SeriesState.COMPLETE,
@@ -101,6 +118,20 @@ DELIVERIES: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (DeliveryState.SENT, DeliveryEvent.COMMITMENT_CONFIRMED): DeliveryState.COMMITTED,
     (DeliveryState.SENT, DeliveryEvent.COMMITMENT_REFUSED): DeliveryState.PENDING,
     (DeliveryState.FAILED, DeliveryEvent.RETRIED_BY_ADMIN): DeliveryState.PENDING,
+}
+
+ALERTS: dict[tuple[AlertState, AlertEvent], AlertState] = {
+    (AlertState.PENDING, AlertEvent.TAKEN): AlertState.SENT,
+    (AlertState.PENDING, AlertEvent.RECEIPT_CAME): AlertState.ACKNOWLEDGED,
+    (AlertState.PENDING, AlertEvent.ATTEMPT_FAILED): AlertState.PENDING,
+    (AlertState.PENDING, AlertEvent.GIVEN_UP): AlertState.FAILED,
+    (AlertState.PENDING, AlertEvent.NEWER_WORD): AlertState.SUPERSEDED,
+    (AlertState.SENT, AlertEvent.RECEIPT_CAME): AlertState.ACKNOWLEDGED,
+    (AlertState.FAILED, AlertEvent.NEWER_WORD): AlertState.SUPERSEDED,
+    (AlertState.FAILED, AlertEvent.RETRIED_BY_ADMIN): AlertState.PENDING,
+    # it was on its way already when the newer word came
+    (AlertState.SUPERSEDED, AlertEvent.TAKEN): AlertState.SENT,
+    (AlertState.SUPERSEDED, AlertEvent.RECEIPT_CAME): AlertState.ACKNOWLEDGED,
 }
 
 S = TypeVar("S", bound=StrEnum)

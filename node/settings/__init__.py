@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator
 
+from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
-from node.settings.alerts import Alert
+from node.settings.alerts import Alert, AnyAlert, Webhook
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
@@ -26,6 +27,7 @@ __all__ = [
     "OUTPUT_NAMES",
     "AeTitle",
     "Alert",
+    "AnyAlert",
     "Broker",
     "Completeness",
     "Database",
@@ -41,6 +43,7 @@ __all__ = [
     "Spool",
     "Tls",
     "Web",
+    "Webhook",
     "load",
 ]
 
@@ -63,7 +66,7 @@ class Settings(Section):
     model: Model = Model()
     web: Web = Web()
     destination: tuple[Destination, ...] = ()
-    alert: tuple[Alert, ...] = ()
+    alert: tuple[AnyAlert, ...] = ()
 
     @field_validator("destination")
     @classmethod
@@ -72,6 +75,19 @@ class Settings(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"destination names must differ, got {', '.join(names)}")
         return destinations
+
+    @field_validator("alert")
+    @classmethod
+    def _channels_differ(cls, alerts: tuple[AnyAlert, ...]) -> tuple[AnyAlert, ...]:
+        names = [alert.name for alert in alerts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"alert names must differ, got {', '.join(names)}: give each a name")
+        return alerts
+
+    @property
+    def audiences(self) -> tuple[Audience, ...]:
+        """Whom results are told to."""
+        return tuple(alert.audience for alert in self.alert)
 
     @property
     def database_url(self) -> str:

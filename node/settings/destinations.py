@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from node.domain.routing import Rule
-from node.settings.base import AeTitle, PeerTls, Port, SecretPlace, Section
+from node.settings.base import AeTitle, PeerTls, Port, SecretPlace, Section, is_private
 from node.settings.routing import Route
 
 Encoding = Literal["explicit", "implicit", "deflated", "rle", "jpegls", "jpeg2000"]
@@ -92,11 +92,6 @@ class Destination(Section):
             raise ValueError("give a token, or username and password, not both")
         if bool(self.username) != bool(self.password):
             raise ValueError("username and password go together")
-        if (self.token or self.password) and not self._is_private:
+        if (self.token or self.password) and not is_private(self.url):
             raise ValueError("credentials would travel in the open: use a url with https")
         return self
-
-    @property
-    def _is_private(self) -> bool:
-        """Nobody between us and the peer can read along."""
-        return re.match(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$)", self.url) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -33,6 +34,8 @@ class Web(Section):
     session_h: float = Field(12, gt=0, le=168)
     """A login lasts this long."""
     proxy: Proxy = Proxy()
+    url: str = ""
+    """Where people reach the console, for links in alerts; empty: as `host` and `port` say."""
 
     @field_validator("tls")
     @classmethod
@@ -40,6 +43,19 @@ class Web(Section):
         if tls.ca:
             raise ValueError("the console asks browsers for no certificate: leave web.tls.ca empty")
         return tls
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_opened(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
+            raise ValueError(f"{url!r} is no address of a console: write https://host/path")
+        return url.rstrip("/")
+
+    @property
+    def address(self) -> str:
+        """The root of links to the console."""
+        scheme = "https" if self.tls.cert else "http"
+        return self.url or f"{scheme}://{self.host}:{self.port}"
 
     @field_validator("time_zone")
     @classmethod

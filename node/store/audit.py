@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from node.store.engine import reading, writing
 from node.store.tables import audit
@@ -37,17 +37,8 @@ class Audit:
         self, actor: Actor, action: str, now: float, *, study_uid: str | None = None, detail: str = ""
     ) -> None:
         """Raises TransientError when it cannot be written: what leaves no trace must not be done."""
-        row = {
-            "at": now,
-            "who": actor.name[:64],
-            "role": actor.role,
-            "address": actor.address[:64],
-            "action": action,
-            "study_instance_uid": study_uid,
-            "detail": detail.replace("\0", "")[:LONGEST_DETAIL],
-        }
         with writing(self._engine) as connection:
-            connection.execute(insert(audit).values(**row))
+            add_entry(connection, actor, action, now, study_uid=study_uid, detail=detail)
 
     def entries(
         self, limit: int = 100, before: int | None = None, who: str = "", study_uid: str = ""
@@ -62,3 +53,25 @@ class Audit:
             query = query.where(audit.c.study_instance_uid == study_uid)
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def add_entry(
+    connection: Connection,
+    actor: Actor,
+    action: str,
+    now: float,
+    *,
+    study_uid: str | None = None,
+    detail: str = "",
+) -> None:
+    """A line in the transaction of what it tells of."""
+    row = {
+        "at": now,
+        "who": actor.name[:64],
+        "role": actor.role,
+        "address": actor.address[:64],
+        "action": action,
+        "study_instance_uid": study_uid,
+        "detail": detail.replace("\0", "")[:LONGEST_DETAIL],
+    }
+    connection.execute(insert(audit).values(**row))

@@ -8,10 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Update, case, null, or_, select, update
 
+from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
 from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
 from node.store import pauses
+from node.store.alerts import tell
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import jobs, objects, studies
@@ -53,6 +55,16 @@ class NewObject:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class Word:
+    """What was found, and who wants to be told of it."""
+
+    stage: Stage
+    findings: Findings
+    audiences: Sequence[Audience]
+    now: float
+
+
 class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -91,17 +103,25 @@ class Jobs:
             .values(lease_until=lease_until)
         )
 
-    def store_priority(self, job_id: int, owner: str, priority: Priority) -> bool:
-        """The early word, before masks and pictures are made."""
+    def store_priority(self, job_id: int, owner: str, priority: Priority, word: Word | None = None) -> bool:
+        """The early word, before masks and pictures are made, and its alerts."""
         held = (jobs.c.id == job_id, jobs.c.lease_owner == owner, jobs.c.state == JobState.RUNNING)
-        return self._change(update(jobs).where(*held).values(priority=priority))
+        return self._speak(job_id, update(jobs).where(*held).values(priority=priority), word)
 
-    def store_analysis(self, job_id: int, owner: str, findings: Findings, maps_path: str, now: float) -> bool:
-        return self._change(
-            _move(job_id, JobEvent.ANALYSIS_STORED, owner).values(
-                findings=findings.to_json(), priority=findings.priority, maps_path=maps_path, analysed_at=now
-            )
+    def store_analysis(
+        self,
+        job_id: int,
+        owner: str,
+        findings: Findings,
+        maps_path: str,
+        now: float,
+        audiences: Sequence[Audience] = (),
+    ) -> bool:
+        """With the alerts to `audiences`."""
+        statement = _move(job_id, JobEvent.ANALYSIS_STORED, owner).values(
+            findings=findings.to_json(), priority=findings.priority, maps_path=maps_path, analysed_at=now
         )
+        return self._speak(job_id, statement, Word(Stage.FINAL, findings, audiences, now))
 
     def fail(self, job_id: int, reason: Reason, owner: str | None = None) -> bool:
         """For good; the not-analysed report follows."""
@@ -170,8 +190,9 @@ class Jobs:
         deliveries: Sequence[NewDelivery],
         now: float,
         routing: Mapping[str, Any] | None = None,
+        word: Word | None = None,
     ) -> bool:
-        """The objects, their deliveries and the job's new state in one transaction.
+        """The objects, their deliveries, the alerts and the job's new state in one transaction.
 
         `routing` says why each destination gets what it gets, where there are rules.
         """
@@ -188,6 +209,7 @@ class Jobs:
                 row = {**vars(item), "job_id": job.id, "created_at": now}
                 insert_if_absent(connection, objects, row)
             add_deliveries(connection, job.id, deliveries, now)
+            _tell(connection, job.id, word)
             return True
 
     def predecessor(self, job: Job, output: str) -> NewObject | None:
@@ -250,9 +272,21 @@ class Jobs:
             if connection.execute(_move(job_id, event).values(**values)).rowcount != 1:
                 raise IllegalTransition(f"job {job_id} changed just now; look at it again")
 
+    def _speak(self, job_id: int, statement: Update, word: Word | None) -> bool:
+        with writing(self._engine) as connection:
+            if connection.execute(statement).rowcount != 1:
+                return False
+            _tell(connection, job_id, word)
+            return True
+
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:
             return connection.execute(statement).rowcount == 1
+
+
+def _tell(connection: Connection, job_id: int, word: Word | None) -> None:
+    if word is not None:
+        tell(connection, job_id, word.findings, word.stage, word.audiences, word.now)
 
 
 def _require_files(connection: Connection, job_id: int) -> None:

@@ -24,10 +24,11 @@ from sqlalchemy import (
     update,
 )
 
-from node.domain.lifecycle import DeliveryState, JobState, SeriesState
+from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState
 from node.store.engine import reading, writing
 from node.store.jobs import SOURCE
 from node.store.tables import (
+    alerts,
     associations,
     deliveries,
     heartbeats,
@@ -145,7 +146,11 @@ class Keeping:
 
     def forget(self, before: float) -> int:
         """Delete the records of studies whose files are gone and that came before then. Returns how many."""
-        gone = and_(studies.c.files_removed_at.is_not(None), studies.c.last_received_at < before)
+        waiting = exists().where(
+            alerts.c.study_instance_uid == studies.c.study_instance_uid,
+            alerts.c.state == AlertState.PENDING,
+        )
+        gone = and_(studies.c.files_removed_at.is_not(None), studies.c.last_received_at < before, ~waiting)
         with writing(self._engine) as connection:
             uids = (
                 connection.execute(select(studies.c.study_instance_uid).where(gone).limit(500))
@@ -154,6 +159,7 @@ class Keeping:
             )
             of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
             for table, key in (
+                (alerts, alerts.c.study_instance_uid.in_(uids)),
                 (deliveries, deliveries.c.job_id.in_(of_studies)),
                 (objects, objects.c.job_id.in_(of_studies)),
                 (jobs, jobs.c.study_instance_uid.in_(uids)),
@@ -244,6 +250,7 @@ class Keeping:
         """A clock that was set back must not make anything wait until it has caught up. Returns the rows."""
         soon = now + 5
         pending = deliveries.c.state == DeliveryState.PENDING
+        untold = alerts.c.state == AlertState.PENDING
         receiving = series.c.state == SeriesState.RECEIVING
         wrong: tuple[tuple[Any, tuple[ColumnElement[bool], ...], dict[str, Any]], ...] = (
             (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
@@ -251,6 +258,8 @@ class Keeping:
             (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.rung_at > soon), {"rung_at": None}),
             (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (deliveries, (pending, deliveries.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
+            (alerts, (untold, alerts.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
+            (alerts, (untold, alerts.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
         )
         with reading(self._engine) as connection:
             found = [

@@ -1,6 +1,6 @@
-"""Which parts of the node stand still by an admin's wish: the queue, or a destination. Decides nothing.
+"""Which parts of the node stand still by an admin's wish: queue, destinations, channels. Decides nothing.
 
-The wish is a row, so it outlives a restart; `Jobs.claim` and `Deliveries.take_due` look at it each time.
+The wish is a row, so it outlives a restart; who claims jobs or takes what is due looks at it each time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ QUEUE = "queue"
 
 def of_destination(name: str) -> str:
     return f"destination:{name}"
+
+
+def of_channel(name: str) -> str:
+    return f"alert:{name}"
 
 
 class Pauses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from node.settings import Settings
+from node.store.alerts import Alerts
 from node.store.arrivals import Arrivals
 from node.store.audit import Audit
 from node.store.commitments import Commitments
@@ -34,6 +35,7 @@ class Records:
         self.jobs = Jobs(engine)
         self.routes = Routes(engine)
         self.deliveries = Deliveries(engine)
+        self.alerts = Alerts(engine)
         self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)
         self.keeping = Keeping(engine)

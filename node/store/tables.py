@@ -164,6 +164,40 @@ deliveries = Table(
     Index("deliveries_by_sending", "destination", "sent_at"),
 )
 
+alerts = Table(  # what a channel is told about a study: node.domain.announcing
+    "alerts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("channel", String(64), nullable=False),
+    Column("study_instance_uid", UID, ForeignKey("studies.study_instance_uid"), nullable=False),
+    Column("job_id", Integer, ForeignKey("jobs.id"), nullable=False),
+    Column("number", Integer, nullable=False),  # of the announcements of a study to this channel, from 1
+    Column("identifier", String(32), nullable=False, unique=True),  # the same in every resend
+    Column("stage", String(16), nullable=False),
+    Column("priority", String(16)),  # the most urgent one told so far
+    Column("urgent", Integer, nullable=False),  # a positive result: never given up, sent before the others
+    Column("content", JSON, nullable=False),  # node.domain.announcing.Announcement
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("last_slice_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("due_since", Float, nullable=False),  # created, or retried by an admin
+    Column("next_try_at", Float, nullable=False),
+    Column("lease_until", Float),
+    Column("lease_owner", String(64)),  # node.liveness.process_name
+    Column("sent_at", Float),
+    Column("acknowledged_at", Float),
+    Column("last_status", String(32)),
+    Column("last_error", Text),
+    Column("receipt", Text),  # what the receiver said when it took it
+    UniqueConstraint("channel", "study_instance_uid", "number", name="one_alert_a_number"),
+    Index("alerts_due", "channel", "state", "next_try_at"),
+    Index("alerts_by_study", "study_instance_uid", "id"),
+    Index("alerts_by_job", "job_id"),
+    Index("alerts_by_state", "state", "urgent", "created_at"),
+    Index("alerts_by_time", "created_at"),
+)
+
 commitments = Table(  # storage commitment requests (PS3.4 Annex J); the answer may come at any time
     "commitments",
     metadata,

@@ -336,7 +336,7 @@ def test_classifier_and_mask_are_compared(
 
 def test_the_alarm_comes_before_the_slow_steps() -> None:
     pipeline = ThresholdPipeline()
-    analysed(build_volume(scan()), pipeline, on_classified=lambda p: pipeline.asked.append(p.value))
+    analysed(build_volume(scan()), pipeline, on_classified=lambda f: pipeline.asked.append(f.priority.value))
     assert pipeline.asked == ["classify", "STAT", "segment", "subdural", "explain"]
 
 

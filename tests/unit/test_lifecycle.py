@@ -1,4 +1,4 @@
-"""The three state tables, a test for each (state, event): listed pairs lead where they must, others raise."""
+"""The state tables, a test for each (state, event): listed pairs lead where they must, others raise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import pytest
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import (
+    ALERTS,
     DELIVERIES,
     JOBS,
     SERIES,
+    AlertEvent,
+    AlertState,
     DeliveryEvent,
     DeliveryState,
     JobEvent,
@@ -56,6 +59,19 @@ EXPECTED_DELIVERIES = {
     "COMMITTED": {},
     "FAILED": {"RETRIED_BY_ADMIN": "PENDING"},
 }
+EXPECTED_ALERTS = {
+    "PENDING": {
+        "TAKEN": "SENT",
+        "RECEIPT_CAME": "ACKNOWLEDGED",
+        "ATTEMPT_FAILED": "PENDING",
+        "GIVEN_UP": "FAILED",
+        "NEWER_WORD": "SUPERSEDED",
+    },
+    "SENT": {"RECEIPT_CAME": "ACKNOWLEDGED"},
+    "ACKNOWLEDGED": {},
+    "FAILED": {"NEWER_WORD": "SUPERSEDED", "RETRIED_BY_ADMIN": "PENDING"},
+    "SUPERSEDED": {"TAKEN": "SENT", "RECEIPT_CAME": "ACKNOWLEDGED"},
+}
 Table = dict[tuple[StrEnum, StrEnum], StrEnum]
 CASES = [
     pytest.param(table, state, event, expected[state.value].get(event.value), id=f"{name}-{state}-{event}")
@@ -63,6 +79,7 @@ CASES = [
         ("series", SERIES, EXPECTED_SERIES, SeriesState, SeriesEvent),
         ("job", JOBS, EXPECTED_JOBS, JobState, JobEvent),
         ("delivery", DELIVERIES, EXPECTED_DELIVERIES, DeliveryState, DeliveryEvent),
+        ("alert", ALERTS, EXPECTED_ALERTS, AlertState, AlertEvent),
     )
     for state, event in product(states, events)
 ]
@@ -80,10 +97,14 @@ def test_pair(table: Table, state: StrEnum, event: StrEnum, to: str | None) -> N
 
 @pytest.mark.parametrize(
     ("table", "event"),
-    [(JOBS, e) for e in JobEvent] + [(DELIVERIES, e) for e in DeliveryEvent],
+    [(JOBS, e) for e in JobEvent]
+    + [(DELIVERIES, e) for e in DeliveryEvent]
+    + [(ALERTS, e) for e in AlertEvent],
     ids=lambda value: getattr(value, "value", ""),
 )
-def test_an_event_of_jobs_and_deliveries_leads_to_one_state_alone(table: Table, event: StrEnum) -> None:
+def test_an_event_of_jobs_deliveries_and_alerts_leads_to_one_state_alone(
+    table: Table, event: StrEnum
+) -> None:
     """`_move` of the store writes the target of the event's first source for every source."""
     assert len({table[state, event] for state in sources(table, event)}) == 1
 
@@ -101,8 +122,9 @@ def test_every_event_of_a_series_but_an_arrival_leads_on_from_complete_or_receiv
         (SERIES, SeriesState, set()),
         (JOBS, JobState, {JobState.SUPERSEDED}),
         (DELIVERIES, DeliveryState, {DeliveryState.COMMITTED}),
+        (ALERTS, AlertState, {AlertState.ACKNOWLEDGED}),
     ],
-    ids=["series", "job", "delivery"],
+    ids=["series", "job", "delivery", "alert"],
 )
 def test_only_what_is_over_is_a_dead_end(table: Table, states: type[StrEnum], ends: set[StrEnum]) -> None:
     assert {state for state in states if not any(source == state for source, _ in table)} == ends
@@ -114,8 +136,9 @@ def test_only_what_is_over_is_a_dead_end(table: Table, states: type[StrEnum], en
         (SERIES, SeriesState, SeriesState.RECEIVING),
         (JOBS, JobState, JobState.QUEUED),
         (DELIVERIES, DeliveryState, DeliveryState.PENDING),
+        (ALERTS, AlertState, AlertState.PENDING),
     ],
-    ids=["series", "job", "delivery"],
+    ids=["series", "job", "delivery", "alert"],
 )
 def test_every_state_can_be_reached(table: Table, states: type[StrEnum], start: StrEnum) -> None:
     reached, before = {start}, set[StrEnum]()
@@ -127,7 +150,11 @@ def test_every_state_can_be_reached(table: Table, states: type[StrEnum], start: 
 
 def test_every_unfinished_state_can_reach_the_end() -> None:
     """Nothing waits for ever: a job can always end composed, a delivery always be sent."""
-    for table, ends in ((JOBS, {JobState.COMPOSED, JobState.SUPERSEDED}), (DELIVERIES, {DeliveryState.SENT})):
+    for table, ends in (
+        (JOBS, {JobState.COMPOSED, JobState.SUPERSEDED}),
+        (DELIVERIES, {DeliveryState.SENT}),
+        (ALERTS, {AlertState.SENT, AlertState.ACKNOWLEDGED}),
+    ):
         can, before = set[StrEnum](ends), set[StrEnum]()
         while can != before:
             before = set(can)

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from node import __version__
-from node.admin.web import board, words
+from node.admin.web import board
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pages import wanted_of
@@ -131,7 +131,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             "ae_title": site.settings.scp.ae_title,
             "version": __version__,
             "time": now,
-            "roles": words.roles(site.records.views.processes(now), now),
+            "roles": board.roles(site, now),
             "counts": site.records.console.counts(),
             "destinations": site.records.console.destinations(names),
             "paused": site.records.pauses.all(),

@@ -66,4 +66,4 @@ def has_no_room(site: Site) -> bool:
 
 
 def roles(site: Site, now: float) -> list[Row]:
-    return words.roles(site.records.views.processes(now), now)
+    return words.roles(site.records.views.processes(now), now, bool(site.settings.alert))

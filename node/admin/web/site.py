@@ -55,7 +55,7 @@ class Site:
         """What must be seen on every page: who is missing, what is paused, how many alarms nobody read."""
         records = self.records
         return {
-            "roles": words.roles(records.views.processes(now), now),
+            "roles": words.roles(records.views.processes(now), now, bool(self.settings.alert)),
             "paused": records.pauses.all(),
             "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),
         }

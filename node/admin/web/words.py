@@ -19,7 +19,9 @@ WITHOUT = {  # what stands still when no process of the role is alive
     "settle": "no series is decided on",
     "worker": "nothing is analysed",
     "deliver": "no result is sent",
+    "announce": "no alert goes out",
 }
+ONLY_WITH_ALERTS = "announce"
 WAITING_WORDS = {
     "RECEIVING": "Images are still arriving.",
     "DECIDING": "Complete; the series to analyse is being chosen.",
@@ -115,9 +117,13 @@ def probability(value: float) -> str:
     return "<0.01" if value < 0.01 else ">0.99" if value > 0.99 else f"{value:.2f}"
 
 
-def roles(processes: Sequence[Row], now: float) -> list[dict[str, Any]]:
-    """How each role stands: how many processes live, which are gone and were not replaced."""
-    names = [*WITHOUT, *sorted({p["role"] for p in processes} - {*WITHOUT})]
+def roles(processes: Sequence[Row], now: float, alerting: bool = True) -> list[dict[str, Any]]:
+    """How each role stands: how many processes live, which are gone and were not replaced.
+
+    Where nothing is `alerting`, nobody misses the role that announces.
+    """
+    needed = [name for name in WITHOUT if alerting or name != ONLY_WITH_ALERTS]
+    names = [*needed, *sorted({p["role"] for p in processes} - {*needed})]
     found = []
     for name in names:
         mine = [p for p in processes if p["role"] == name]
@@ -131,7 +137,7 @@ def roles(processes: Sequence[Row], now: float) -> list[dict[str, Any]]:
                 "alive": len(alive),
                 "lost": lost,
                 "last_seen_at": last,
-                "without": WITHOUT.get(name, ""),
+                "without": WITHOUT[name] if name in needed else "",
                 "detail": alive[0]["detail"] if alive else {},
             }
         )

@@ -1,0 +1,26 @@
+"""Every channel there is, by the type its settings name. Starts none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from node.channels.contract import Channel
+from node.settings import AnyAlert, Settings
+
+
+def _webhook(alert: Any, settings: Settings) -> Channel:
+    from node.channels.webhook import WebhookChannel
+
+    return WebhookChannel(alert, settings.web.address)
+
+
+CHANNELS: dict[str, Callable[[Any, Settings], Channel]] = {
+    "webhook": _webhook,
+}
+"""Each imports its module when it is used: a node need not load what it does not speak."""
+
+
+def channel_of(alert: AnyAlert, settings: Settings) -> Channel:
+    """The channel that a section [[alert]] asks for."""
+    return CHANNELS[alert.type](alert, settings)

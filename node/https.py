@@ -1,0 +1,53 @@
+"""Sessions with web services as the settings want them: their authorities, their certificate, their secrets.
+
+Whatever the environment says of proxies' certificates does not count; retries nothing.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from node.credentials import client_tls
+from node.settings.base import PeerTls
+
+
+def session(tls: PeerTls, owner: str) -> requests.Session:
+    """A session over TLS as `owner` wants it. Raises SettingsError for certificates that cannot be used."""
+    made = requests.Session()
+    made.mount("https://", _Adapter(client_tls(tls, owner)))
+    return made
+
+
+class Bearer(requests.auth.AuthBase):
+    """An Authorization header (RFC 6750), whatever ~/.netrc says."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class _Adapter(HTTPAdapter):
+    """TLS as for DICOM associations: the same authorities, the same certificate, 1.2 or newer."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if not self._context.check_hostname:
+            kwargs["assert_hostname"] = False
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Whatever REQUESTS_CA_BUNDLE says in the environment: the settings decide."""
+        return super().send(request, *args, **{**kwargs, "verify": True, "cert": None})
+
+    def cert_verify(self, *_: Any) -> None:
+        """The context says whom to trust; requests would add the authorities of its own list."""
