@@ -20,6 +20,10 @@ ANALYSE_TASK = "ichnode.analyse"
 """Task name; its argument is a job id. `node` knows the name alone, `workers` the body."""
 
 QUEUE = "ichnode"
+STAT_QUEUE = "ichnode.stat"
+"""What was ordered STAT, or has waited so long that it counts as such (node.store.queue)."""
+QUEUES = (STAT_QUEUE, QUEUE)
+"""In the order in which a worker looks at them."""
 WORKER_MODULE = "workers.tasks"
 LONGEST_SOCKET_PATH = 100
 START_TIMEOUT_S = 10
@@ -63,6 +67,7 @@ def make_app(settings: Settings) -> Celery:
             "socket_timeout": 30,
             "socket_keepalive": False,
             "max_retries": 1,
+            "queue_order_strategy": "priority",  # the queues in the order they are named, each time anew
         },
     )
     app.settings = settings
@@ -75,23 +80,24 @@ class Doorbell:
     def __init__(self, settings: Settings) -> None:
         self._app = make_app(settings)
 
-    def ring(self, job_id: int) -> None:
+    def ring(self, job_id: int, stat: bool = False) -> None:
         """Raises TransientError when the broker does not answer; the clock rings again later."""
         from kombu.exceptions import OperationalError
         from redis.exceptions import RedisError
 
         try:
-            self._app.send_task(ANALYSE_TASK, args=(job_id,), queue=QUEUE, retry=False, expires=600)
+            queue = STAT_QUEUE if stat else QUEUE
+            self._app.send_task(ANALYSE_TASK, args=(job_id,), queue=queue, retry=False, expires=600)
         except (OperationalError, RedisError, OSError) as error:
             raise TransientError(f"broker: {error}") from error
 
-    def waiting(self) -> int:
-        """How many messages lie in the queue. Raises TransientError when the broker does not answer."""
+    def waiting(self) -> dict[str, int]:
+        """How many messages lie in each queue. Raises TransientError when the broker does not answer."""
         client = _client(broker_url(self._app.settings))
         from redis.exceptions import RedisError
 
         try:
-            return int(client.llen(QUEUE))
+            return {queue: int(client.llen(queue)) for queue in QUEUES}
         except RedisError as error:
             raise TransientError(f"broker: {error}") from error
         finally:

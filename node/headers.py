@@ -34,8 +34,9 @@ _KEYWORDS = (
     "ConvolutionKernel", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID",
     "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept", "RescaleSlope",
-    "IssuerOfPatientID", "PatientBirthDate", "StackID", "TemporalPositionIndex",
-    "VolumeBasedCalculationTechnique", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "IssuerOfPatientID", "PatientBirthDate", "RequestedProcedurePriority", "StudyPriorityID", "StackID",
+    "TemporalPositionIndex", "VolumeBasedCalculationTechnique", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 _TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in _KEYWORDS}
 HEADER_TAGS = list(_TAGS.values())
@@ -117,6 +118,7 @@ def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         accession_number=header.text("AccessionNumber"),
         study_date=header.text("StudyDate"),
         study_time=header.text("StudyTime"),
+        requested_priority=header.text("RequestedProcedurePriority") or header.text("StudyPriorityID"),
         stack=header.stack(),
     )
 

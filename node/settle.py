@@ -118,6 +118,10 @@ class Clock:
         for row, reason in refused:
             log.info("series %s is skipped: %s: %s", row.series_instance_uid, reason.code, reason.text)
         notes = [note.text for note in choice.notes]
+        callers = self._settings.orders.stat_calling_ae_titles
+        priority, source = self._records.orders.weigh(study_uid, callers, now)
+        if priority and source:
+            log.info("study %s was ordered %s (%s)", study_uid, priority.value, source.value)
         job_id = self._records.decisions.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
@@ -186,13 +190,14 @@ class Clock:
         return unrenewed_s > (SEEN_SILENT_S if ran_out else LONGEST_LEASE_S)
 
     def _ring(self, now: float) -> None:
-        for job_id in self._records.jobs.to_ring(rung_before=now - RING_AGAIN_S):
+        rules = self._settings.orders.rules
+        for ring in self._records.queue.to_ring(now - RING_AGAIN_S, now, rules):
             try:
-                self._doorbell.ring(job_id)
+                self._doorbell.ring(ring.job_id, ring.stat)
             except TransientError as error:
-                log.warning("cannot ring for job %d, trying again: %s", job_id, error)
+                log.warning("cannot ring for job %d, trying again: %s", ring.job_id, error)
                 return
-            self._records.jobs.rung(job_id, now)
+            self._records.queue.rung(ring, now)
 
     def _rules(self) -> Rules:
         eligibility = self._settings.eligibility

@@ -18,12 +18,14 @@ from node.broker import ANALYSE_TASK
 from node.domain.announcing import Stage
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
+from node.domain.orders import Turn
 from node.domain.prior import Prior, latest
 from node.liveness import process_name
 from node.maps import Maps, pack
 from node.settings import Settings
 from node.spool import Spool
 from node.store.jobs import Job, Word
+from node.store.queue import Line
 from node.store.records import Records, open_records
 from workers.analyse import Analysis, analyse, with_loading, with_prior
 from workers.load import load_head
@@ -46,15 +48,21 @@ class Worker:
         self.spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
         self.name = process_name()
         self.jobs_done = 0
+        self._owed = False
         self._over = threading.Event()
 
-    def run(self, job_id: int) -> None:
-        """Do one job, if it is still to be had. Every outcome is a state in the database."""
+    def run(self, rung: int) -> None:
+        """Do the job whose turn it is, whichever rang. Every outcome is a state in the database."""
         now = time.time()
-        job = self.records.jobs.claim(job_id, self.name, now + LEASE_S, now)
-        if job is None:
-            log.info("job %d is taken or over", job_id)
+        orders = self.settings.orders
+        line = Line(orders.rules, self._owed, orders.only_stat)
+        taken = self.records.queue.take(rung, self.name, now + LEASE_S, now, line)
+        if taken is None:
+            log.info("job %d is taken or over, and none waits", rung)
             return
+        job, self._owed = taken.job, taken.owed
+        if taken.turn is not Turn.ROUTINE:
+            log.info("job %d goes first: %s", job.id, taken.turn.value)
         try:
             with self._leased(job):
                 self._analyse(job)

@@ -137,6 +137,7 @@ _role("worker", "Run one analysing worker alone.")
 _role("deliver", "Run composing and delivery alone.")
 _role("announce", "Run the channels that raise priorities alone.")
 _role("web", "Run the web pages alone.")
+_role("orders", "Run the order desk alone: modality worklist and HL7 orders.")
 
 
 def listing(limit: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -13,6 +13,7 @@ from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError, PermanentError
+from node.orders.worklist import Worklist
 from node.scan import MISSING, Fate, summary
 from node.settings import Settings
 from node.store.records import open_records
@@ -42,6 +43,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("incidents", lambda: _incidents(settings))
     if not settings.destination:
         yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
+    if settings.orders.worklist.ae_title:
+        worklist = Worklist(settings.orders.worklist, settings.scp.ae_title)
+        yield _check("worklist", lambda: _echo(worklist))
     for destination in settings.destination:
         peer = carrier_to(destination, settings.scp.ae_title)
         yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
@@ -108,7 +112,7 @@ def _incidents(settings: Settings) -> str:
     return f"within {INCIDENT_DAYS} days, by series: {words}; `ichnode incidents` lists them"
 
 
-def _echo(peer: Carrier) -> str:
+def _echo(peer: Carrier | Worklist) -> str:
     peer.check()
     began = time.perf_counter()
     peer.echo()

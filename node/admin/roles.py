@@ -1,4 +1,4 @@
-"""One process, one role: listen, settle, worker, deliver, announce, web. Each ends in order on SIGTERM."""
+"""One process, one role, from listen to web; each ends in order on SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -153,6 +153,16 @@ def announce(settings: Settings) -> None:
     records.close()
 
 
+def orders(settings: Settings) -> None:
+    """The order desk: asks the worklist how urgent studies are, and takes HL7 orders."""
+    from node.orders import desk
+
+    records = open_records(settings)
+    with stopping() as stop, beating(records, "orders"):
+        desk.run(settings, records, stop)
+    records.close()
+
+
 def worker(settings: Settings) -> None:
     """A Celery worker with one model in one process. Its module is named, never imported here."""
     from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
@@ -163,10 +173,18 @@ def worker(settings: Settings) -> None:
         logging.getLogger(chatty).setLevel("WARNING")
     warnings.filterwarnings("ignore", category=SecurityWarning)  # it takes no pickles, so root is no worse
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1"]
+    make_app(settings).worker_main(worker_arguments(settings))
+
+
+def worker_arguments(settings: Settings) -> list[str]:
+    """Celery's command line: one job at a time, and the queues in their order."""
+    from node.broker import QUEUES, STAT_QUEUE
+
+    queues = STAT_QUEUE if settings.orders.only_stat else ",".join(QUEUES)
+    arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1", f"--queues={queues}"]
     silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=ichnode-{os.getpid()}@%h"
-    make_app(settings).worker_main([*arguments, *silence, name, f"--loglevel={settings.log_level}"])
+    return [*arguments, *silence, name, f"--loglevel={settings.log_level}"]
 
 
 def web(settings: Settings) -> None:
@@ -202,6 +220,7 @@ ROLES: dict[str, Callable[[Settings], None]] = {
     "deliver": deliver,
     "announce": announce,
     "web": web,
+    "orders": orders,
 }
 
 

@@ -25,7 +25,7 @@ from node.store.records import Records, open_records
 
 log = logging.getLogger(__name__)
 
-START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web")
+START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders")
 STOP_GRACE_S = 7.0
 RESTART_AFTER_S = 1.0
 RESTART_AT_MOST_S = 30.0
@@ -79,7 +79,7 @@ class Node:
     def __init__(self, settings: Settings, config: Path | None) -> None:
         self._settings = settings
         self._redis = None if settings.broker.url else BundledRedis(settings)
-        self._roles = [role for role in START_ORDER if role != "announce" or settings.alert]
+        self._roles = roles_of(settings)
         self._children = [
             Child(role, [sys.executable, "-m", "node", role, *_options(settings, config)])
             for role in self._roles
@@ -152,6 +152,12 @@ class Node:
                 child.process.wait()
         if self._redis is not None:
             self._redis.clean()
+
+
+def roles_of(settings: Settings) -> list[str]:
+    """The roles that these settings give something to do, in the order in which they start."""
+    idle = {"announce": not settings.alert, "orders": not settings.orders.has_peers}
+    return [role for role in START_ORDER if not idle.get(role)]
 
 
 def _only_one(data_dir: Path) -> TextIO:

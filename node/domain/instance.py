@@ -78,6 +78,8 @@ class Instance:
     accession_number: str = ""
     study_date: str = ""
     study_time: str = ""
+    requested_priority: str = ""
+    """Requested Procedure Priority (0040,1003), else Study Priority ID (0032,000C), as it was written."""
     stack: str = ""
     """Which volume of a multi-frame object: StackID and TemporalPositionIndex (PS3.3 C.7.6.16.2.2)."""
     frame_number: int | None = None

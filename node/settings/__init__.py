@@ -18,6 +18,7 @@ from node.settings.alerts import Alert, AnyAlert, Webhook
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
+from node.settings.orders import Hl7Orders, Orders, WorklistPeer
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
 from node.settings.web import Proxy, Web
@@ -34,7 +35,9 @@ __all__ = [
     "Destination",
     "Eligibility",
     "Encoding",
+    "Hl7Orders",
     "Model",
+    "Orders",
     "PeerTls",
     "Proxy",
     "Route",
@@ -44,6 +47,7 @@ __all__ = [
     "Tls",
     "Web",
     "Webhook",
+    "WorklistPeer",
     "load",
 ]
 
@@ -64,6 +68,7 @@ class Settings(Section):
     database: Database = Database()
     broker: Broker = Broker()
     model: Model = Model()
+    orders: Orders = Orders()
     web: Web = Web()
     destination: tuple[Destination, ...] = ()
     alert: tuple[AnyAlert, ...] = ()

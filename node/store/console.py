@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Select, case, delete, func, insert, select
+from sqlalchemy import Engine, Select, and_, case, delete, func, insert, select
 
 from node.domain.lifecycle import DeliveryState, JobState
+from node.domain.orders import OrderPriority
 from node.store.engine import reading, writing
 from node.store.jobs import SOURCE
 from node.store.tables import deliveries, echoes, instances, jobs, objects, series, studies
@@ -36,11 +37,15 @@ class Console:
                 "deliveries": dict(connection.execute(unsent).all()),
             }
 
-    def work(self, limit: int = 50) -> list[Row]:
-        """Jobs that are still to be done: those in work first, then the waiting ones, oldest first."""
+    def work(self, limit: int = 50, stat: Sequence[str] = (OrderPriority.STAT,)) -> list[Row]:
+        """Jobs still to be done: in work, then waiting; of these ordered in `stat` first, then the oldest."""
         order = case(_WORK, value=jobs.c.state)
+        waits = and_(
+            jobs.c.state == JobState.QUEUED, func.coalesce(studies.c.order_priority, "").not_in(stat)
+        )
         open_ = jobs.c.state.in_(list(_WORK))
-        return self._rows(_jobs().where(open_).order_by(order, jobs.c.created_at).limit(limit))
+        rank = case((waits, 1), else_=0)
+        return self._rows(_jobs().where(open_).order_by(order, rank, jobs.c.created_at).limit(limit))
 
     def failed_jobs(self, limit: int = 50) -> list[Row]:
         """The newest first."""
@@ -155,6 +160,7 @@ def _jobs() -> Select[Any]:
     columns = [c for c in jobs.c if c.name != "findings"]
     return (
         select(*columns, series.c.description, studies.c.patient_id, studies.c.accession_number)
+        .add_columns(studies.c.order_priority, studies.c.order_source)
         .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
         .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
     )

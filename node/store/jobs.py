@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Update, case, null, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Update, case, null, select, update
 
 from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
@@ -159,18 +159,6 @@ class Jobs:
             .where(jobs.c.lease_until == job.lease_until)
             .values(reason_code=reason.code, reason_text=reason.text, reported_at=None)
         )
-
-    def to_ring(self, rung_before: float, limit: int = 200) -> list[int]:
-        """QUEUED jobs whose doorbell was not rung since then, oldest first; none of a paused queue."""
-        with reading(self._engine) as connection:
-            if pauses.is_paused(connection, pauses.QUEUE):
-                return []
-            unheard = or_(jobs.c.rung_at.is_(None), jobs.c.rung_at < rung_before)
-            query = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, unheard)
-            return list(connection.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars())
-
-    def rung(self, job_id: int, now: float) -> None:
-        self._change(update(jobs).where(jobs.c.id == job_id).values(rung_at=now))
 
     def to_report(self, limit: int = 50) -> list[Job]:
         """Analysed or failed jobs whose objects are not stored yet; the most urgent first."""

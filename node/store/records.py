@@ -16,9 +16,11 @@ from node.store.engine import migrate, open_engine
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
 from node.store.keeping import Keeping
+from node.store.orders import Orders
 from node.store.pauses import Pauses
 from node.store.people import People
 from node.store.priors import Priors
+from node.store.queue import Queue
 from node.store.reviews import Reviews
 from node.store.routes import Routes
 from node.store.views import Views
@@ -34,6 +36,8 @@ class Records:
         self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
         self.routes = Routes(engine)
+        self.queue = Queue(engine)
+        self.orders = Orders(engine)
         self.deliveries = Deliveries(engine)
         self.alerts = Alerts(engine)
         self.commitments = Commitments(engine)

@@ -52,6 +52,8 @@ studies = Table(
     Column("first_received_at", Float, nullable=False),
     Column("last_received_at", Float, nullable=False),
     Column("files_removed_at", Float),  # by retention; a later arrival empties it again
+    Column("order_priority", String(16)),  # node.domain.orders: the most urgent word that was said of it
+    Column("order_source", String(16)),
     Index("studies_by_arrival", "last_received_at"),
     Index("studies_by_patient", "patient_id"),
     Index("studies_by_accession", "accession_number"),
@@ -117,6 +119,7 @@ jobs = Table(
     Column("findings", JSON),
     Column("maps_path", Text),
     Column("routing", JSON),  # what the rules gave each destination and why; NULL where there were no rules
+    Column("rung_stat", Integer),  # in which queue its doorbell rang last: 1 STAT, 0 routine
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_study", "study_instance_uid", "id"),
@@ -205,6 +208,33 @@ commitments = Table(  # storage commitment requests (PS3.4 Annex J); the answer 
     Column("destination", String(64), nullable=False),
     Column("asked_at", Float, nullable=False),
     Column("answered_at", Float),
+)
+
+orders = Table(  # how urgent others say a study is; an order may come before its study, or never meet one
+    "orders",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("source", String(16), nullable=False),  # node.domain.orders.Source
+    Column("study_instance_uid", UID, nullable=False),
+    Column("accession_number", String(64), nullable=False),
+    Column("patient_ids", JSON, nullable=False),
+    Column("priority", String(16), nullable=False),
+    Column("reference", String(128), nullable=False),  # control id of the message, or AE title
+    Column("said_at", Float, nullable=False),
+    Index("orders_by_study", "study_instance_uid"),
+    Index("orders_by_accession", "accession_number"),
+    Index("orders_by_time", "said_at"),
+)
+
+inquiries = Table(  # what the modality worklist was asked, once for each study
+    "inquiries",
+    metadata,
+    Column("study_instance_uid", UID, primary_key=True),  # no reference: the answer may outlive the study
+    Column("asked_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("answered", Integer, nullable=False),
+    Column("text", Text, nullable=False),  # what was found, or what went wrong
+    Index("inquiries_by_time", "asked_at"),
 )
 
 heartbeats = Table(

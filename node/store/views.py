@@ -203,6 +203,7 @@ class Views:
 def _jobs() -> Select[Any]:
     return (
         select(jobs, series.c.description, studies.c.patient_id, studies.c.accession_number)
+        .add_columns(studies.c.order_priority, studies.c.order_source)
         .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
         .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
     )

@@ -36,6 +36,7 @@ from node.store.incidents import Code
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
 from tests.factories import ct_series
+from tests.queueing import Ring, ringing
 
 SUCCESS, DUPLICATE, NO_ROOM = 0x0000, 0x0111, 0xA700
 DAY_S = 24 * 3600.0
@@ -545,7 +546,7 @@ class TestHousekeeper:
         receiving, queued = place.study("a"), place.study("b")
         job_id = place.decided(queued)
         assert job_id
-        place.records.jobs.rung(job_id, place.now)
+        place.records.queue.rung(Ring(job_id, False), place.now)
         place.composed(place.study("c"))
         (due,) = place.records.deliveries.take_due("pacs", place.now, place.now + 60)
         place.records.deliveries.failed(due.id, "down", "", place.now + 300)
@@ -553,7 +554,7 @@ class TestHousekeeper:
         keeper.round(place.now)
         decisions = place.records.decisions
         assert [r.study_instance_uid for r in decisions.receiving(place.now)] == [receiving]
-        assert place.records.jobs.to_ring(place.now - 30) == [job_id]
+        assert ringing(place.records, place.now - 30) == [job_id]
         ahead = place.now + place.destination.retry_max_s
         assert place.records.deliveries.take_due("pacs", ahead, ahead + 60)
 

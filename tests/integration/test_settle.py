@@ -41,7 +41,7 @@ class Bell:
         self.rung: list[int] = []
         self.broken = False
 
-    def ring(self, job_id: int) -> None:
+    def ring(self, job_id: int, stat: bool = False) -> None:
         if self.broken:
             raise TransientError("broker: gone")
         self.rung.append(job_id)

@@ -31,6 +31,7 @@ from node.store.jobs import Job, NewObject
 from node.store.records import Records
 from node.store.tables import deliveries, heartbeats, instances, jobs, metadata, objects, series
 from tests.postgres import Postgres
+from tests.queueing import Ring, ringing
 
 T = TypeVar("T")
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -594,7 +595,7 @@ class TestJobs:
 
     def test_a_lease_expires_unless_it_was_renewed_meanwhile(self, records: Records) -> None:
         job_id = queued_job(records)
-        records.jobs.rung(job_id, 350.0)
+        records.queue.rung(Ring(job_id, False), 350.0)
         seen = records.jobs.claim(job_id, "w:1", 430.0, 400.0)
         assert seen
         records.jobs.renew(job_id, "w:1", 460.0)
@@ -602,7 +603,7 @@ class TestJobs:
         assert records.jobs.expire(job(records, job_id))
         now = job(records, job_id)
         assert (now.state, now.lease_owner, now.lease_until, now.attempts) == (JobState.QUEUED, None, None, 1)
-        assert records.jobs.to_ring(0.0) == [job_id]
+        assert ringing(records, 0.0) == [job_id]
 
     def test_who_lost_the_lease_can_store_nothing(self, records: Records) -> None:
         job_id = queued_job(records)
@@ -664,7 +665,7 @@ class TestJobs:
     def test_retry(self, state: JobState, records: Records) -> None:
         job_id = queued_job(records)
         records.jobs.claim(job_id, "w:1", 430.0, 400.0)
-        records.jobs.rung(job_id, 400.0)
+        records.queue.rung(Ring(job_id, False), 400.0)
         put_in_state(records, job_id, state)
         if state not in (JobState.FAILED, JobState.CANCELLED):
             with pytest.raises(IllegalTransition, match=state):
@@ -674,7 +675,7 @@ class TestJobs:
         records.jobs.retry(job_id)
         now = job(records, job_id)
         assert (now.state, now.attempts, now.reason, now.lease_owner) == (JobState.QUEUED, 0, None, None)
-        assert records.jobs.to_ring(0.0) == [job_id]
+        assert ringing(records, 0.0) == [job_id]
 
     def test_a_job_that_is_not_there_cannot_be_changed(self, records: Records) -> None:
         for change in (records.jobs.cancel, records.jobs.retry):
@@ -685,9 +686,9 @@ class TestJobs:
     def test_the_doorbell_rings_for_queued_jobs_alone_oldest_first(self, records: Records) -> None:
         ids = [queued_job(records, number) for number in range(1, 5)]
         records.jobs.claim(ids[1], "w:1", 1e9, 400.0)
-        records.jobs.rung(ids[0], 500.0)
-        assert records.jobs.to_ring(rung_before=400.0) == [ids[2], ids[3]]
-        assert records.jobs.to_ring(rung_before=500.1) == [ids[0], ids[2], ids[3]]
+        records.queue.rung(Ring(ids[0], False), 500.0)
+        assert ringing(records, 400.0) == [ids[2], ids[3]]
+        assert ringing(records, 500.1) == [ids[0], ids[2], ids[3]]
 
     def test_the_most_urgent_is_reported_first(self, records: Records) -> None:
         routine = analysed_job(records, 1, Priority.ROUTINE)

@@ -32,7 +32,7 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[int] = []
 
-    def ring(self, job_id: int) -> None:
+    def ring(self, job_id: int, stat: bool = False) -> None:
         self.rung.append(job_id)
 
 

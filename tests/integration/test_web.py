@@ -21,6 +21,7 @@ from node.domain.lifecycle import JobState
 from node.settings import Destination, Settings
 from node.store.records import Records, open_records
 from tests import factories
+from tests.queueing import Ring, ringing
 from tests.site import SUBDURAL, Site, findings
 
 HOSTILE = '<script>alert("x")</script>'
@@ -243,19 +244,19 @@ def test_a_paused_queue_gives_no_job_and_a_paused_destination_no_delivery(
     records, now = site.records, time.time()
     job = site.queued("1.1")
     site.composed("1.2", SUBDURAL)
-    records.jobs.rung(job, now)
+    records.queue.rung(Ring(job, False), now)
     assert press(client, "/pause/queue") == 303
     assert press(client, "/pause/destination:pacs") == 303
     assert press(client, "/pause/destination:elsewhere") == 404
     assert "The queue</b> is paused by local" in client.get("/").text
     again = open_records(site.settings)  # type: ignore[arg-type]  # as after a restart
     assert again.jobs.claim(job, "worker", now + 60, now) is None
-    assert again.jobs.to_ring(now + 1) == []
+    assert ringing(again, now + 1) == []
     assert again.deliveries.take_due("pacs", now + 1, now + 60) == []
     again.close()
     assert press(client, "/resume/queue") == 303
     assert press(client, "/resume/destination:pacs") == 303
-    assert records.jobs.to_ring(now - 30) == [job]
+    assert ringing(records, now - 30) == [job]
     assert records.jobs.claim(job, "worker", now + 60, now)
     assert len(records.deliveries.take_due("pacs", time.time(), now + 60)) == 1
 

@@ -96,7 +96,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
 
     @router.get("/studies/{uid}", tags=["studies"])
     def study(uid: str, visitor: Visitor = gate.viewer) -> dict[str, Any]:
-        """One study with its series, objects, deliveries, and jobs with their whole findings."""
+        """One study with its series, objects, deliveries, orders, and jobs with their whole findings."""
         row = site.records.worklist.study(uid)
         site.note(visitor, "api-study", uid)
         if row is None:
@@ -106,7 +106,12 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         for job in row["jobs"]:
             whole = site.records.jobs.get(job["id"])
             job["findings"] = whole.findings.to_json() if whole and whole.findings else None
-        return _study(row, visitor) | {"objects": made, "forwarded": forwarded, "jobs": row["jobs"]}
+        said = [
+            {"priority": s.priority, "source": s.source, "reference": s.reference, "said_at": s.said_at}
+            for s in site.records.orders.of_study(uid)
+        ]
+        more = {"objects": made, "forwarded": forwarded, "jobs": row["jobs"], "orders": said}
+        return _study(row, visitor) | more
 
     @router.get("/jobs", tags=["queue"])
     def jobs(limit: Limit = 100, _: Visitor = gate.viewer) -> list[dict[str, Any]]:

@@ -26,7 +26,9 @@ def gather(site: Site, now: float) -> Row:
     return {
         "counts": console.counts(),
         "processes": records.views.processes(now),
-        "work": console.work(SHOWN),
+        "work": console.work(SHOWN, settings.orders.rules.stat),
+        "aged_before": now - settings.orders.rules.age_s,
+        "inquiry": records.orders.last_inquiry() if settings.orders.worklist.ae_title else None,
         "failed": console.failed_jobs(SHOWN),
         "finished": console.finished(),
         "pending": console.unsent(DeliveryState.PENDING, SHOWN),

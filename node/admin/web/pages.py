@@ -27,6 +27,7 @@ COLUMNS = (
     "study_instance_uid", "patient_id", "accession_number", "study_date", "description", "received_at",
     "status", "priority", "result", "any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid",
     "subdural", "volume_ml", "model", "acknowledged_by", "acknowledged_at", "opinion", "opinion_by",
+    "order_priority",
 )  # fmt: skip
 
 
@@ -154,6 +155,7 @@ def _cells(row: dict[str, Any], clock: words.Clock) -> list[Any]:
         clock.iso(acknowledged_at) if acknowledged_at else "",
         review.get("opinion") or "",
         review.get("opinion_by") or "",
+        row["order_priority"] or "",
     ]
 
 

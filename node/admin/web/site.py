@@ -85,6 +85,7 @@ class Site:
             "exact": words.exact,
             "size": words.size,
             "dicom_date": words.dicom_date,
+            "order_source": words.order_source,
             "anchor": anchor,
             "path": path,
             "query": urlencode,

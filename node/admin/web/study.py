@@ -62,6 +62,8 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
     )
     return {
         "study": row,
+        "orders": site.records.orders.of_study(uid),
+        "inquiry": site.records.orders.inquiry(uid),
         "result": words.result(row["status"], word),
         "outdated": bool(word and current and word["id"] != current["id"]),
         "classes": classes(stack, word),

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from node.domain.findings import CLASSES, Consistency, Findings, Priority
 from node.domain.lifecycle import JobState
+from node.domain.orders import Source
 from node.outputs import wording
 
 Row = Mapping[str, Any]
@@ -28,6 +29,12 @@ WAITING_WORDS = {
     "QUEUED": "Waits for a worker.",
     "RUNNING": "Is being analysed.",
     "SUPERSEDED": "More images came; the analysis starts again.",
+}
+ORDER_SOURCES = {
+    Source.CALLER: "sent by",
+    Source.HL7: "HL7 order",
+    Source.WORKLIST: "worklist",
+    Source.HEADER: "image header",
 }
 
 
@@ -110,6 +117,11 @@ def _of_findings(data: Row, reason: str) -> Result:
         tuple(detail for detail in details if detail),
         findings.segmentation.volume_ml if findings.segmentation else None,
     )
+
+
+def order_source(source: str | None) -> str:
+    """Who said how urgent a study is."""
+    return ORDER_SOURCES[Source(source)] if source else ""
 
 
 def probability(value: float) -> str:

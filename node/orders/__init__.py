@@ -1,0 +1,1 @@
+"""How urgent others say a study is: asked of a modality worklist, heard from HL7 orders."""
