@@ -63,7 +63,7 @@ class Worklist:
                     count += 1
                     if _is_of(item, study, study_date, by) and (said := _priority(item)):
                         found.append(said)
-                if found:
+                if found or not assoc.is_established:
                     break
         finally:
             if assoc.is_established:

@@ -1,4 +1,4 @@
-"""The order in which waiting jobs are taken: STAT first, nobody starves, a late order still moves a job up."""
+"""In which order waiting jobs are taken: STAT first, nobody starves, a late order still moves a job up."""
 
 from __future__ import annotations
 
