@@ -6,7 +6,6 @@ AA: recorded, or nothing to record. AE: the database is away, send again. AR: no
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import hl7
 from hl7.mllp import HL7StreamReader, HL7StreamWriter, InvalidBlockError, start_hl7_server
 
+from node.domain.admission import is_inside, networks
 from node.domain.errors import PermanentError, SettingsError, TransientError
 from node.domain.orders import Source
 from node.orders import messages
@@ -38,7 +38,7 @@ class Hl7Listener:
     def __init__(self, settings: Hl7Orders, records: Records) -> None:
         self._settings = settings
         self._records = records
-        self._networks = [ipaddress.ip_network(a) for a in settings.addresses or LOOPBACK]
+        self._networks = networks(settings.addresses or LOOPBACK)
         self._connections: set[asyncio.Task[Any]] = set()
 
     async def serve(self, stopping: Callable[[], bool]) -> None:
@@ -108,12 +108,7 @@ class Hl7Listener:
             await writer.drain()
 
     def _may_connect(self, address: str) -> bool:
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(ip, "ipv4_mapped", None) or ip
-        return any(mapped in network for network in self._networks)
+        return is_inside(address, self._networks)
 
     def take(self, block: bytes, address: str) -> str:
         """Record what a message says; the text of its acknowledgement."""

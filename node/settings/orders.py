@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from node.domain.orders import OrderPriority, Rules
-from node.settings.base import AeTitle, PeerTls, Port, Section, Tls
+from node.settings.base import AeTitle, NetworkText, PeerTls, Port, Section, Tls
 
 
 class WorklistPeer(Section):
@@ -28,21 +27,11 @@ class Hl7Orders(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[NetworkText, ...] = ()
     """Who may connect, as in 10.0.0.0/8; empty: this machine alone."""
     tls: Tls = Tls()
     accession: tuple[str, ...] = ("IPC-1", "OBR-18", "ORC-3", "OBR-3")
     """Where the accession number stands: the first of these fields that is not empty."""
-
-    @field_validator("addresses")
-    @classmethod
-    def _are_networks(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        for address in addresses:
-            try:
-                ipaddress.ip_network(address)
-            except ValueError as error:
-                raise ValueError(f"{error}: write an address, or a network as in 10.0.0.0/8") from None
-        return addresses
 
     @field_validator("accession")
     @classmethod

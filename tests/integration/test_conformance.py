@@ -25,11 +25,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node import commitment, intake, scp, scu, stow, transcode
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.orders import worklist
 from node.outputs import codes
 from node.outputs.catalogue import ALL_NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
-from node.settings import OUTPUT_NAMES, Destination, PeerTls, Scp, Tls
+from node.settings import OUTPUT_NAMES, Destination, Hl7Orders, Orders, PeerTls, Scp, Tls, WorklistPeer
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -239,9 +240,17 @@ def test_the_character_sets() -> None:
     assert {term for (term,) in table("Character sets", 0)} == known
 
 
+def test_the_worklist_query() -> None:
+    query = worklist._query("A", "P")
+    used = {e.keyword for e in query} | {e.keyword for e in query.ScheduledProcedureStepSequence[0]}
+    assert {name for (name,) in table("Worklist query", 0)} == used
+    assert f"after {worklist.MOST_ITEMS} items" in DOCUMENT.read_text(encoding="utf-8")
+
+
 def test_the_settings() -> None:
     told = table("Settings of the network", 0)
-    sections = {"scp": Scp, "scp.tls": Tls, "destination": Destination, "destination.tls": PeerTls}
+    sections = {"scp": Scp, "scp.tls": Tls, "destination": Destination, "destination.tls": PeerTls,
+                "orders": Orders, "orders.worklist": WorklistPeer, "orders.hl7": Hl7Orders}  # fmt: skip
     expected = {
         (f"{name}.{field}",)
         for name, model in sections.items()
