@@ -111,7 +111,26 @@ def test_slices_that_are_not_told_do_not_calibrate() -> None:
     other = evaluate.calibrate(found[20:], Aggregation.plain())
     assert one.slice_scale == other.slice_scale and one.slice_bias == other.slice_bias
     judged = evaluate.judge(blind[0], evaluate.Fitted(one, dict.fromkeys(CLASSES, 0.5)))
-    assert not judged.case.slices_told
+    assert not judged.case.slices_told.any() and judged.case.study_told.all()
+
+
+def test_a_class_that_a_set_does_not_tell_is_calibrated_by_the_others_alone() -> None:
+    """A set that draws blood and names no subtype teaches nothing about subtypes, not that there are none."""
+    found = predictions()
+    only_any = np.zeros((4, 6), bool)
+    only_any[:, 0] = True
+    untold = [
+        replace(one, told=only_any, labels=one.labels * only_any, truth=one.truth * only_any[0])
+        for one in found[:20]
+    ]
+    mixed, alone = evaluate.fit_operating([*untold, *found[20:]]), evaluate.fit_operating(found[20:])
+    assert [mixed.thresholds[name] for name in CLASSES[2:]] == pytest.approx(
+        [alone.thresholds[name] for name in CLASSES[2:]], abs=0.2
+    )
+    judged = evaluate.judge(untold[0], mixed).case
+    assert judged.study_told.tolist() == [True] + 5 * [False]
+    nobody = evaluate.fit_operating(untold)  # no subtype is told at all: it is called at one half
+    assert nobody.thresholds["subdural"] == 0.5 and np.isfinite(nobody.aggregation.series_bias).all()
 
 
 def _called(any_there: bool) -> Judged:

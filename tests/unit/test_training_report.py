@@ -68,6 +68,23 @@ def test_studies_without_slice_truth_count_as_studies_only() -> None:
     assert told["cases"]["studies_without_slice_truth"] == 24 and "slice" not in told["rsna_log_loss"]
 
 
+def test_a_class_that_is_not_told_counts_in_no_figure_of_it() -> None:
+    """INSTANCE draws blood and tells no subtype; beside it a set that tells everything."""
+    only_any = np.zeros((8, 6), bool)
+    only_any[:, 0] = True
+    whole, rest = patients(24), patients(24, seed=1)
+    bare = [replace(one, patient=f"i{one.patient}", told=only_any, labels=one.labels * only_any) for one in rest]
+    told, alone = report.summarise([*whole, *bare], AT, draws=5), report.summarise(whole, AT, draws=5)
+    for level in ("slice", "study"):
+        assert told[level]["subdural"]["n"] == alone[level]["subdural"]["n"] < told[level]["any"]["n"]
+        assert told[level]["subdural"]["auc"][0] == alone[level]["subdural"]["auc"][0]
+        assert told["rsna_log_loss"][level][0] == alone["rsna_log_loss"][level][0]
+    assert told["slice"]["any"]["positive"] == sum(int(one.labels[:, 0].sum()) for one in [*whole, *rest])
+    assert told["cases"]["studies_with_untold_classes"] == 24
+    by_itself = report.summarise(bare, AT, draws=5)
+    assert by_itself["study"]["subdural"]["n"] == 0 and not by_itself["rsna_log_loss"]
+
+
 def test_perfect_scores_are_right_in_everything_and_have_no_spread() -> None:
     cases = [case(f"p{index}") for index in range(6)]
     cases += [case(f"n{index}", labels=np.zeros((3, 6), np.uint8), slices=np.zeros((3, 6), np.float32),

@@ -94,13 +94,14 @@ def judge(prediction: Prediction, fitted: Fitted) -> Judged:
     known = np.asarray([name in prediction.knows for name in CLASSES])
     series = aggregation.series_probabilities(evidence)
     at = np.asarray([fitted.thresholds[name] for name in CLASSES])
-    told = bool(prediction.told.all())
+    told = bool(prediction.told.any())
     one = Case(
         patient=prediction.patient,
         labels=prediction.labels,
         slices=np.where(known, aggregation.slice_probabilities(evidence), 0).astype(np.float32),
         series=np.where(known, series, 0).astype(np.float32),
         study_labels=None if told else prediction.truth,
+        told=prediction.told if told else None,
         drawn=drawn(prediction, fitted.mask_threshold),
         truth=prediction.mask,
         mask_known=prediction.mask_known,
@@ -138,6 +139,7 @@ def agreement(classified: Sequence[Judged], segmented: Sequence[Judged]) -> dict
 
 def operating_point(judged: Sequence[Judged]) -> dict[str, Any]:
     """Share of series with and without any bleed that are called right, thresholds cross-fitted."""
+    judged = [one for one in judged if one.case.study_told[0]]
     called = np.asarray([one.called[0] for one in judged], bool)
     positive = np.asarray([bool(study(one.case)[0]) for one in judged])
     return {
@@ -175,7 +177,9 @@ def choose_mixture(predictions: Sequence[Prediction]) -> Aggregation:
         labels = np.concatenate([one.labels[:, 0] for one in predictions]).astype(float)
         strongest = np.stack([aggregation.strongest(one) for one in evidence]).astype(float)
         by_slice = metrics.auc(labels[told], np.concatenate(evidence).astype(float)[told])
-        by_series = metrics.auc(np.stack([one.truth[0] for one in predictions]).astype(float), strongest)
+        known = np.asarray([one.study_told[0] for one in predictions])
+        truth = np.asarray([one.truth[0] for one in predictions], float)
+        by_series = metrics.auc(truth[known], strongest[known])
         return float(np.nansum([by_slice, by_series]))
 
     return max((Aggregation.plain(*weights) for weights in MIXTURES), key=merit)
@@ -191,7 +195,7 @@ def calibrate(predictions: Sequence[Prediction], aggregation: Aggregation) -> Ag
     )
     told = np.concatenate([one.told for one in predictions])
     slice_scale, slice_bias = _platt(*slices, told)
-    series_scale, series_bias = _platt(*series, np.ones(series[1].shape, bool))
+    series_scale, series_bias = _platt(*series, np.stack([one.study_told for one in predictions]))
     return replace(
         aggregation,
         slice_scale=slice_scale,
@@ -210,7 +214,9 @@ def _platt(
         seen = told[:, place]
         few = labels[seen, place].sum() < FEW
         given = scales[0] if few and scales else None
-        scale, bias = _fit_platt(evidence[seen, place], labels[seen, place], given)
+        scale, bias = given or 1.0, 0.0
+        if seen.any():
+            scale, bias = _fit_platt(evidence[seen, place], labels[seen, place], given)
         scales.append(round(scale, 4))
         biases.append(round(bias, 4))
     return tuple(scales), tuple(biases)
@@ -239,13 +245,15 @@ def thresholds(
 ) -> dict[str, float]:
     """Series thresholds: below them stays the wanted share of the patients without the class, or best F1."""
     truth, score = _series(predictions, aggregation)
+    told = np.stack([one.study_told for one in predictions])
     chosen = {}
     for place, name in enumerate(CLASSES):
         wanted = ALARM_SPECIFICITY if name == "any" else SPECIFICITY
+        seen = truth[told[:, place], place], score[told[:, place], place]
         if rules.series == "f1":
-            threshold = metrics.threshold_of_best_f1(truth[:, place], score[:, place])
+            threshold = metrics.threshold_of_best_f1(*seen)
         else:
-            threshold = metrics.threshold_at_specificity(truth[:, place], score[:, place], wanted) + 5e-5
+            threshold = metrics.threshold_at_specificity(*seen, wanted) + 5e-5
         chosen[name] = round(threshold, 4) if np.isfinite(threshold) else 0.5
     return chosen
 

@@ -47,6 +47,11 @@ class Prediction:
     knows: frozenset[str] = frozenset(CLASSES)
     cell_mm: Spacing | None = None
 
+    @property
+    def study_told(self) -> NDArray[np.bool_]:
+        """Classes (6,) of `truth` that are known: those every slice tells; all where none tells any."""
+        return np.asarray(self.told.all(axis=0) | ~self.told.any())
+
 
 def drawn(prediction: Prediction, threshold: float) -> NDArray[np.bool_] | None:
     """The mask (n, y, x) at this probability, None where the networks draw none."""

@@ -21,13 +21,15 @@ class Case:
 
     patient: str
     labels: NDArray[np.uint8]
-    """Slice truth (n, 6); not looked at where `study_labels` is given."""
+    """Slice truth (n, 6), where `told`."""
     slices: NDArray[np.float32]
     """Calibrated slice probabilities (n, 6)."""
     series: NDArray[np.float32]
     """Calibrated series probabilities (6,)."""
     study_labels: NDArray[np.uint8] | None = None
     """Truth of the study (6,) where its slices have none (CQ500); else the study has what its slices have."""
+    told: NDArray[np.bool_] | None = None
+    """Slice labels (n, 6) that are known (INSTANCE: "any"); None: all, or none with `study_labels`."""
     drawn: NDArray[np.bool_] | None = None
     """The "any" mask (n, y, x) as the model draws it, on the network's grid."""
     truth: NDArray[np.bool_] | None = None
@@ -42,9 +44,17 @@ class Case:
     """Grad-CAM++ of "any", 0 to 1, (n, h, w), on the grid of the mask or a coarser one."""
 
     @property
-    def slices_told(self) -> bool:
-        """Whether the slices have a truth of their own."""
-        return self.study_labels is None
+    def slices_told(self) -> NDArray[np.bool_]:
+        """Slice labels (n, 6) that are known."""
+        if self.told is not None:
+            return self.told
+        return np.full((len(self.slices), len(CLASSES)), self.study_labels is None)
+
+    @property
+    def study_told(self) -> NDArray[np.bool_]:
+        """Classes (6,) whose truth is known of the whole study: those that every slice tells."""
+        whole = self.study_labels is not None
+        return np.ones(len(CLASSES), bool) if whole else self.slices_told.all(axis=0)
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -60,7 +70,7 @@ class Case:
 
 
 def study(case: Case) -> NDArray[np.uint8]:
-    """Truth (6,) of the whole study."""
+    """Truth (6,) of the whole study, where `study_told`."""
     return np.asarray(case.labels.max(axis=0) if case.study_labels is None else case.study_labels)
 
 
@@ -77,10 +87,12 @@ def check(cases: Sequence[Case]) -> None:
 def _problems(case: Case) -> list[str]:
     count = len(case.slices)
     wanted: dict[str, tuple[int, ...]] = {"slices": (count, len(CLASSES)), "series": (len(CLASSES),)}
-    if case.slices_told:
+    if case.study_labels is None:
         wanted["labels"] = (count, len(CLASSES))
     else:
         wanted["study_labels"] = (len(CLASSES),)
+    if case.told is not None:
+        wanted |= {"labels": (count, len(CLASSES)), "told": (count, len(CLASSES))}
     wanted |= {name: (count,) for name in ("mask_known", "by_hand") if getattr(case, name) is not None}
     if case.truth is not None:
         wanted["truth"] = (count, *case.truth.shape[1:])
@@ -101,7 +113,7 @@ def _values(case: Case) -> list[str]:
             found.append(f"{name} holds NaN or infinity")
         elif values is not None and ((values < 0) | (values > 1)).any():
             found.append(f"{name} holds a value outside 0 to 1")
-    if (study(case) > 1).any() or (case.slices_told and (case.labels > 1).any()):
+    if (study(case) > 1).any() or (case.study_labels is None and (case.labels > 1).any()):
         found.append("a label is neither 0 nor 1")
     if case.cell_mm is not None and not all(np.isfinite(side) and side > 0 for side in case.cell_mm):
         found.append(f"cell_mm is {case.cell_mm}")

@@ -35,6 +35,8 @@ def unknown(summary: Summary) -> list[str]:
     counts = summary["cases"]
     told = [
         (counts["studies_without_slice_truth"], "studies tell no truth for slices: not in a slice figure"),
+        (counts["studies_with_untold_classes"],
+         "studies tell the truth of some classes only: they count in the figures of those alone"),
         (counts["studies_without_cell_size"],
          f"of {counts['studies']} studies do not tell the size of a pixel: their distances and volumes "
          "are in pixels of the network's grid, and no mL can be said"),

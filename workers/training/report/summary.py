@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
-from workers.training.metrics import Array, Draws, Index
+from workers.training.metrics import Array, Draws, Index, Interval
 from workers.training.report import explanation, masks
 from workers.training.report.case import Case, check, study
 from workers.training.report.classes import Scores, describe, predictive_values, rsna_log_loss
@@ -22,33 +23,43 @@ LEVELS = ("slice", "study")
 
 @dataclass(frozen=True)
 class Level:
-    """Truth and probability (n, 6) of slices or of studies; `owners` (n,) is the place of the case."""
+    """Truth, whether it is told, and probability (n, 6) of slices or studies; `owners` (n,) is the case."""
 
     owners: Index
     truth: Array
+    told: NDArray[np.bool_]
     score: Array
 
     def scores(self, name: str) -> Scores:
-        """One class of it."""
+        """One class of it, where that is told."""
         place = CLASSES.index(name)
-        return Scores(self.owners, self.truth[:, place], self.score[:, place])
+        told = self.told[:, place]
+        return Scores(self.owners[told], self.truth[told, place], self.score[told, place])
+
+    def log_loss(self, draws: Draws) -> Interval | None:
+        """RSNA 2019's, where every class is told; None where it is so nowhere."""
+        whole = self.told.all(axis=1)
+        if not whole.any():
+            return None
+        return rsna_log_loss(draws, self.owners[whole], self.truth[whole], self.score[whole])
 
 
 def level(cases: Sequence[Case], which: str) -> Level:
-    """All slices that have a truth of their own, or all studies."""
+    """All slices of which anything is told, or all studies."""
     if which == "study":
-        truth = np.stack([study(case) for case in cases])
         return Level(
             np.arange(len(cases)),
-            truth.astype(float),
+            np.stack([study(case) for case in cases]).astype(float),
+            np.stack([case.study_told for case in cases]),
             np.stack([case.series for case in cases]).astype(float),
         )
-    told = [(place, case) for place, case in enumerate(cases) if case.slices_told]
+    some = [(place, case) for place, case in enumerate(cases) if case.slices_told.any()]
     none = np.zeros((0, len(CLASSES)))
     return Level(
-        np.asarray([place for place, case in told for _ in case.slices], np.intp),
-        np.concatenate([none, *(case.labels for _, case in told)]).astype(float),
-        np.concatenate([none, *(case.slices for _, case in told)]).astype(float),
+        np.asarray([place for place, case in some for _ in case.slices], np.intp),
+        np.concatenate([none, *(case.labels for _, case in some)]).astype(float),
+        np.concatenate([none.astype(bool), *(case.slices_told for _, case in some)]),
+        np.concatenate([none, *(case.slices for _, case in some)]).astype(float),
     )
 
 
@@ -92,9 +103,7 @@ def summarise(
             for which, one in levels.items()
         },
         "rsna_log_loss": {
-            which: rsna_log_loss(drawn, one.owners, one.truth, one.score)
-            for which, one in levels.items()
-            if whole and len(one.owners)
+            which: loss for which, one in levels.items() if whole and (loss := one.log_loss(drawn))
         },
         "predictive_values": None
         if by_threshold is None
@@ -111,15 +120,18 @@ def _counts(cases: Sequence[Case]) -> dict[str, Any]:
         "patients": len({case.patient for case in cases}),
         "studies": len(cases),
         "slices": sum(len(case.slices) for case in cases),
-        "slices_with_truth": sum(len(case.slices) for case in cases if case.slices_told),
-        "studies_without_slice_truth": sum(not case.slices_told for case in cases),
+        "slices_with_truth": sum(int(case.slices_told.any(axis=1).sum()) for case in cases),
+        "studies_without_slice_truth": sum(not case.slices_told.any() for case in cases),
+        "studies_with_untold_classes": sum(not case.study_told.all() for case in cases),
         "slices_mask_known": sum(int(case.known.sum()) for case in cases),
         "slices_mask_with_blood": sum(int(one.sum()) for one in bloody),
         "slices_mask_with_blood_by_hand": sum(
             int((one & case.hand).sum()) for one, case in zip(bloody, cases, strict=True)
         ),
         "slices_with_blood_without_mask": sum(
-            int(((case.labels[:, ANY] > 0) & ~case.known).sum()) for case in cases if case.slices_told
+            int(((case.labels[:, ANY] > 0) & case.slices_told[:, ANY] & ~case.known).sum())
+            for case in cases
+            if case.slices_told.any()
         ),
         "studies_without_cell_size": sum(case.cell_mm is None for case in cases),
         "studies_with_drawn_mask": sum(case.drawn is not None for case in cases),
