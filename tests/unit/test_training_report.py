@@ -73,7 +73,9 @@ def test_a_class_that_is_not_told_counts_in_no_figure_of_it() -> None:
     only_any = np.zeros((8, 6), bool)
     only_any[:, 0] = True
     whole, rest = patients(24), patients(24, seed=1)
-    bare = [replace(one, patient=f"i{one.patient}", told=only_any, labels=one.labels * only_any) for one in rest]
+    bare = [
+        replace(one, patient=f"i{one.patient}", told=only_any, labels=one.labels * only_any) for one in rest
+    ]
     told, alone = report.summarise([*whole, *bare], AT, draws=5), report.summarise(whole, AT, draws=5)
     for level in ("slice", "study"):
         assert told[level]["subdural"]["n"] == alone[level]["subdural"]["n"] < told[level]["any"]["n"]

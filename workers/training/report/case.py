@@ -53,8 +53,9 @@ class Case:
     @property
     def study_told(self) -> NDArray[np.bool_]:
         """Classes (6,) whose truth is known of the whole study: those that every slice tells."""
-        whole = self.study_labels is not None
-        return np.ones(len(CLASSES), bool) if whole else self.slices_told.all(axis=0)
+        if self.study_labels is not None:
+            return np.ones(len(CLASSES), bool)
+        return np.asarray(self.slices_told.all(axis=0))
 
     @property
     def known(self) -> NDArray[np.bool_]:
