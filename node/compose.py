@@ -53,11 +53,14 @@ class Composer:
         self._records = records
         self._spool = spool
 
-    def round(self) -> int:
+    def round(self, leads: Callable[[], bool] = lambda: True) -> int:
         """Compose every job that waits for it, the most urgent first. Returns how many there were."""
+        if not leads():
+            return 0
         waiting = self._records.jobs.to_report()
         for job in waiting:
-            self._attempt(job)
+            if leads():
+                self._attempt(job)
         return len(waiting)
 
     def _attempt(self, job: Job) -> None:
@@ -243,12 +246,14 @@ def encode(ds: Dataset) -> bytes:
     return stream.getvalue()
 
 
-def run(composer: Composer, stopping: Callable[[float], bool]) -> None:
-    """Compose what waits, until `stopping(seconds)`, which waits that long at most, says so."""
+def run(
+    composer: Composer, stopping: Callable[[float], bool], leads: Callable[[], bool] = lambda: True
+) -> None:
+    """Compose what waits while it `leads`, until `stopping(seconds)` (which waits that long) says so."""
     wait_s = TICK_S
     while not stopping(wait_s):
         try:
-            composer.round()
+            composer.round(leads)
             wait_s = TICK_S
         except TransientError as error:
             log.error("composing waits: %s", error)

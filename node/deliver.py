@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from pydicom.dataset import Dataset
@@ -20,6 +21,7 @@ from node.settings import Destination, Settings
 from node.spool import Spool
 from node.store.commitments import Asked
 from node.store.deliveries import Due
+from node.store.leaders import of_destination
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -151,15 +153,17 @@ class Courier:
         return True
 
 
-def run(courier: Courier, stopping: Callable[[float], bool]) -> None:
-    """Carry until `stopping(seconds)` says so; after a failure wait the courier's pause before another batch.
+def run(
+    courier: Courier, stopping: Callable[[float], bool], leads: Callable[[], bool] = lambda: True
+) -> None:
+    """Carry while it `leads`, until `stopping(seconds)` says so; after a failure wait the courier's pause.
 
     Whatever goes wrong is written to the log: a courier that ended would leave its destination in silence.
     """
     wait_s = TICK_S
     while not stopping(wait_s):
         try:
-            wait_s = TICK_S if courier.round() else courier.pause_s()
+            wait_s = TICK_S if not leads() or courier.round() else courier.pause_s()
         except TransientError as error:
             log.error("delivering waits: %s", error)
             wait_s = courier.pause_s()
@@ -169,9 +173,16 @@ def run(courier: Courier, stopping: Callable[[float], bool]) -> None:
 
 
 def start_couriers(
-    settings: Settings, records: Records, spool: Spool, stopping: Callable[[float], bool]
+    settings: Settings,
+    records: Records,
+    spool: Spool,
+    stopping: Callable[[float], bool],
+    leads: Callable[[str], bool] = lambda name: True,
 ) -> list[threading.Thread]:
-    """One thread for each destination. Raises SettingsError when one of them cannot be spoken to at all."""
+    """One thread for each destination, at work while this process `leads` there.
+
+    Raises SettingsError when one of them cannot be spoken to at all.
+    """
     carriers = [(d, carrier_to(d, settings.scp.ae_title)) for d in settings.destination]
     for _, carrier in carriers:
         carrier.check()
@@ -180,7 +191,7 @@ def start_couriers(
         courier = Courier(destination, carrier, records, spool)
         thread = threading.Thread(
             target=run,
-            args=(courier, stopping),
+            args=(courier, stopping, partial(leads, of_destination(destination.name))),
             name=f"deliver-{destination.name}",
             daemon=True,
         )

@@ -90,12 +90,17 @@ class Housekeeper:
                 self._records.arrivals.close_associations_of(listener, now)
 
 
-def run(housekeeper: Housekeeper, stopping: Callable[[float], bool]) -> None:
-    """Keep house until `stopping(seconds)` says so. Whatever goes wrong is logged, and tried again."""
+def run(
+    housekeeper: Housekeeper,
+    stopping: Callable[[float], bool],
+    leads: Callable[[], bool] = lambda: True,
+) -> None:
+    """Keep house while it `leads`, until `stopping(seconds)` says so. What goes wrong is tried again."""
     wait_s = 0.0
     while not stopping(wait_s):
         try:
-            housekeeper.round(time.time(), lambda: stopping(0))
+            if leads():
+                housekeeper.round(time.time(), lambda: stopping(0) or not leads())
             wait_s = TICK_S
         except TransientError as error:
             log.error("housekeeping waits: %s", error)

@@ -229,12 +229,13 @@ def _keep(taken: SeriesRow | None, choice: Choice) -> Choice:
     return Choice(taken.series_instance_uid if readable else None, {**skipped, str(choice.chosen): reason})
 
 
-def run(clock: Clock, stopping: Callable[[float], bool]) -> None:
-    """Tick until `stopping(seconds)`, which waits that long at most, says so."""
+def run(clock: Clock, stopping: Callable[[float], bool], leads: Callable[[], bool] = lambda: True) -> None:
+    """Tick while it `leads`, until `stopping(seconds)`, which waits that long at most, says so."""
     wait_s = TICK_S
     while not stopping(wait_s):
         try:
-            clock.tick(time.time())
+            if leads():
+                clock.tick(time.time())
             wait_s = TICK_S
         except TransientError as error:
             log.error("the clock skips a round: %s", error)

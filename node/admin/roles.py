@@ -12,14 +12,19 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from node.domain.errors import SettingsError, TransientError
 from node.liveness import process_name
 from node.settings import Settings
 from node.spool import Spool
 from node.store.records import Records, open_records
+
+if TYPE_CHECKING:
+    from node.leadership import Candidate
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +113,22 @@ def settle(settings: Settings) -> None:
     """The clock, and the housekeeping beside it."""
     from node import housekeeping
     from node.broker import Doorbell
+    from node.leadership import Candidate
     from node.settle import Clock, run
+    from node.store.leaders import CLOCK, HOUSEKEEPING
 
     records = open_records(settings)
     housekeeper = housekeeping.Housekeeper(settings, records, spool_of(settings))
-    with stopping() as stop, beating(records, "settle"):
+    candidate = Candidate(records, (CLOCK, HOUSEKEEPING))
+    with stopping() as stop, _standing(records, "settle", candidate):
         keeping = threading.Thread(
-            target=housekeeping.run, args=(housekeeper, stop), name="housekeeping", daemon=True
+            target=housekeeping.run,
+            args=(housekeeper, stop, partial(candidate.leads, HOUSEKEEPING)),
+            name="housekeeping",
+            daemon=True,
         )
         keeping.start()
-        run(Clock(settings, records, Doorbell(settings)), stop)
+        run(Clock(settings, records, Doorbell(settings)), stop, partial(candidate.leads, CLOCK))
         keeping.join(timeout=3)
     records.close()
 
@@ -126,11 +137,20 @@ def deliver(settings: Settings) -> None:
     """Builds the objects and sends them."""
     from node.compose import Composer, run
     from node.deliver import start_couriers
+    from node.leadership import Candidate
+    from node.store.leaders import COMPOSE, of_destination
 
     records, spool = open_records(settings), spool_of(settings)
-    with stopping() as stop, beating(records, "deliver"):
-        couriers = start_couriers(settings, records, spool, stop)
-        run(Composer(settings, records, spool), stop)
+    of_name = {of_destination(d.name): d.name for d in settings.destination}
+
+    def took(name: str, before: str) -> None:
+        if name in of_name and (count := records.leaders.release_leases(of_name[name], before)):
+            log.warning("the %d deliveries that %s had taken are due again", count, before)
+
+    candidate = Candidate(records, (COMPOSE, *of_name), took=took)
+    with stopping() as stop, _standing(records, "deliver", candidate):
+        couriers = start_couriers(settings, records, spool, stop, candidate.leads)
+        run(Composer(settings, records, spool), stop, partial(candidate.leads, COMPOSE))
         for courier in couriers:
             courier.join(timeout=3)
     records.close()
@@ -269,7 +289,14 @@ def stopping() -> Iterator[Callable[[float], bool]]:
 
 
 @contextlib.contextmanager
-def beating(records: Records, role: str) -> Iterator[None]:
+def _standing(records: Records, role: str, candidate: Candidate) -> Iterator[None]:
+    """A heartbeat that says what this process leads, while it stands for it."""
+    with candidate.standing(), beating(records, role, lambda: {"leads": candidate.leading()}):
+        yield
+
+
+@contextlib.contextmanager
+def beating(records: Records, role: str, detail: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
     """A heartbeat row while the block runs."""
     name = f"{role}@{process_name()}"
     over = threading.Event()
@@ -277,7 +304,7 @@ def beating(records: Records, role: str) -> Iterator[None]:
     def beat() -> None:
         while True:
             try:
-                records.views.beat(name, role, {}, time.time())
+                records.views.beat(name, role, detail(), time.time())
             except TransientError as error:
                 log.warning("heartbeat: %s", error)
             if over.wait(BEAT_S):

@@ -16,6 +16,7 @@ from node.store.engine import migrate, open_engine
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
 from node.store.keeping import Keeping
+from node.store.leaders import Leaders
 from node.store.orders import Orders
 from node.store.pauses import Pauses
 from node.store.people import People
@@ -43,6 +44,7 @@ class Records:
         self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)
         self.keeping = Keeping(engine)
+        self.leaders = Leaders(engine)
         self.priors = Priors(engine)
         self.views = Views(engine)
         self.people = People(engine)

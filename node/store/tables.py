@@ -247,6 +247,16 @@ heartbeats = Table(
     Column("detail", JSON, nullable=False),
 )
 
+leaders = Table(  # who plays a part that only one process may play at a time
+    "leaders",
+    metadata,
+    Column("name", String(80), primary_key=True),  # node.store.leaders
+    Column("holder", String(64), nullable=False),  # node.liveness.process_name; empty: nobody
+    Column("term", Integer, nullable=False),  # counts its holders
+    Column("beat", Integer, nullable=False),  # counts the renewals of the present one
+    Column("since", Float, nullable=False),
+)
+
 incidents = Table(  # what a person should look into: conflicts between what came and what was there
     "incidents",
     metadata,

@@ -436,13 +436,33 @@ def test_a_process_that_was_replaced_is_not_missed() -> None:
     gone = {**worker, "process": "worker@a:1", "alive": False, "started_at": 0, "seen_at": 50}
     newer = {**worker, "process": "worker@a:2", "alive": True, "started_at": 60, "seen_at": 99}
     elsewhere = {**newer, "process": "worker@b:2"}
+    older = {**elsewhere, "started_at": 40}
+    twin = {**gone, "process": "worker@c:1"}
 
     def lost(*processes: dict[str, object]) -> list[str]:
         found: list[str] = next(r for r in words.roles(processes, 100) if r["role"] == "worker")["lost"]
         return found
 
     assert lost(gone, newer) == []
-    assert lost(gone, elsewhere) == ["worker@a:1"]
+    assert lost(gone, elsewhere) == [], "a container in another's place has another host name"
+    assert lost(gone, older) == ["worker@a:1"], "it was there before"
+    assert lost(gone, twin, newer) == ["worker@c:1"], "one stands for one, and first for its own host's"
+    again = {**gone, "process": "worker@a:3", "started_at": 51, "seen_at": 55}
+    assert lost(gone, again, newer) == []
+
+
+def test_who_leads_and_who_stands_by_is_shown(client: TestClient, site: Site) -> None:
+    now = time.time()
+    site.records.views.beat("settle@host-a:0:1:17", "settle", {"leads": ["clock", "housekeeping"]}, now)
+    page = client.get("/queue").text
+    assert "leads" not in page, "where there is one process it goes without saying"
+    site.records.views.beat("settle@host-b:0:1:18", "settle", {"leads": []}, now)
+    page = " ".join(client.get("/queue").text.split())
+    assert "host-a, process 17, leads clock, housekeeping; 1 stands by" in page
+    site.records.views.part("settle@host-a:0:1:17")
+    assert "waits for another process to leave the lead" in client.get("/queue").text
+    figures = client.get("/metrics").text
+    assert 'ichnode_led{part="clock"} 0.0' in figures and 'ichnode_led{part="deliver:pacs"} 0.0' in figures
 
 
 @pytest.mark.parametrize(

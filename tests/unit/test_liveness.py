@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from node import liveness
-from node.liveness import is_gone, namespace, process_name
+from node.liveness import is_gone, is_visible, namespace, process_name, started
 
 
 def dead_pid() -> int:
@@ -29,8 +29,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_a_name_is_host_namespace_and_pid() -> None:
-    assert process_name() == f"{socket.gethostname()}:{namespace()}:{os.getpid()}"
+def test_a_name_is_host_namespace_start_and_pid() -> None:
+    assert process_name() == f"{socket.gethostname()}:{namespace()}:{started(os.getpid()):x}:{os.getpid()}"
+    assert started(os.getpid()) > 0
     assert process_name(17).endswith(":17")
 
 
@@ -57,13 +58,36 @@ def test_a_process_that_ended_is_gone_on_a_host_with_a_long_name(monkeypatch: py
 
 
 def test_a_process_of_another_host_is_never_judged() -> None:
-    assert not is_gone(f"another-host:{namespace()}:{dead_pid()}")
+    assert not is_gone(f"another-host:{namespace()}:1f:{dead_pid()}")
+
+
+def test_a_pid_that_was_given_again_is_not_the_process_that_had_it() -> None:
+    """A container that is started anew calls its process 1 once more."""
+    start, pid = started(os.getpid()), os.getpid()
+    before = process_name().replace(f":{start:x}:{pid}", f":{start - 1:x}:{pid}")
+    assert is_visible(before) and is_gone(before)
+    unknown = process_name().replace(f":{start:x}:{pid}", f":0:{pid}")
+    assert is_visible(unknown) and not is_gone(unknown)
+
+
+def test_the_start_of_a_process_is_read_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "7").mkdir()
+    fields = " ".join(map(str, range(3, 53)))
+    (tmp_path / "7/stat").write_text(f"7 (a) 1 (b) {fields}")
+    monkeypatch.setattr(liveness, "PROC", tmp_path)
+    assert started(7) == 22 and started(8) == 0
+
+
+def test_a_name_of_an_earlier_version_is_never_judged() -> None:
+    assert not is_gone(f"{socket.gethostname()}:{namespace()}:{dead_pid()}")
 
 
 def test_a_pid_of_another_namespace_says_nothing_whatever_it_is_here(elsewhere: None) -> None:
     name = process_name(dead_pid())
     assert is_gone(name)
-    liveness_here = f"{socket.gethostname()}:ffffffff:{dead_pid()}"
+    liveness_here = f"{socket.gethostname()}:ffffffff:1f:{dead_pid()}"
     assert not is_gone(liveness_here)
 
 
@@ -108,7 +132,7 @@ def test_a_process_of_somebody_else_that_lives_is_not_gone(monkeypatch: pytest.M
     "name",
     ["", ":", "12", f"{socket.gethostname()}", f"{socket.gethostname()}:", f"{socket.gethostname()}:-1",
      f"{socket.gethostname()}:x", f"{socket.gethostname()}:1²", f"{socket.gethostname()}:0",
-     f"{socket.gethostname()}:4194304"],
+     f"{socket.gethostname()}:4194304", f"{socket.gethostname()}:0123abcd:x:1"],
 )  # fmt: skip
 def test_what_is_no_name_is_never_judged(name: str) -> None:
     assert not is_gone(name)

@@ -14,7 +14,7 @@ from node.admin.web import board
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.lifecycle import DeliveryState, JobState
-from node.store import pauses
+from node.store import leaders, pauses
 
 CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 HOUR_S = 3600
@@ -67,8 +67,13 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     took = sorted(row["first_sent_at"] - row["received_at"] for row in timed if row["first_sent_at"])
     disk = board.disk(site, now)
     yield "info", "The version that runs.", [("", {"version": __version__}, 1)]
-    alive = [("", {"role": role["role"]}, role["alive"]) for role in board.roles(site, now)]
+    roles = board.roles(site, now)
+    alive = [("", {"role": role["role"]}, role["alive"]) for role in roles]
     yield "processes_alive", "Processes of each role seen within the last seconds.", alive
+    led = {name for role in roles for one in role["leaders"] for name in one["leads"]}
+    parts = (leaders.CLOCK, leaders.HOUSEKEEPING, leaders.COMPOSE, *map(leaders.of_destination, names))
+    leading: list[Sample] = [("", {"part": part}, float(part in led)) for part in parts]
+    yield "led", "1 where a living process leads this part of the node.", leading
     jobs: list[Sample] = [("", {"state": s.value}, counts["jobs"].get(s.value, 0)) for s in JobState]
     yield "jobs", "Jobs in each state.", jobs
     unsent: list[Sample] = []

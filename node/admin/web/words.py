@@ -141,13 +141,15 @@ def roles(processes: Sequence[Row], now: float, alerting: bool = True) -> list[d
         mine = [p for p in processes if p["role"] == name]
         alive = [p for p in mine if p["alive"]]
         gone = [p for p in mine if not p["alive"] and now - p["seen_at"] < GONE_SHOWN_FOR_S]
-        lost = [p["process"] for p in gone if not any(_replaces(q, p) for q in alive)]
+        leads = [(_who(p["process"]), p["detail"]["leads"]) for p in alive if p["detail"].get("leads")]
         last = max((p["seen_at"] for p in mine), default=None)
         found.append(
             {
                 "role": name,
                 "alive": len(alive),
-                "lost": lost,
+                "lost": _not_replaced(gone, mine),
+                "leaders": [{"process": who, "leads": names} for who, names in leads],
+                "standing_by": sum(p["detail"].get("leads") == [] for p in alive),
                 "last_seen_at": last,
                 "without": WITHOUT[name] if name in needed else "",
                 "detail": alive[0]["detail"] if alive else {},
@@ -156,15 +158,29 @@ def roles(processes: Sequence[Row], now: float, alerting: bool = True) -> list[d
     return found
 
 
-def _replaces(alive: Row, gone: Row) -> bool:
-    """Started on the same host after the other fell silent."""
-    same_host = _host(alive["process"]) == _host(gone["process"])
-    return same_host and alive["started_at"] >= gone["seen_at"]
+def _not_replaced(gone: Sequence[Row], everybody: Sequence[Row]) -> list[str]:
+    """Those after whom nobody started: each process stands for one that fell silent before, if it can of its
+    own host. A container that takes another's place has another host name.
+    """
+    free, lost = sorted(everybody, key=lambda p: float(p["started_at"])), []
+    for old in sorted(gone, key=lambda p: float(p["seen_at"])):
+        later = [p for p in free if p["started_at"] >= old["seen_at"]]
+        same_host = [p for p in later if _host(p["process"]) == _host(old["process"])]
+        if later:
+            free.remove((same_host or later)[0])
+        else:
+            lost.append(str(old["process"]))
+    return lost
 
 
 def _host(process: str) -> str:
-    """role@host:pid → host"""
-    return process.partition("@")[2].rpartition(":")[0]
+    """role@host:namespace:start:pid → host"""
+    return process.partition("@")[2].partition(":")[0]
+
+
+def _who(process: str) -> str:
+    """…→ host, process pid"""
+    return f"{_host(process)}, process {process.rpartition(':')[2]}"
 
 
 class Clock:
