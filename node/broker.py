@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.settings import Settings
@@ -26,6 +28,7 @@ QUEUES = (STAT_QUEUE, QUEUE)
 """In the order in which a worker looks at them."""
 WORKER_MODULE = "workers.tasks"
 LONGEST_SOCKET_PATH = 100
+SENTINEL_PORT = 26379
 START_TIMEOUT_S = 10
 
 INSTALL_REDIS = (
@@ -63,6 +66,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            **({"master_name": settings.broker.master_name} if settings.broker.master_name else {}),
             "socket_connect_timeout": 3,
             "socket_timeout": 30,
             "socket_keepalive": False,
@@ -93,7 +97,7 @@ class Doorbell:
 
     def waiting(self) -> dict[str, int]:
         """How many messages lie in each queue. Raises TransientError when the broker does not answer."""
-        client = _client(broker_url(self._app.settings))
+        client = _client(broker_url(self._app.settings), self._app.settings.broker.master_name)
         from redis.exceptions import RedisError
 
         try:
@@ -161,19 +165,32 @@ def ping(settings: Settings) -> None:
     """Raises TransientError when the broker does not answer."""
     from redis.exceptions import RedisError
 
-    client = _client(broker_url(settings))
+    client = _client(broker_url(settings), settings.broker.master_name)
     try:
         client.ping()
     except RedisError as error:
-        raise TransientError(f"broker {settings.broker.url or 'bundled Redis'}: {error}") from error
+        raise TransientError(f"broker {shown_url(settings) or 'bundled Redis'}: {error}") from error
     finally:
         client.close()
 
 
-def _client(url: str) -> Any:
+def shown_url(settings: Settings) -> str:
+    """The broker's URL without its password; empty for a Redis of the node's own."""
+    return re.sub(r"//[^@/;]*@", "//", settings.broker.url)
+
+
+def _client(url: str, master_name: str = "") -> Any:
     import redis
 
     timeouts: dict[str, Any] = {"socket_connect_timeout": 3, "socket_timeout": 3}
+    if master_name:
+        from redis.sentinel import Sentinel
+
+        parts = [urlsplit(part) for part in url.split(";")]
+        hosts = [(part.hostname or "127.0.0.1", part.port or SENTINEL_PORT) for part in parts]
+        database = int(parts[0].path.strip("/") or 0)
+        sentinel = Sentinel(hosts, sentinel_kwargs=timeouts, **timeouts)
+        return sentinel.master_for(master_name, password=parts[0].password, db=database)
     if url.startswith("redis+socket://"):
         return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **timeouts)
     return redis.Redis.from_url(url, **timeouts)

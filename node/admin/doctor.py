@@ -71,7 +71,7 @@ def _broker(settings: Settings) -> str:
     if not settings.broker.url and not broker.socket_path(settings).exists():
         return f"bundled Redis ({broker.redis_executable()}), started by `ichnode up`"
     broker.ping(settings)
-    return settings.broker.url or "bundled Redis answers"
+    return broker.shown_url(settings) or "bundled Redis answers"
 
 
 def _processes(settings: Settings) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from node.settings.base import Section
 
@@ -14,7 +14,26 @@ class Database(Section):
 
 class Broker(Section):
     url: str = ""
-    """Empty: a Redis of the node's own."""
+    """Empty: a Redis of the node's own; `redis://…`, `rediss://…`, or `sentinel://host:26379;sentinel://…`."""
+    master_name: str = ""
+    """With sentinel:// the name under which the Sentinels watch the Redis."""
+
+    @field_validator("url")
+    @classmethod
+    def _speaks_redis(cls, url: str) -> str:
+        parts = url.split(";") if url else []
+        schemes = {part.partition("://")[0] for part in parts}
+        if not schemes <= {"redis", "rediss", "sentinel"} or len(schemes) > 1:
+            raise ValueError("write redis://host:port/0, or sentinel://host:26379;sentinel://host:26379")
+        if len(parts) > 1 and schemes != {"sentinel"}:
+            raise ValueError("only sentinel:// knows several hosts")
+        return url
+
+    @model_validator(mode="after")
+    def _names_its_master(self) -> Broker:
+        if self.url.startswith("sentinel://") != bool(self.master_name):
+            raise ValueError("sentinel:// and broker.master_name go together: give both, or neither")
+        return self
 
 
 class Model(Section):

@@ -203,8 +203,11 @@ class Crashes:
             log.seek(self._seen)
             return b"ichnode is up" in log.read()
 
+    def stands(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def tend(self) -> None:
-        if self._process is None or self._process.poll() is not None:
+        if not self.stands():
             self.start()
 
     def stop_node(self) -> None:
@@ -260,14 +263,17 @@ class Crashes:
     # -- the load -----------------------------------------------------------------------------------------
 
     def send_forever(self) -> None:
-        node = Destination(name="node", ae_title="ICHNODE", port=self.ports[1])
         while not self._stop.is_set():
             with self._lock:
                 number, self._next = self._next, self._next + 1
-            self._send_study(Peer(node, "MODALITY"), f"{self.seed}-{number}")
+            self._send_study(self.modality(number), f"{self.seed}-{number}")
             self._stop.wait(random.Random(f"{self.seed}{number}").uniform(0.2, 3))
             while len(self.sent) - self.pacs.reports() > BACKLOG and not self._stop.wait(0.2):
                 pass
+
+    def modality(self, number: int) -> Peer:
+        """Who sends the study of this number."""
+        return Peer(Destination(name="node", ae_title="ICHNODE", port=self.ports[1]), "MODALITY")
 
     def _send_study(self, peer: Peer, name: str) -> None:
         """Until every slice was answered with Success: a PACS does so too. Ends only with that."""
@@ -313,7 +319,7 @@ class Crashes:
             self.tend()
         self._stop.set()
         for _ in iter(lambda: any(sender.is_alive() for sender in senders), False):
-            if self._process is None or self._process.poll() is not None:
+            if not self.stands():
                 self._stop.clear()
                 self.start()
                 self._stop.set()
@@ -327,7 +333,7 @@ class Crashes:
         deadline, moved = time.monotonic() + patience_s, time.monotonic()
         ledger, before = self.balance(records), ""
         while not ledger.balances and time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
+            if not self.stands():
                 self._stop.clear()
                 self.start()
             now = json.dumps([ledger.received, ledger.resulted, ledger.delivered, len(self.pacs.objects)])
