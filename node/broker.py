@@ -66,7 +66,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            **({"master_name": settings.broker.master_name} if settings.broker.master_name else {}),
+            **_sentinel_options(settings),
             "socket_connect_timeout": 3,
             "socket_timeout": 30,
             "socket_keepalive": False,
@@ -179,6 +179,21 @@ def shown_url(settings: Settings) -> str:
     return re.sub(r"//[^@/;]*@", "//", settings.broker.url)
 
 
+def _sentinel_options(settings: Settings) -> dict[str, Any]:
+    """For Celery's transport; empty without Sentinel."""
+    if not settings.broker.master_name:
+        return {}
+    return {"master_name": settings.broker.master_name, "sentinel_kwargs": _one_try()}
+
+
+def _one_try() -> dict[str, Any]:
+    """How to ask one Sentinel: once and briefly, since the next one may know (redis-py would try ten times)."""
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return {"socket_connect_timeout": 3, "socket_timeout": 3, "retry": Retry(NoBackoff(), 0)}
+
+
 def _client(url: str, master_name: str = "") -> Any:
     import redis
 
@@ -189,7 +204,7 @@ def _client(url: str, master_name: str = "") -> Any:
         parts = [urlsplit(part) for part in url.split(";")]
         hosts = [(part.hostname or "127.0.0.1", part.port or SENTINEL_PORT) for part in parts]
         database = int(parts[0].path.strip("/") or 0)
-        sentinel = Sentinel(hosts, sentinel_kwargs=timeouts, **timeouts)
+        sentinel = Sentinel(hosts, sentinel_kwargs=_one_try(), **_one_try())
         return sentinel.master_for(master_name, password=parts[0].password, db=database)
     if url.startswith("redis+socket://"):
         return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **timeouts)

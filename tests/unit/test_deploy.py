@@ -1,26 +1,288 @@
-"""What deploy/ ships can be used as it is."""
+"""What deploy/ ships can be used as it is: settings, units, compose file, chart, dashboard and alert rules."""
 
 from __future__ import annotations
 
 import configparser
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
-from node.settings import load
+import pytest
+import yaml
+from sqlalchemy import create_engine
+
+from node.admin.roles import spool_of
+from node.admin.web import metrics
+from node.admin.web.gate import Gate
+from node.admin.web.site import Site
+from node.settings import Destination, Settings, load
+from node.store.engine import migrate
+from node.store.records import Records
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = ("ichnode.service", "ichnode@.service")
+ROLES = ("listen", "settle", "deliver", "worker", "web")
+CHART = DEPLOY / "helm/ichnode"
+GPU_SITE: dict[str, Any] = {
+    "worker": {
+        "device": "cuda",
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    },
+    "web": {"ingress": {"enabled": True, "className": "nginx", "tlsSecret": "tls"}},
+    "networkPolicy": {
+        "enabled": True,
+        "dicomFrom": [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
+        "webFrom": [{"podSelector": {}}],
+    },
+    "metrics": {"serviceMonitor": True},
+    "spool": {"existingClaim": "head-cts"},
+    "extraSecrets": ["tokens"],
+    "settle": {"replicas": 1},
+}
 
 
-def test_the_example_settings_are_valid_and_name_a_destination() -> None:
-    settings = load(DEPLOY / "ichnode.toml")
-    assert [d.name for d in settings.destination] == ["pacs"]
-    assert settings.scp.calling_ae_titles == ("PACS",)
+def documents(file: Path) -> Any:
+    return yaml.safe_load(file.read_text())
 
 
-def test_the_unit_runs_up_as_its_own_user_and_leaves_it_time_to_stop() -> None:
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(DEPLOY / "ichnode.service")
-    service = unit["Service"]
-    assert " up --config " in service["ExecStart"]
-    assert service["User"] != "root"
-    assert int(service["TimeoutStopSec"]) > 10
+@pytest.mark.parametrize("file", ["ichnode.toml", "compose/ichnode.toml"])
+def test_the_example_settings_are_valid_and_name_a_destination(file: str) -> None:
+    settings = load(DEPLOY / file)
+    assert len(settings.destination) == 1
+    assert settings.scp.host == "0.0.0.0"
+
+
+class TestUnits:
+    @staticmethod
+    def service(name: str) -> configparser.SectionProxy:
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read(DEPLOY / "systemd" / name)
+        return unit["Service"]
+
+    @pytest.mark.parametrize("name", UNITS)
+    def test_it_runs_as_its_own_user_and_has_time_to_stop(self, name: str) -> None:
+        service = self.service(name)
+        assert service["User"] != "root"
+        assert int(service["TimeoutStopSec"]) > 10
+
+    def test_one_runs_the_node_and_the_other_a_role(self) -> None:
+        assert " up --config " in self.service(UNITS[0])["ExecStart"]
+        command = self.service(UNITS[1])["ExecStart"]
+        script = re.fullmatch(r"/bin/sh -c '(.*)' %i", command)
+        assert script
+        words = script[1].replace("$$", "$").replace("%%", "%").replace("exec ", "echo ")
+        for instance, role in (("worker-2", "worker"), ("settle", "settle")):
+            said = subprocess.run(["/bin/sh", "-c", words, instance], capture_output=True, text=True)
+            assert said.stdout.split()[1:] == [role, "--config", "/etc/ichnode/ichnode.toml"]
+
+    @pytest.mark.parametrize("name", [*UNITS, "ichnode.target"])
+    def test_systemd_takes_it_and_finds_it_well_guarded(self, name: str, tmp_path: Path) -> None:
+        if shutil.which("systemd-analyze") is None:
+            pytest.skip("not on the PATH: systemd-analyze")
+        unit = tmp_path / name.replace("@", "@worker-1")
+        text = (DEPLOY / "systemd" / name).read_text()
+        unit.write_text(text.replace("/opt/ichnode/.venv/bin/ichnode", "/bin/true"))
+        checked = run("systemd-analyze", "verify", "--man=no", unit)
+        assert (checked.returncode, checked.stderr) == (0, "")
+        if name != "ichnode.target":
+            guarded = run("systemd-analyze", "security", "--offline=yes", "--threshold=25", unit)
+            assert guarded.returncode == 0, guarded.stdout[-500:]
+
+
+def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60, **options)
+
+
+class TestCompose:
+    file = DEPLOY / "compose/compose.yaml"
+
+    def test_every_role_runs_and_shares_settings_and_spool(self) -> None:
+        services = documents(self.file)["services"]
+        commands = {name: of["command"] for name, of in services.items() if "ICHNODE_CONFIG" in str(of)}
+        assert {words[0] for words in commands.values()} == set(ROLES)
+        for name in commands:
+            assert "spool:/var/lib/ichnode" in services[name]["volumes"], name
+            assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"]
+
+    def test_nothing_but_dicom_is_open_to_the_network_by_itself(self) -> None:
+        for name, of in documents(self.file)["services"].items():
+            for port in of.get("ports", ()):
+                assert name == "listen" or port.startswith(("127.0.0.1:", "${ICHNODE_WEB_ADDRESS:-127.0.0.1}:"))
+
+    def test_every_mounted_file_is_there(self) -> None:
+        for of in documents(self.file)["services"].values():
+            for mount in of.get("volumes", ()):
+                source = mount.partition(":")[0]
+                if source.startswith("."):
+                    assert (self.file.parent / source).exists(), mount
+
+    def test_every_variable_without_a_default_is_in_the_example(self) -> None:
+        wanted = set(re.findall(r"\$\{(\w+):\?", self.file.read_text()))
+        given = set(re.findall(r"^(\w+)=", (self.file.parent / "env.example").read_text(), re.MULTILINE))
+        assert wanted and wanted <= given
+
+    def test_docker_compose_takes_it(self) -> None:
+        """Debian's, which knows no `name:`; it reads the file and starts nothing."""
+        if shutil.which("docker-compose") is None:
+            pytest.skip("not on the PATH: docker-compose")
+        options = ["--env-file", "env.example", "-f", "compose.yaml"]
+        profiles = [word for p in ("cpu", "gpu", "pacs", "monitoring") for word in ("--profile", p)]
+        checked = run("docker-compose", *options, *profiles, "config", cwd=self.file.parent)
+        assert checked.returncode == 0, checked.stderr
+        services = yaml.safe_load(checked.stdout)["services"]
+        assert {"worker-cpu", "worker-gpu", "orthanc", "grafana"} <= services.keys()
+
+
+class TestImage:
+    text = (DEPLOY / "Dockerfile").read_text()
+
+    def test_it_ends_as_an_unprivileged_user_with_a_health_check(self) -> None:
+        final = self.text.rpartition("\nFROM ")[2]
+        assert re.findall(r"^USER (\S+)", final, re.MULTILINE) == ["10001:10001"]
+        assert "HEALTHCHECK" in final and "ENTRYPOINT [" in final
+        assert self.text.count("\nFROM ") == 2, "what builds stays out of the image"
+
+    def test_nothing_is_fetched_by_a_moving_name(self) -> None:
+        assert ":latest" not in self.text and "curl" not in self.text and "ADD " not in self.text
+        for line in re.findall(r"apt-get install[^\n]*", self.text):
+            assert "--no-install-recommends" in line
+
+    def test_everything_it_copies_passes_the_ignore_file(self) -> None:
+        root = DEPLOY.parent
+        allowed = set(re.findall(r"^!(\S+)", (root / ".dockerignore").read_text(), re.MULTILINE))
+        copied = {w.removeprefix("./") for line in re.findall(r"^COPY (?!--from)(.*)", self.text, re.MULTILINE)
+                  for w in line.split()[:-1]}  # fmt: skip
+        assert copied == allowed and all((root / name).exists() for name in copied)
+
+    def test_the_chart_and_the_image_agree_on_the_user(self) -> None:
+        assert "runAsUser: 10001" in (CHART / "templates/_helpers.tpl").read_text()
+
+
+class TestChart:
+    """Rendered by Helm itself, in its Python binding, and held against the schemas of Kubernetes."""
+
+    @staticmethod
+    def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+        helm = pytest.importorskip("helm_python")
+        chart = helm.Chart.load(str(CHART))
+        texts = chart.render(values, name="site", namespace="radiology")
+        made = [d for name, text in texts.items() if name.endswith(".yaml") for d in yaml.safe_load_all(text)]
+        return [document for document in made if document]
+
+    @pytest.mark.parametrize("values", [{}, GPU_SITE], ids=["defaults", "everything"])
+    def test_kubernetes_knows_every_field(self, values: dict[str, Any]) -> None:
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        for document in self.render(values):
+            if document["kind"] != "ServiceMonitor":  # of the Prometheus operator, not of Kubernetes
+                kubernetes_validate.validate(document, "1.31", strict=True)
+
+    @pytest.mark.parametrize("values", [{}, GPU_SITE], ids=["defaults", "everything"])
+    def test_pods_are_confined_and_see_no_stray_settings(self, values: dict[str, Any]) -> None:
+        pods = {
+            d["metadata"]["name"]: d["spec"]["template"]["spec"]
+            for d in self.render(values)
+            if d["kind"] == "Deployment"
+        }
+        assert pods.keys() == {f"site-ichnode-{role}" for role in ROLES}
+        for name, pod in pods.items():
+            assert pod["enableServiceLinks"] is False, "ICHNODE_…_PORT would be taken for a setting"
+            assert pod["automountServiceAccountToken"] is False
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            (container,) = pod["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert name == f"site-ichnode-{container['args'][0]}"
+
+    def test_services_find_their_pods(self) -> None:
+        made = self.render(GPU_SITE)
+        labels = [d["spec"]["template"]["metadata"]["labels"] for d in made if d["kind"] == "Deployment"]
+        for document in made:
+            selector = document["spec"].get("selector", {}) if document["kind"] == "Service" else {}
+            if selector:
+                assert sum(selector.items() <= of.items() for of in labels) == 1, document["metadata"]
+
+    def test_its_settings_are_valid(self, tmp_path: Path) -> None:
+        (made,) = [d for d in self.render({}) if d["kind"] == "ConfigMap"]
+        (tmp_path / "ichnode.toml").write_text(made["data"]["ichnode.toml"])
+        assert load(tmp_path / "ichnode.toml").scp.port == 11112
+
+    @pytest.mark.parametrize("wrong", [{"worker": {"device": "tpu"}}, {"workers": {}}, {"settings": ""}])
+    def test_wrong_values_are_refused(self, wrong: dict[str, Any]) -> None:
+        helm = pytest.importorskip("helm_python")
+        with pytest.raises(helm.HelmValuesError):
+            self.render(wrong)
+
+    def test_helm_finds_nothing_to_complain_about(self) -> None:
+        helm = pytest.importorskip("helm_python")
+        report = helm.lint(str(CHART), strict=True)
+        assert not report["errors"]
+        assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+class TestFigures:
+    """The dashboard and the rules ask for metrics that the node really exports."""
+
+    @pytest.fixture
+    def exported(self, tmp_path: Path) -> dict[str, set[str]]:
+        """The labels of each metric."""
+        engine = create_engine(f"sqlite:///{tmp_path}/t.sqlite3")
+        migrate(engine)
+        settings = Settings(
+            data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS", host="127.0.0.1"),)
+        )
+        (tmp_path / "spool").mkdir()
+        records = Records(engine)
+        site = Site(settings, records, Gate(settings, records), spool_of(settings))
+        found: dict[str, set[str]] = {}
+        for name, _, samples in metrics.families(site, 1e9):
+            labels = [set(labels) for _, labels, _ in samples] or [{"quantile"}]
+            found[f"ichnode_{name}"] = set().union(*labels)
+        engine.dispose()
+        return found
+
+    @staticmethod
+    def asked(expression: str) -> list[tuple[str, set[str]]]:
+        found = re.findall(r"(ichnode_\w+)(?:\{([^}]*)\})?", expression)
+        return [(name, set(re.findall(r"(\w+)\s*=~?", inside))) for name, inside in found]
+
+    def test_the_dashboard(self, exported: dict[str, set[str]]) -> None:
+        dashboard = json.loads((DEPLOY / "grafana/dashboards/ichnode.json").read_text())
+        source = documents(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"][0]
+        for panel in dashboard["panels"]:
+            assert panel["datasource"]["uid"] == source["uid"]
+            for target in panel["targets"]:
+                asked = self.asked(target["expr"])
+                assert asked, panel["title"]
+                for name, labels in asked:
+                    assert name in exported and labels <= exported[name], target["expr"]
+                    shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+                    assert shown <= exported[name], target["legendFormat"]
+
+    def test_no_two_panels_lie_on_each_other(self) -> None:
+        taken: set[tuple[int, int]] = set()
+        for panel in json.loads((DEPLOY / "grafana/dashboards/ichnode.json").read_text())["panels"]:
+            at = panel["gridPos"]
+            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
+            taken |= cells
+
+    def test_the_alert_rules(self, exported: dict[str, set[str]]) -> None:
+        (group,) = documents(DEPLOY / "prometheus/ichnode.rules.yml")["groups"]
+        for rule in group["rules"]:
+            for name, labels in self.asked(rule["expr"]):
+                assert name in exported and labels <= exported[name], rule["alert"]
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"].keys() == {"summary", "action"}, "what is wrong, and what to do"
+
+    def test_prometheus_takes_its_files(self) -> None:
+        if shutil.which("promtool") is None:
+            pytest.skip("not on the PATH: promtool")
+        checked = run("promtool", "check", "config", DEPLOY / "prometheus/prometheus.yml")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    def test_what_the_node_exports_is_prometheus_text(self, exported: dict[str, set[str]]) -> None:
+        assert {"ichnode_led", "ichnode_jobs", "ichnode_processes_alive"} <= exported.keys()
