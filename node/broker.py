@@ -187,7 +187,7 @@ def _sentinel_options(settings: Settings) -> dict[str, Any]:
 
 
 def _one_try() -> dict[str, Any]:
-    """How to ask one Sentinel: once and briefly, since the next one may know (redis-py would try ten times)."""
+    """How to ask one Sentinel: once and briefly: the next one may know (redis-py would try ten times)."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 

@@ -175,11 +175,14 @@ def announce(settings: Settings) -> None:
 
 def orders(settings: Settings) -> None:
     """The order desk: asks the worklist how urgent studies are, and takes HL7 orders."""
+    from node.leadership import Candidate
     from node.orders import desk
+    from node.store.leaders import ORDERS
 
     records = open_records(settings)
-    with stopping() as stop, beating(records, "orders"):
-        desk.run(settings, records, stop)
+    candidate = Candidate(records, (ORDERS,))
+    with stopping() as stop, _standing(records, "orders", candidate):
+        desk.run(settings, records, stop, partial(candidate.leads, ORDERS))
     records.close()
 
 

@@ -69,8 +69,16 @@ class Desk:
         return True
 
 
-def run(settings: Settings, records: Records, stopping: Callable[[float], bool]) -> None:
-    """Until `stopping(seconds)` says so. Raises SettingsError when the HL7 port cannot be had."""
+def run(
+    settings: Settings,
+    records: Records,
+    stopping: Callable[[float], bool],
+    leads: Callable[[], bool] = lambda: True,
+) -> None:
+    """Until `stopping(seconds)` says so: who `leads` asks the worklist, and each takes HL7.
+
+    Raises SettingsError when the HL7 port cannot be had.
+    """
     peer = settings.orders.worklist
     worklist = Worklist(peer, settings.scp.ae_title) if peer.ae_title else None
     if worklist:
@@ -81,7 +89,8 @@ def run(settings: Settings, records: Records, stopping: Callable[[float], bool])
         if listening and listening.failed:
             raise listening.failed
         try:
-            desk.round(time.time())
+            if leads():
+                desk.round(time.time())
         except TransientError as error:
             log.error("the order desk skips a round: %s", error)
 

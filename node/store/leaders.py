@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select, update
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.tables import deliveries, leaders
 
-CLOCK, HOUSEKEEPING, COMPOSE = "clock", "housekeeping", "compose"
+CLOCK, HOUSEKEEPING, COMPOSE, ORDERS = "clock", "housekeeping", "compose", "orders"
 
 
 def of_destination(name: str) -> str:

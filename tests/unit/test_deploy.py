@@ -1,4 +1,4 @@
-"""What deploy/ ships can be used as it is: settings, units, compose file, chart, dashboard and alert rules."""
+"""What deploy/ ships can be used as it is: settings, units, compose file, chart, dashboard, alert rules."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ class TestCompose:
     def test_nothing_but_dicom_is_open_to_the_network_by_itself(self) -> None:
         for name, of in documents(self.file)["services"].items():
             for port in of.get("ports", ()):
-                assert name == "listen" or port.startswith(("127.0.0.1:", "${ICHNODE_WEB_ADDRESS:-127.0.0.1}:"))
+                assert name == "listen" or port.startswith(
+                    ("127.0.0.1:", "${ICHNODE_WEB_ADDRESS:-127.0.0.1}:")
+                )
 
     def test_every_mounted_file_is_there(self) -> None:
         for of in documents(self.file)["services"].values():
@@ -155,8 +157,8 @@ class TestImage:
     def test_everything_it_copies_passes_the_ignore_file(self) -> None:
         root = DEPLOY.parent
         allowed = set(re.findall(r"^!(\S+)", (root / ".dockerignore").read_text(), re.MULTILINE))
-        copied = {w.removeprefix("./") for line in re.findall(r"^COPY (?!--from)(.*)", self.text, re.MULTILINE)
-                  for w in line.split()[:-1]}  # fmt: skip
+        lines = re.findall(r"^COPY (?!--from)(.*)", self.text, re.MULTILINE)
+        copied = {word.removeprefix("./") for line in lines for word in line.split()[:-1]}
         assert copied == allowed and all((root / name).exists() for name in copied)
 
     def test_the_chart_and_the_image_agree_on_the_user(self) -> None:
@@ -266,7 +268,9 @@ class TestFigures:
         taken: set[tuple[int, int]] = set()
         for panel in json.loads((DEPLOY / "grafana/dashboards/ichnode.json").read_text())["panels"]:
             at = panel["gridPos"]
-            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            cells = {
+                (x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+            }
             assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
             taken |= cells
 
