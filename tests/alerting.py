@@ -143,5 +143,5 @@ class Receiver:
 
 
 def alert_of(kind: Any, name: str = "", **changes: Any) -> Any:
-    """Settings of a channel with short times."""
-    return kind(name=name, **{"timeout_s": 2, "retry_base_s": 5, "retry_max_s": 60, **changes})
+    """Settings of a channel whose waits are easy to tell; patient, for machines that are busy."""
+    return kind(name=name, **{"timeout_s": 30, "retry_base_s": 5, "retry_max_s": 60, **changes})

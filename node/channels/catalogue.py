@@ -15,8 +15,29 @@ def _webhook(alert: Any, settings: Settings) -> Channel:
     return WebhookChannel(alert, settings.web.address)
 
 
+def _hl7(alert: Any, _: Settings) -> Channel:
+    from node.channels.hl7v2 import Hl7Channel
+
+    return Hl7Channel(alert)
+
+
+def _email(alert: Any, settings: Settings) -> Channel:
+    from node.channels.mail import EmailChannel
+
+    return EmailChannel(alert, settings.web.address)
+
+
+def _fhir(alert: Any, _: Settings) -> Channel:
+    from node.channels.fhir import FhirChannel
+
+    return FhirChannel(alert)
+
+
 CHANNELS: dict[str, Callable[[Any, Settings], Channel]] = {
     "webhook": _webhook,
+    "hl7": _hl7,
+    "email": _email,
+    "fhir": _fhir,
 }
 """Each imports its module when it is used: a node need not load what it does not speak."""
 

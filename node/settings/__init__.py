@@ -14,7 +14,7 @@ from pydantic import ValidationError, field_validator
 
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
-from node.settings.alerts import Alert, AnyAlert, Webhook
+from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, Webhook
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
@@ -34,7 +34,10 @@ __all__ = [
     "Database",
     "Destination",
     "Eligibility",
+    "Email",
     "Encoding",
+    "Fhir",
+    "Hl7",
     "Hl7Orders",
     "Model",
     "Orders",

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from node.domain.announcing import Audience, When
-from node.settings.base import PeerTls, SecretPlace, Section, is_private
+from node.settings.base import PeerTls, Port, SecretPlace, Section, is_private
+
+MailAddress = Annotated[str, Field(pattern=r"^[^@\s<>,]+@[^@\s<>,]+$")]
 
 
 class Alert(Section):
@@ -60,6 +62,84 @@ class Webhook(Alert):
         return web_address(url)
 
 
+class Hl7(Alert):
+    """ORU^R01 over MLLP."""
+
+    type: Literal["hl7"] = "hl7"
+    host: str = "127.0.0.1"
+    port: Port = Field(2575, ge=1, le=65535)
+    """2575 is what IANA registered for HL7 over MLLP."""
+    tls: PeerTls = PeerTls()
+    """With `ca` or `cert` MLLP goes over TLS."""
+    template: str = ""
+    """A file that says which field gets which value; empty: node/channels/oru_r01.txt."""
+    sending_application: str = "ICHNODE"
+    sending_facility: str = ""
+    receiving_application: str = ""
+    receiving_facility: str = ""
+    version: Literal["2.3.1", "2.4", "2.5", "2.5.1", "2.6", "2.7", "2.7.1", "2.8"] = "2.5.1"
+    charset: Literal[
+        "ASCII", "8859/1", "8859/2", "8859/5", "8859/7", "8859/9", "8859/15", "UNICODE UTF-8"
+    ] = "UNICODE UTF-8"
+    """MSH-18 (HL7 table 0211); characters that it lacks are sent as question marks."""
+    processing_id: Literal["P", "T", "D"] = "P"
+    """MSH-11: production, training, debugging."""
+
+    @property
+    def codec(self) -> str:
+        """Python's name of the character set."""
+        return {"ASCII": "ascii", "UNICODE UTF-8": "utf-8"}.get(
+            self.charset, f"iso{self.charset}".replace("/", "-")
+        )
+
+
+class Email(Alert):
+    """A plain message by SMTP."""
+
+    type: Literal["email"] = "email"
+    follow_up: bool = False
+    host: str = "127.0.0.1"
+    port: Port = Field(25, ge=1, le=65535)
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """`none` goes without user name and patient data, unless the server is on this machine."""
+    username: str = ""
+    password: SecretPlace = ""
+    sender: MailAddress
+    recipients: tuple[MailAddress, ...] = Field(min_length=1)
+    patient_data: bool = False
+    """Also say Patient ID and accession number; never the name."""
+    tls: PeerTls = PeerTls()
+
+    @model_validator(mode="after")
+    def _keeps_secrets(self) -> Email:
+        if bool(self.username) != bool(self.password):
+            raise ValueError("username and password go together")
+        at_home = self.host in ("127.0.0.1", "localhost", "::1")
+        if self.security == "none" and not at_home and (self.username or self.patient_data):
+            raise ValueError("credentials or patient data would travel in the open: set security to starttls")
+        return self
+
+
+class Fhir(Alert):
+    """DiagnosticReport, Observations and a Task, FHIR R4."""
+
+    type: Literal["fhir"] = "fhir"
+    url: str
+    """The root of the service, such as https://fhir.example.org/r4."""
+    token: SecretPlace = ""
+    transaction: bool = True
+    """One transaction Bundle; false: one request a resource, for servers without transactions."""
+    patient_system: str = ""
+    """The URI under which the server keeps Patient IDs; empty: a Patient ID without a system."""
+    accession_system: str = ""
+    tls: PeerTls = PeerTls()
+
+    @field_validator("url")
+    @classmethod
+    def _is_private(cls, url: str) -> str:
+        return web_address(url).rstrip("/")
+
+
 def web_address(url: str) -> str:
     """Raises ValueError unless it is a URL at which nobody can read along."""
     if not re.fullmatch(r"https?://[^/?#@\s]+(/[^#\s]*)?", url):
@@ -69,4 +149,4 @@ def web_address(url: str) -> str:
     return url
 
 
-AnyAlert = Annotated[Webhook, Field(discriminator="type")]
+AnyAlert = Annotated[Webhook | Hl7 | Email | Fhir, Field(discriminator="type")]

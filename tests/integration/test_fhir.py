@@ -1,0 +1,248 @@
+"""FHIR R4 against a small server that keeps resources by the rules of the standard, and checks each one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from fhir.resources.R4B import get_fhir_model_class
+from pydantic import ValidationError
+
+from node.channels.contract import Rejected
+from node.channels.fhir import FhirChannel, entries
+from node.channels.trial import trial
+from node.domain.announcing import Stage
+from node.domain.errors import SettingsError, TransientError
+from node.domain.findings import Findings, ModelIdentity, Reason, Status
+from node.settings import Fhir, Settings
+from node.store.records import open_records
+from tests.alerting import Receiver, Request, alert_of, house, told
+from tests.peers import free_port
+from tests.site import SUBDURAL, findings
+
+EARLY = replace(SUBDURAL, segmentation=None, consistency=None)
+FAILED = Findings(
+    ModelIdentity("ichnode", "1", ""), "s", 1, Status.NOT_ANALYSED, Reason("NO_VOLUME", "no volume")
+)
+Resource = dict[str, Any]
+
+
+@dataclass
+class Server:
+    """Transactions, conditional create and conditional update (R4 3.1.0); else 422."""
+
+    resources: dict[str, list[Resource]] = field(default_factory=dict)
+    versions: int = 0
+
+    def respond(self, request: Request) -> tuple[int, bytes]:
+        path = urlsplit(request.path)
+        if path.path.endswith("/metadata"):
+            return 200, json.dumps({"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}).encode()
+        body = json.loads(request.body)
+        try:
+            if body["resourceType"] == "Bundle":
+                get_fhir_model_class("Bundle").model_validate(body)
+                answers = [self._one(**self._asked(entry)) for entry in body["entry"]]
+                self._resolve(body)
+                entries = [{"response": {"status": f"{status}"}} for status in answers]
+                return 200, json.dumps(
+                    {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
+                ).encode()
+            exists = request.headers.get("If-None-Exist", "")
+            kind = path.path.rpartition("/")[2]
+            return self._one(request.method, kind, path.query or exists, body), b""
+        except (ValidationError, ValueError) as error:
+            said = {"resourceType": "OperationOutcome", "issue": [{"diagnostics": str(error)[:200]}]}
+            return 422, json.dumps(said).encode()
+
+    def _asked(self, entry: Resource) -> dict[str, Any]:
+        how = entry["request"]
+        kind, _, query = how["url"].partition("?")
+        query = query or how.get("ifNoneExist", "")
+        return {"method": how["method"], "kind": kind, "query": query, "resource": entry["resource"]}
+
+    def _one(self, method: str, kind: str, query: str, resource: Resource) -> int:
+        """The HTTP status of one interaction."""
+        if resource["resourceType"] != kind:
+            raise ValueError(f"{resource['resourceType']} sent to {kind}")
+        get_fhir_model_class(kind).model_validate(resource)
+        system, _, value = unquote(parse_qs(query)["identifier"][0]).partition("|")
+        kept = self.resources.setdefault(kind, [])
+        same = [r for r in kept if {"system": system, "value": value} in r["identifier"]]
+        if len(same) > 1:
+            return 412
+        if same and method == "POST":
+            return 200
+        for old in same:
+            kept.remove(old)
+        self.versions += 1
+        kept.append(resource)
+        return 200 if same else 201
+
+    def _resolve(self, bundle: Resource) -> None:
+        """Each link within the transaction must lead somewhere."""
+        names = {entry["fullUrl"] for entry in bundle["entry"]}
+        links = {v for v in _values(bundle, "reference") if v.startswith("urn:uuid:")}
+        if links - names:
+            raise ValueError(f"links to nothing: {links - names}")
+
+    def the(self, kind: str) -> Resource:
+        (one,) = self.resources[kind]
+        return one
+
+    def observation(self, name: str) -> Resource:
+        (one,) = [
+            o for o in self.resources["Observation"] if o["identifier"][0]["value"].endswith(f"/{name}")
+        ]
+        return one
+
+
+def _values(part: Any, key: str) -> list[str]:
+    if isinstance(part, list):
+        return [found for item in part for found in _values(item, key)]
+    if not isinstance(part, dict):
+        return []
+    own = [part[key]] if isinstance(part.get(key), str) else []
+    return own + [found for value in part.values() for found in _values(value, key)]
+
+
+def channel(url: str, **changes: Any) -> FhirChannel:
+    return FhirChannel(alert_of(Fhir, url=url, **changes))
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_a_resend_makes_nothing_twice(transaction: bool) -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        there = channel(receiver.url, transaction=transaction)
+        for _ in range(2):
+            assert there.send(told()).acknowledged
+    assert {kind: len(kept) for kind, kept in server.resources.items()} == {
+        "Observation": 8,
+        "DiagnosticReport": 1,
+        "Task": 1,
+    }
+    assert len(receiver.got) == (2 if transaction else 20)
+
+
+def test_what_the_server_holds() -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        channel(receiver.url, patient_system="urn:oid:1.2.3.4", accession_system="urn:oid:5.6").send(told())
+    report, task = server.the("DiagnosticReport"), server.the("Task")
+    assert (report["status"], report["code"]["coding"][0]["code"]) == ("final", "24725-4")
+    assert report["subject"]["identifier"]["value"] == "PID-7"
+    assert report["subject"]["identifier"]["system"] == "urn:oid:1.2.3.4"
+    assert report["basedOn"][0]["identifier"]["value"] == "ACC-7"
+    assert report["imagingStudy"][0]["identifier"] == {"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}
+    assert report["conclusion"].startswith("HAEMORRHAGE SUSPECTED")
+    assert [c["text"] for c in report["conclusionCode"]] == ["Any haemorrhage", "Subdural"]
+    subdural, epidural = server.observation("subdural"), server.observation("epidural")
+    assert subdural["valueCodeableConcept"]["coding"][0]["display"] == "Present"
+    assert subdural["component"][0]["valueQuantity"]["value"] == 0.914
+    assert epidural["valueCodeableConcept"]["coding"][0]["display"] == "Absent"
+    assert server.observation("volume")["valueQuantity"]["value"] == 23.4
+    assert server.observation("priority")["valueString"] == "STAT"
+    assert (task["priority"], task["status"], task["for"]) == ("stat", "requested", report["subject"])
+    assert "Müller" not in json.dumps(server.resources, ensure_ascii=False)
+
+
+def test_a_final_word_takes_the_place_of_the_preliminary_and_leaves_the_task_to_people() -> None:
+    server = Server()
+    first = told(EARLY, Stage.PRELIMINARY)
+    with Receiver(server.respond) as receiver:
+        there = channel(receiver.url)
+        there.send(first)
+        assert server.the("DiagnosticReport")["status"] == "preliminary"
+        server.the("Task")["status"] = "accepted"
+        there.send(told(last=first))
+    assert server.the("DiagnosticReport")["status"] == server.observation("any")["status"] == "final"
+    assert server.the("Task")["status"] == "accepted"
+
+
+def test_a_correction_keeps_the_priority() -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        channel(receiver.url).send(told(replace(findings(), revision=2), last=told()))
+    report = server.the("DiagnosticReport")
+    assert report["status"] == "corrected" and "said STAT" in report["conclusion"]
+    assert server.observation("priority")["valueString"] == "STAT"
+
+
+def test_what_was_not_analysed_is_never_negative() -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        channel(receiver.url).send(told(FAILED, Stage.NOT_ANALYSED))
+    assert server.the("DiagnosticReport")["status"] == "cancelled"
+    assert "NOT a negative result" in server.the("DiagnosticReport")["conclusion"]
+    assert "Task" not in server.resources
+    assert server.observation("priority")["dataAbsentReason"]["text"] == "no volume"
+
+
+def test_a_test_is_marked_as_one() -> None:
+    for entry in entries(trial("fhir", 1000.0), Fhir(url="http://127.0.0.1/")):
+        assert entry["resource"]["meta"]["security"][0]["code"] == "HTEST"
+
+
+def test_without_a_patient_id_or_a_number_it_is_valid_still() -> None:
+    server = Server()
+    nobody = replace(told().subject, patient_id="", accession_number="")
+    with Receiver(server.respond) as receiver:
+        assert channel(receiver.url).send(replace(told(), subject=nobody)).acknowledged
+
+
+def test_the_token_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FHIR_TOKEN", "t0k3n")
+    with Receiver(Server().respond) as receiver:
+        there = channel(receiver.url, token="env:FHIR_TOKEN")
+        there.check()
+        there.send(told())
+    assert receiver.got[0].headers["Authorization"] == "Bearer t0k3n"
+    monkeypatch.delenv("FHIR_TOKEN")
+    with pytest.raises(SettingsError, match="FHIR_TOKEN"):
+        there.check()
+    with pytest.raises(TransientError, match="FHIR_TOKEN"):
+        there.send(told())
+
+
+def test_what_the_server_says_of_a_refusal_is_shown() -> None:
+    def refuse(_: Request) -> tuple[int, bytes]:
+        return 422, b'{"resourceType":"OperationOutcome","issue":[{"diagnostics":"no such code"}]}'
+
+    with Receiver(refuse) as receiver, pytest.raises(Rejected, match="no such code"):
+        channel(receiver.url).send(told())
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"entry": [{"response": {"status": "201"}}]}'])
+def test_a_transaction_without_a_word_on_each_entry_is_tried_again(body: bytes) -> None:
+    with Receiver(lambda _: (200, body)) as receiver, pytest.raises(TransientError, match="of 10 entries"):
+        channel(receiver.url).send(told())
+
+
+def test_probing_asks_what_it_is() -> None:
+    with Receiver(Server().respond) as receiver:
+        assert "speaks FHIR 4.0.1" in channel(receiver.url).probe()
+    with (
+        Receiver(lambda _: (200, b"{}")) as receiver,
+        pytest.raises(TransientError, match="no CapabilityStatement"),
+    ):
+        channel(receiver.url).probe()
+    with pytest.raises(TransientError, match="cannot be reached"):
+        channel(f"http://127.0.0.1:{free_port()}").probe()
+
+
+def test_from_the_early_word_to_the_server(tmp_path: Path) -> None:
+    records, server = open_records(Settings(data_dir=tmp_path)), Server()
+    with Receiver(server.respond) as receiver:
+        of = house(records, alert_of(Fhir, url=receiver.url))
+        job = of.alarmed()
+        of.herald().round()
+        assert of.word(job, SUBDURAL, Stage.FINAL)
+        of.herald().round()
+    assert of.states() == ["ACKNOWLEDGED"] * 2
+    assert server.the("DiagnosticReport")["status"] == "final"
+    records.close()
