@@ -27,6 +27,7 @@ OWN = {
     "users": "node.admin.people",
     "audit": "node.admin.people",
     "routing": "node.admin.flow",
+    "reconcile": "node.admin.flow",
 }
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 

@@ -14,6 +14,7 @@ from node.admin.roles import prepare, spool_of
 from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError, PermanentError
 from node.orders.worklist import Worklist
+from node.query import Archivist
 from node.scan import MISSING, Fate, summary
 from node.settings import Settings
 from node.store.records import open_records
@@ -49,6 +50,13 @@ def examine(settings: Settings) -> Iterator[Check]:
     for destination in settings.destination:
         peer = carrier_to(destination, settings.scp.ae_title)
         yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
+    yield from _archives(settings)
+
+
+def _archives(settings: Settings) -> Iterator[Check]:
+    for archive in settings.archive:
+        peer = Archivist(archive.peer, settings.scp.ae_title)
+        yield _check(f"archive {archive.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:

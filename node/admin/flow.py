@@ -1,7 +1,8 @@
-"""`ichnode routing`: what goes where, told for studies already seen. Sends nothing, saves no rule."""
+"""`ichnode routing` and `ichnode reconcile`: what goes where, and what never came."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,3 +40,34 @@ def routing(settings: Settings, draft: Path | None, search: str, as_json: bool, 
             raise SettingsError(f"{draft} cannot be read: {error}") from error
     found = try_out(destinations, stored(settings), time.time(), limit, search)
     show([trial_json(trial) for trial in found], as_json, routing_table)
+
+
+@click.command()
+@with_settings
+@click.option("--archive", "name", default="", help="Only this one of the settings.")
+@click.option("--since", default="", help="First StudyDate, as 2026-11-20; else as far back as `lookback_h`.")
+@click.option("--until", default="", help="Last StudyDate; else today.")
+@click.option("--fetch", is_flag=True, help="Have what is missing fetched by the running node.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def reconcile(settings: Settings, name: str, since: str, until: str, fetch: bool, as_json: bool) -> None:
+    """Compare archives with what came, and list what is missing; exit code 1 when something is."""
+    from node.admin.listing import gaps_table
+    from node.admin.roles import spool_of
+    from node.reconcile import Reconciler, default_days
+
+    archives = [a for a in settings.archive if name in ("", a.name)]
+    if not archives:
+        text = f"the settings name no archive {name!r}" if name else "the settings name no [[archive]]"
+        raise SettingsError(f"{text}: add one")
+    records = stored(settings)
+    reconciler, found = Reconciler(settings, records, spool_of(settings)), set()
+    for archive in archives:
+        first, last = default_days(archive, time.time(), settings.web.time_zone)
+        days = (since.replace("-", "") or first, until.replace("-", "") or last)
+        found.update(reconciler.compare_now(archive, days, "(command line)"))
+    if fetch:
+        records.gaps.want(sorted(found), "(command line)", time.time())
+    rows = [row for row in map(records.gaps.get, sorted(found)) if row and row["state"] != "DISMISSED"]
+    show(rows, as_json, gaps_table)
+    if rows:
+        sys.exit(1)

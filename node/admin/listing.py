@@ -165,6 +165,19 @@ def routing_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def gaps_table(rows: Sequence[Row]) -> Table:
+    """What archives hold and never came here."""
+    table = _table(
+        "no.", "archive", "what", "patient", "accession", "date", "description", "here", "there", "state", ""
+    )
+    for g in rows:
+        there = "?" if g["expected"] is None else str(g["expected"])
+        who = (g["patient_id"], g["accession_number"], g["study_date"], g["description"])
+        what = (str(g["id"]), g["archive"], g["kind"])
+        table.add_row(*what, *who, str(g["here"]), there, word(g["state"]), g["last_error"] or g["note"])
+    return table
+
+
 def users_table(rows: Sequence[Row]) -> Table:
     table = _table("user", "role", "since")
     for user in rows:

@@ -150,10 +150,23 @@ def deliver(settings: Settings) -> None:
     candidate = Candidate(records, (COMPOSE, *of_name), took=took)
     with stopping() as stop, _standing(records, "deliver", candidate):
         couriers = start_couriers(settings, records, spool, stop, candidate.leads)
+        _start_reconciling(settings, records, spool, stop)
         run(Composer(settings, records, spool), stop, partial(candidate.leads, COMPOSE))
         for courier in couriers:
             courier.join(timeout=3)
     records.close()
+
+
+def _start_reconciling(
+    settings: Settings, records: Records, spool: Spool, stop: Callable[[float], bool]
+) -> None:
+    """Beside the deliveries, where there is an archive to compare with. Each piece of work is taken by one."""
+    if settings.archive:
+        from node.reconcile import Reconciler, run
+
+        threading.Thread(
+            target=run, args=(Reconciler(settings, records, spool), stop), name="reconcile", daemon=True
+        ).start()
 
 
 def announce(settings: Settings) -> None:

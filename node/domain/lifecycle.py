@@ -1,4 +1,4 @@
-"""THE state tables of series, jobs, deliveries, alerts. An unlisted pair raises; nothing else changes one."""
+"""THE state tables of series, jobs, deliveries, alerts, gaps. An unlisted pair raises; only they change one."""
 
 from __future__ import annotations
 
@@ -79,6 +79,24 @@ class AlertEvent(StrEnum):
     RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
 
 
+class GapState(StrEnum):
+    OPEN = "OPEN"  # an archive holds what never came here
+    WANTED = "WANTED"  # to be fetched, at its next_try_at
+    FETCHED = "FETCHED"  # the archive says that it sent all of it
+    CLOSED = "CLOSED"  # it is here, or the archive holds it no longer
+    FAILED = "FAILED"  # could not be fetched
+    DISMISSED = "DISMISSED"  # an admin does not want it
+
+
+class GapEvent(StrEnum):
+    ASKED_FOR = "ASKED_FOR"  # by an admin or by a rule
+    RETRIEVED = "RETRIEVED"
+    DID_NOT_COME = "DID_NOT_COME"  # although the archive said so
+    FILLED = "FILLED"
+    SEEN_AGAIN = "SEEN_AGAIN"
+    DISMISSED_BY_ADMIN = "DISMISSED_BY_ADMIN"
+
+
 SERIES: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.RECEIVING, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
     (SeriesState.RECEIVING, SeriesEvent.SETTLED): SeriesState.COMPLETE,
@@ -132,6 +150,25 @@ ALERTS: dict[tuple[AlertState, AlertEvent], AlertState] = {
     # it was on its way already when the newer word came
     (AlertState.SUPERSEDED, AlertEvent.TAKEN): AlertState.SENT,
     (AlertState.SUPERSEDED, AlertEvent.RECEIPT_CAME): AlertState.ACKNOWLEDGED,
+}
+
+GAPS: dict[tuple[GapState, GapEvent], GapState] = {
+    (GapState.OPEN, GapEvent.ASKED_FOR): GapState.WANTED,
+    (GapState.OPEN, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.OPEN, GapEvent.DISMISSED_BY_ADMIN): GapState.DISMISSED,
+    (GapState.WANTED, GapEvent.ATTEMPT_FAILED): GapState.WANTED,
+    (GapState.WANTED, GapEvent.GIVEN_UP): GapState.FAILED,
+    (GapState.WANTED, GapEvent.RETRIEVED): GapState.FETCHED,
+    (GapState.WANTED, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.WANTED, GapEvent.DISMISSED_BY_ADMIN): GapState.DISMISSED,
+    (GapState.FETCHED, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.FETCHED, GapEvent.DID_NOT_COME): GapState.FAILED,
+    (GapState.FAILED, GapEvent.ASKED_FOR): GapState.WANTED,
+    (GapState.FAILED, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.FAILED, GapEvent.DISMISSED_BY_ADMIN): GapState.DISMISSED,
+    (GapState.DISMISSED, GapEvent.ASKED_FOR): GapState.WANTED,
+    (GapState.DISMISSED, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.CLOSED, GapEvent.SEEN_AGAIN): GapState.OPEN,
 }
 
 S = TypeVar("S", bound=StrEnum)

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
@@ -19,6 +19,7 @@ from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
 from node.settings.orders import Hl7Orders, Orders, WorklistPeer
+from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
 from node.settings.web import Proxy, Web
@@ -29,6 +30,7 @@ __all__ = [
     "AeTitle",
     "Alert",
     "AnyAlert",
+    "Archive",
     "Broker",
     "Completeness",
     "Database",
@@ -75,14 +77,15 @@ class Settings(Section):
     web: Web = Web()
     destination: tuple[Destination, ...] = ()
     alert: tuple[AnyAlert, ...] = ()
+    archive: tuple[Archive, ...] = ()
 
-    @field_validator("destination")
+    @field_validator("destination", "archive")
     @classmethod
-    def _names_differ(cls, destinations: tuple[Destination, ...]) -> tuple[Destination, ...]:
-        names = [d.name for d in destinations]
+    def _names_differ(cls, named: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        names = [one.name for one in named]
         if len(set(names)) < len(names):
-            raise ValueError(f"destination names must differ, got {', '.join(names)}")
-        return destinations
+            raise ValueError(f"{info.field_name} names must differ, got {', '.join(names)}")
+        return named
 
     @field_validator("alert")
     @classmethod

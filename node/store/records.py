@@ -13,6 +13,7 @@ from node.store.console import Console
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.engine import migrate, open_engine
+from node.store.gaps import Gaps
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
 from node.store.keeping import Keeping
@@ -39,6 +40,7 @@ class Records:
         self.routes = Routes(engine)
         self.queue = Queue(engine)
         self.orders = Orders(engine)
+        self.gaps = Gaps(engine)
         self.deliveries = Deliveries(engine)
         self.alerts = Alerts(engine)
         self.commitments = Commitments(engine)

@@ -391,6 +391,56 @@ echoes = Table(  # the last C-ECHO an admin had sent to each destination
     Column("text", Text, nullable=False),
 )
 
+comparisons = Table(  # of an archive with what came here: asked for, under way, over
+    "comparisons",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("archive", String(64), nullable=False),
+    Column("since", String(8), nullable=False),  # StudyDate, YYYYMMDD
+    Column("until", String(8), nullable=False),
+    Column("asked_by", String(64), nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column(
+        "slot", String(96), unique=True
+    ),  # of one that is due by the clock: only one process may ask for it
+    Column("owner", String(64)),  # node.liveness.process_name
+    Column("begun_at", Float),
+    Column("finished_at", Float),
+    Column("studies", Integer),
+    Column("missing", Integer),
+    Column("error", Text),
+    Index("comparisons_by_archive", "archive", "id"),
+    Index("comparisons_unfinished", "finished_at", "id"),
+)
+
+gaps = Table(  # what an archive holds and what never came here
+    "gaps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("archive", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),  # node.domain.reconciliation.Kind
+    Column("study_instance_uid", UID, nullable=False),
+    Column("series_instance_uid", UID, nullable=False),  # empty: the whole study
+    Column("patient_id", String(128), nullable=False),
+    Column("accession_number", String(64), nullable=False),
+    Column("study_date", String(32), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("expected", Integer),  # instances; NULL where the archive does not count them
+    Column("here", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("first_seen_at", Float, nullable=False),
+    Column("last_seen_at", Float, nullable=False),
+    Column("asked_by", String(64)),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_try_at", Float),
+    Column("fetched_at", Float),
+    Column("last_error", Text),
+    UniqueConstraint("archive", "study_instance_uid", "series_instance_uid", name="one_gap_an_object"),
+    Index("gaps_by_state", "state", "next_try_at"),
+    Index("gaps_by_date", "archive", "study_date"),
+)
+
 APPEND_ONLY = {
     "sqlite": (
         "CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit "

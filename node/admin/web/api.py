@@ -52,6 +52,20 @@ class Said(BaseModel):
     opinion: Opinion
 
 
+class Asked(BaseModel):
+    """Which archive to compare, by StudyDate, as in 2026-11-20."""
+
+    model_config = ConfigDict(extra="forbid")
+    archive: str
+    since: str
+    until: str
+
+
+class Numbers(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    ids: list[int] = Field(max_length=5000)
+
+
 class Rules(BaseModel):
     """Rules to be tried out."""
 
@@ -142,6 +156,15 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             "paused": site.records.pauses.all(),
             "oldest_undelivered_positive": site.records.console.oldest_unsent_positive(),
             "disk": board.disk(site, now),
+        }
+
+    @router.get("/missing", tags=["missing"])
+    def missing(archive: str = "", limit: Limit = 200, visitor: Visitor = gate.viewer) -> dict[str, Any]:
+        """What archives hold and never came here, and the last comparison with each."""
+        site.note(visitor, "api-missing")
+        return {
+            "comparisons": site.records.gaps.latest([a.name for a in site.settings.archive]),
+            "missing": site.records.gaps.rows(limit=limit, archive=archive),
         }
 
     @router.get("/routing", tags=["routing"])
@@ -241,6 +264,22 @@ def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     def resume(name: str, visitor: Visitor = gate.admin) -> Done:
         deeds.resume(visitor, name)
         return Done()
+
+    @router.post("/comparisons", tags=["missing"])
+    def compare(asked: Asked, visitor: Visitor = gate.admin) -> Done:
+        """Have an archive compared with what came; `GET /missing` tells what came of it."""
+        deeds.compare(visitor, asked.archive, (asked.since.replace("-", ""), asked.until.replace("-", "")))
+        return Done()
+
+    @router.post("/missing/fetch", tags=["missing"])
+    def fetch(chosen: Numbers, visitor: Visitor = gate.admin) -> Many:
+        """Have these fetched from their archives."""
+        return Many(changed=deeds.fetch_gaps(visitor, chosen.ids))
+
+    @router.post("/missing/dismiss", tags=["missing"])
+    def dismiss(chosen: Numbers, visitor: Visitor = gate.admin) -> Many:
+        """These are not wanted; 409 for one that cannot be dismissed any more."""
+        return Many(changed=deeds.dismiss_gaps(visitor, chosen.ids))
 
     @router.post("/destinations/{name}/echo", tags=["queue"])
     def echo(name: str, visitor: Visitor = gate.admin) -> Echoed:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from node.admin.web.gate import NotAllowed, Visitor
 from node.admin.web.site import Site
 from node.deliver import carrier_to
-from node.domain.errors import IchnodeError, IllegalTransition
+from node.domain.errors import IchnodeError, IllegalTransition, SettingsError
+from node.reconcile import check_days
 from node.store import pauses
 from node.store.reviews import Opinion
 
@@ -90,6 +91,32 @@ class Deeds:
             ok, words = False, str(error)
         self._records.console.echoed(destination, ok, words, time.time())
         return words
+
+    def compare(self, visitor: Visitor, archive: str, days: tuple[str, str]) -> None:
+        """Ask for a comparison of these StudyDates (DA), both included; the role `deliver` makes it."""
+        if archive not in [a.name for a in self._site.settings.archive]:
+            raise NotAllowed(404, f"the settings name no archive {archive!r}")
+        try:
+            check_days(days)
+        except SettingsError as error:
+            raise NotAllowed(422, str(error)) from error
+        self._site.note(visitor, "compare", detail=f"{archive} {days[0]}-{days[1]}")
+        self._records.gaps.ask(archive, days, visitor.name, time.time())
+
+    def fetch_gaps(self, visitor: Visitor, ids: Sequence[int]) -> int:
+        """Have these fetched. Returns how many could be asked for."""
+        rows = [row for number in ids[:MOST_AT_ONCE] if (row := self._records.gaps.get(number))]
+        for row in rows:
+            self._site.note(visitor, "fetch", row["study_instance_uid"], f"gap {row['id']} {row['archive']}")
+        return self._records.gaps.want([row["id"] for row in rows], visitor.name, time.time())
+
+    def dismiss_gaps(self, visitor: Visitor, ids: Sequence[int]) -> int:
+        """These are not wanted. Raises IllegalTransition for one that cannot be dismissed any more."""
+        for number in ids[:MOST_AT_ONCE]:
+            row = self._records.gaps.get(number) or {}
+            self._site.note(visitor, "dismiss", row.get("study_instance_uid"), f"gap {number}")
+            self._records.gaps.dismiss(number)
+        return len(ids[:MOST_AT_ONCE])
 
     def _known(self, name: str) -> None:
         names = [pauses.QUEUE, *(pauses.of_destination(d.name) for d in self._site.settings.destination)]

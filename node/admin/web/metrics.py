@@ -110,6 +110,17 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         "Bytes received and made within the last 24 hours.",
         [("", {}, disk["daily"])],
     )
+    gaps, archives = site.records.gaps, [a.name for a in site.settings.archive]
+    missing: list[Sample] = [
+        ("", {"archive": archive, "kind": kind}, count) for (archive, kind), count in gaps.counts().items()
+    ]
+    yield "missing", "What archives hold and never came here, by kind.", missing
+    compared: list[Sample] = [
+        ("", {"archive": name}, last["finished_at"])
+        for name, last in gaps.latest(archives).items()
+        if last["finished_at"] and not last["error"]
+    ]
+    yield "compared_timestamp_seconds", "When the last comparison with each archive ended well.", compared
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     yield (
         "paused",

@@ -69,7 +69,8 @@ async function send(form, submitter) {
   const buttons = [...form.querySelectorAll("button")];
   for (const button of buttons) button.disabled = true;
   try {
-    const answer = await fetch(form.action, options);
+    const target = submitter && submitter.hasAttribute("formaction") ? submitter.formAction : form.action;
+    const answer = await fetch(target, options);
     if (answer.ok) {
       say("Done.");
     } else {
