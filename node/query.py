@@ -175,7 +175,8 @@ class Archivist(Peer):
             completed += int(status.get("NumberOfWarningSuboperations") or 0)
             failed = int(status.get("NumberOfFailedSuboperations") or failed)
         if code == -1:
-            raise TransientError(f"{self.name} broke off, or did not answer for {RETRIEVE_TIMEOUT_S} s")
+            text = f"{self.name} broke off, or did not answer for {RETRIEVE_TIMEOUT_S} s"
+            raise TransientError(f"{text}; does it know AE title {self._calling_ae}, with host and port?")
         if code != SUCCESS:
             hint = FAILURES.get(code, f"{failed} instances failed" if failed else "")
             return Retrieved(completed, failed, f"{self.name}: {words(status)}{'; ' if hint else ''}{hint}")

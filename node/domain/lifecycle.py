@@ -1,4 +1,4 @@
-"""THE state tables of series, jobs, deliveries, alerts, gaps. An unlisted pair raises; only they change one."""
+"""THE state tables of series, jobs, deliveries, alerts, gaps. An unlisted pair raises."""
 
 from __future__ import annotations
 
@@ -90,6 +90,8 @@ class GapState(StrEnum):
 
 class GapEvent(StrEnum):
     ASKED_FOR = "ASKED_FOR"  # by an admin or by a rule
+    ATTEMPT_FAILED = "ATTEMPT_FAILED"
+    GIVEN_UP = "GIVEN_UP"
     RETRIEVED = "RETRIEVED"
     DID_NOT_COME = "DID_NOT_COME"  # although the archive said so
     FILLED = "FILLED"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pydicom.charset
 import pytest
-from pydicom.datadict import keyword_for_tag
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
@@ -23,14 +23,24 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from node import commitment, intake, scp, scu, stow, transcode
+from node import commitment, intake, query, scp, scu, stow, transcode
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.orders import worklist
 from node.outputs import codes
 from node.outputs.catalogue import ALL_NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
-from node.settings import OUTPUT_NAMES, Destination, Hl7Orders, Orders, PeerTls, Scp, Tls, WorklistPeer
+from node.settings import (
+    OUTPUT_NAMES,
+    Archive,
+    Destination,
+    Hl7Orders,
+    Orders,
+    PeerTls,
+    Scp,
+    Tls,
+    WorklistPeer,
+)
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -177,6 +187,17 @@ def test_what_is_done_about_the_statuses_got() -> None:
     )
 
 
+def test_the_queries_and_retrievals() -> None:
+    source = Path(str(query.__file__)).read_text(encoding="utf-8")
+    asked = {keyword for keyword, _ in table("Queries", 0, 1)}
+    named = set(re.findall(r'"([A-Z]\w+)"|asked\.([A-Z]\w+) =', source))
+    keywords = {one or other for one, other in named} - {"QueryRetrieveLevel"}
+    assert {k for k in keywords if (tag_for_keyword(k) or 0) >> 16} == asked  # group 0000: the command's own
+    listed = {status for (status,) in table("Retrieval statuses got", 0)}
+    assert listed == {f"0x{code:04X}" for code in (query.SUCCESS, *query.FAILURES)} | {"any other"}
+    assert len(query.FETCHED) == 3
+
+
 def test_the_association_policies() -> None:
     values = dict(table("Associations", 0, 1))
     usual, peer = Scp(), Destination(name="a", ae_title="A")
@@ -188,11 +209,12 @@ def test_the_association_policies() -> None:
         "Largest PDU taken by the listener": str(scp.MAXIMUM_PDU_BYTES),
         "Largest PDU taken as initiator": str(peer.max_pdu_bytes),
         "Associations at a time, as acceptor": processes,
-        "Associations at a time, as initiator": "1 for each destination",
+        "Associations at a time, as initiator": "1 for each destination, 1 for all archives",
         "Outstanding operations": "1",
         "Silence before an association is aborted, as acceptor": f"{usual.timeout_s:g} s",
         "Time to connect, as initiator": f"{scu.CONNECTION_TIMEOUT_S} s",
         "Time for a response, as initiator": f"{scu.RESPONSE_TIMEOUT_S} s",
+        "Time for a response to a C-MOVE or C-GET": f"{query.RETRIEVE_TIMEOUT_S} s",
         "Wait for an N-EVENT-REPORT on the association of the request": f"{commitment.LINGER_S:g} s",
     }
 
@@ -250,7 +272,7 @@ def test_the_worklist_query() -> None:
 def test_the_settings() -> None:
     told = table("Settings of the network", 0)
     sections = {"scp": Scp, "scp.tls": Tls, "destination": Destination, "destination.tls": PeerTls,
-                "orders": Orders, "orders.worklist": WorklistPeer, "orders.hl7": Hl7Orders}  # fmt: skip
+                "archive": Archive, "archive.tls": PeerTls, "orders": Orders, "orders.worklist": WorklistPeer, "orders.hl7": Hl7Orders}  # fmt: skip
     expected = {
         (f"{name}.{field}",)
         for name, model in sections.items()

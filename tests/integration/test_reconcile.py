@@ -22,8 +22,9 @@ from node.admin.roles import spool_of
 from node.admin.web.app import make_app
 from node.domain.errors import IllegalTransition, TransientError
 from node.domain.lifecycle import GapState
+from node.domain.reconciliation import ArchivedStudy
 from node.intake import Intake
-from node.query import FIND, Archivist
+from node.query import FIND, MOVE, Archivist
 from node.reconcile import MOST_ATTEMPTS, PATIENCE_S, Reconciler
 from node.scp import Listener, open_socket
 from node.scu import Parcel, Peer
@@ -203,7 +204,23 @@ def test_an_unknown_ae_title_is_told_with_what_to_do(settings: Settings, records
     stranger = settings.model_copy(update={"scp": Scp(ae_title="STRANGER", port=LISTENER)})
     records.gaps.want([gap["id"]], "anna", 1.0)
     Reconciler(stranger, records, spool_of(settings)).round(time.time())
-    assert "status 0x" in (records.gaps.get(gap["id"]) or {})["last_error"]
+    assert "does it know AE title STRANGER" in (records.gaps.get(gap["id"]) or {})["last_error"]
+
+
+def test_the_status_of_a_move_is_told_in_words() -> None:
+    def move(event: evt.Event) -> Iterator[Any]:
+        yield None, None  # pynetdicom answers 0xA801: move destination unknown
+
+    ae, port = AE("STRICT"), free_port()
+    ae.add_supported_context(MOVE)
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_MOVE, move)])
+    try:
+        archive = Archive(name="strict", ae_title="STRICT", port=port)
+        came = Archivist(archive.peer, "ICHNODE").move("1.2", "", "ICHNODE")
+    finally:
+        server.shutdown()  # type: ignore[union-attr]
+    assert came.completed == 0 and "0xA801" in came.trouble
+    assert "add our AE title there, with this node's host and port" in came.trouble
 
 
 def test_what_was_said_to_be_sent_and_never_came_is_told(settings: Settings, records: Records) -> None:
@@ -271,8 +288,6 @@ def test_an_archive_that_counts_nothing_is_counted() -> None:
     server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
     archive = Archive(name="plain", ae_title="PLAIN", port=port)
     try:
-        from node.domain.reconciliation import ArchivedStudy
-
         with Archivist(archive.peer, "ICHNODE") as peer:
             (series,) = peer.with_series(ArchivedStudy("1")).series
         assert series.instances == 7
