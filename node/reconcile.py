@@ -38,6 +38,8 @@ PAUSE_S = 15.0
 RETRY_BASE_S, RETRY_MAX_S, MOST_ATTEMPTS = 30.0, 3600.0, 8
 LEASE_S = 1800.0
 """A fetch whose process died is tried again after this long."""
+LONGEST_COMPARISON_S = 6 * 3600.0
+"""By then its process, on whatever host, is taken for gone."""
 PATIENCE_S = 900.0
 """After this long what an archive says it sent ought to be here."""
 MOST_DAYS = 366
@@ -220,8 +222,8 @@ class Reconciler:
 
     def _give_up_orphans(self, now: float) -> None:
         """A comparison whose process is gone is over, and says so."""
-        for comparison, owner in self._records.gaps.unfinished():
-            if is_gone(owner):
+        for comparison, owner, begun_at in self._records.gaps.unfinished():
+            if is_gone(owner) or begun_at < now - LONGEST_COMPARISON_S:
                 self._records.gaps.finish(comparison, now, 0, 0, "the process that made it ended: ask again")
 
 

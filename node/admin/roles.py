@@ -160,7 +160,7 @@ def deliver(settings: Settings) -> None:
 def _start_reconciling(
     settings: Settings, records: Records, spool: Spool, stop: Callable[[float], bool]
 ) -> None:
-    """Beside the deliveries, where there is an archive to compare with. Each piece of work is taken by one."""
+    """Beside the deliveries, where there is an archive. Of several processes one takes each piece of work."""
     if settings.archive:
         from node.reconcile import Reconciler, run
 

@@ -81,14 +81,14 @@ class Gaps:
             mine = comparisons.c.id == comparison.id
             connection.execute(update(comparisons).where(mine).values(**values))
 
-    def unfinished(self) -> list[tuple[Comparison, str]]:
-        """Those that were begun, with their owners."""
+    def unfinished(self) -> list[tuple[Comparison, str, float]]:
+        """Those that were begun, with their owners, and when."""
         query = select(comparisons).where(
             comparisons.c.begun_at.is_not(None), comparisons.c.finished_at.is_(None)
         )
         with reading(self._engine) as connection:
             return [
-                (Comparison(r.id, r.archive, r.since, r.until, r.asked_by), r.owner or "")
+                (Comparison(r.id, r.archive, r.since, r.until, r.asked_by), r.owner or "", r.begun_at)
                 for r in connection.execute(query)
             ]
 

@@ -271,8 +271,17 @@ def test_the_worklist_query() -> None:
 
 def test_the_settings() -> None:
     told = table("Settings of the network", 0)
-    sections = {"scp": Scp, "scp.tls": Tls, "destination": Destination, "destination.tls": PeerTls,
-                "archive": Archive, "archive.tls": PeerTls, "orders": Orders, "orders.worklist": WorklistPeer, "orders.hl7": Hl7Orders}  # fmt: skip
+    sections = {
+        "scp": Scp,
+        "scp.tls": Tls,
+        "destination": Destination,
+        "destination.tls": PeerTls,
+        "archive": Archive,
+        "archive.tls": PeerTls,
+        "orders": Orders,
+        "orders.worklist": WorklistPeer,
+        "orders.hl7": Hl7Orders,
+    }
     expected = {
         (f"{name}.{field}",)
         for name, model in sections.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from node.domain.errors import IllegalTransition, TransientError
 from node.domain.lifecycle import GapState
 from node.domain.reconciliation import ArchivedStudy
 from node.intake import Intake
+from node.liveness import process_name
 from node.query import FIND, MOVE, Archivist
-from node.reconcile import MOST_ATTEMPTS, PATIENCE_S, Reconciler
+from node.reconcile import LONGEST_COMPARISON_S, MOST_ATTEMPTS, PATIENCE_S, Reconciler
 from node.scp import Listener, open_socket
 from node.scu import Parcel, Peer
 from node.settings import Archive, Destination, Scp, Settings
@@ -103,12 +105,12 @@ def compare(settings: Settings, records: Records, **changes: Any) -> dict[str, d
 
 @contextmanager
 def listening(settings: Settings, records: Records) -> Iterator[None]:
-    socket = open_socket(settings.scp)
+    listens_on = open_socket(settings.scp)
     listener = Listener(settings, records, Intake(spool_of(settings), records, time.time, settings.scp))
-    listener.start(socket)
+    listener.start(listens_on)
     yield
     listener.stop()
-    socket.close()
+    listens_on.close()
 
 
 def series_of(records: Records, ds: Dataset) -> int:
@@ -244,6 +246,20 @@ def test_by_the_clock_once_for_all_processes(settings: Settings, records: Record
     assert records.gaps.latest(["pacs"])["pacs"]["id"] == 1
     nodes[0].round(1_795_000_000.0 + 3600)
     assert records.gaps.latest(["pacs"])["pacs"]["id"] == 2
+
+
+def test_a_comparison_whose_process_is_gone_is_over(settings: Settings, records: Records) -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        owner = process_name(child.pid)
+        child.kill()
+    records.gaps.begin("pacs", DAYS, "anna", owner, time.time())
+    records.gaps.begin("pacs", DAYS, "anna", "elsewhere:1", time.time())
+    node = reconciler(settings, records)
+    node.round(time.time())
+    ((left, who, _),) = records.gaps.unfinished()
+    assert who == "elsewhere:1" and left.id == 2
+    node.round(time.time() + LONGEST_COMPARISON_S + 1)
+    assert "ask again" in records.gaps.latest(["pacs"])["pacs"]["error"]
 
 
 def test_an_archive_that_is_away_is_told(settings: Settings, records: Records) -> None:
