@@ -22,6 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
+from node.domain.acquisition import Acquisition
 from node.domain.errors import PermanentError
 from node.domain.instance import Frame, Instance, Vector
 from node.frames import UNREADABLE, frame_headers, is_multiframe
@@ -38,8 +39,9 @@ _KEYWORDS = (
     "TemporalPositionIndex", "VolumeBasedCalculationTechnique", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in _KEYWORDS}
-HEADER_TAGS = list(_TAGS.values())
+_OF_ACQUISITION = ("ManufacturerModelName", "StationName", "KVP")
+_TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in (*_KEYWORDS, *_OF_ACQUISITION)}
+HEADER_TAGS = [_TAGS[keyword] for keyword in _KEYWORDS]
 """What `read_instance` reads; pass to `dcmread(specific_tags=…)` to read no more than is needed."""
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
@@ -120,6 +122,22 @@ def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         study_time=header.text("StudyTime"),
         requested_priority=header.text("RequestedProcedurePriority") or header.text("StudyPriorityID"),
         stack=header.stack(),
+    )
+
+
+def acquisition_of(ds: Dataset) -> Acquisition:
+    """How a plain image, or the first frame of a multi-frame one, was acquired."""
+    frames = frame_headers(ds) if is_multiframe(ds) else []
+    own, header = _Header(ds), _Header(next(iter(frames), ds))
+    spacing = _positive(header.vector("PixelSpacing", 2))
+    return Acquisition(
+        manufacturer=own.text("Manufacturer"),
+        model=own.text("ManufacturerModelName"),
+        station=own.text("StationName"),
+        kernel=header.text("ConvolutionKernel"),
+        kvp=header.number("KVP"),
+        slice_thickness_mm=header.number("SliceThickness"),
+        pixel_mm=spacing[0] if spacing else None,
     )
 
 

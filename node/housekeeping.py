@@ -16,6 +16,7 @@ from node.scan import Scan
 from node.settings import Settings
 from node.spool import Spool
 from node.store.records import Records
+from node.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Housekeeper:
         self._retention = Retention(settings, records, spool)
         waits_s = [d.retry_max_s for d in settings.destination] + [a.retry_max_s for a in settings.alert]
         self._longest_wait_s = max(waits_s, default=0.0)
+        self._watch = Watch(records, settings.drift, elapsed)
         self._elapsed = elapsed
         self._next_scan = elapsed()
         self._next_sweep = elapsed()
@@ -58,6 +60,7 @@ class Housekeeper:
             Scan(self._records, self._spool).run(stopping)
             self._next_scan = self._elapsed() + SCAN_EVERY_S
         self._retention.round(now)
+        self._watch.round(now)
         if self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
             self._next_sweep = self._elapsed() + SCAN_EVERY_S

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from node.domain.acquisition import Acquisition
 from node.domain.errors import PermanentError
 from node.frames import UNREADABLE
-from workers.head import require_head
+from node.headers import acquisition_of
+from workers.head import Evidence, require_head
 from workers.volume import Volume, build_volume
 
 
@@ -34,3 +38,26 @@ def read_dataset(path: str | Path) -> Dataset:
         raise PermanentError("FILE_MISSING", f"{path} is no longer there") from error
     except UNREADABLE as error:
         raise PermanentError("FILE_UNREADABLE", f"{path} cannot be read as DICOM: {error}") from error
+
+
+def acquired(paths: Iterable[str | Path], volume: Volume, evidence: Evidence) -> Acquisition:
+    """How the slices of a volume were acquired, and what they show of a head. For statistics: never fails."""
+    inside = [s.median_hu for s in evidence.slices if s.is_cranial]
+    return replace(
+        _header_of(paths, set(volume.sop_instance_uids)),
+        slices=len(volume.hu),
+        head_hu=float(np.median(inside)) if inside else None,
+        head_share=evidence.cranial_mm / evidence.covered_mm if evidence.covered_mm else None,
+    )
+
+
+def _header_of(paths: Iterable[str | Path], wanted: Collection[str]) -> Acquisition:
+    """Of the first file that holds a wanted instance."""
+    for path in paths:
+        try:
+            ds = dcmread(path, stop_before_pixels=True)
+        except (OSError, *UNREADABLE):
+            continue
+        if str(ds.get("SOPInstanceUID", "")) in wanted:
+            return acquisition_of(ds)
+    return Acquisition()

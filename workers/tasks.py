@@ -15,6 +15,7 @@ from celery import current_app, shared_task
 from celery.signals import celeryd_after_setup, worker_shutdown
 
 from node.broker import ANALYSE_TASK
+from node.domain.acquisition import Acquisition
 from node.domain.announcing import Stage
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
@@ -28,7 +29,8 @@ from node.store.jobs import Job, Word
 from node.store.queue import Line
 from node.store.records import Records, open_records
 from workers.analyse import Analysis, analyse, with_loading, with_prior
-from workers.load import load_head
+from workers.head import require_head
+from workers.load import acquired, load_volume
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
 
@@ -79,7 +81,9 @@ class Worker:
         began = time.perf_counter()
         paths = [self.spool.absolute(p) for p in self.records.arrivals.paths(job.series_instance_uid)]
         notes = self.records.decisions.notes(job.series_instance_uid)
-        volume = load_head(paths)
+        volume = load_volume(paths)
+        evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
+        acquisition = acquired(paths, volume, evidence)
         load_s = time.perf_counter() - began
 
         def on_classified(early: Findings) -> None:
@@ -96,7 +100,7 @@ class Worker:
             on_classified=on_classified,
         )
         analysis = with_prior(analysis, self._prior(job))
-        self._store(job, with_loading(analysis, load_s, notes))
+        self._store(job, with_loading(analysis, load_s, notes), acquisition)
         log.info("job %d: analysed in %.1f s", job.id, time.perf_counter() - began)
 
     def _prior(self, job: Job) -> Prior:
@@ -104,11 +108,11 @@ class Worker:
         now, candidates = self.records.priors.candidates(job.series_instance_uid)
         return latest(now, candidates) if now else Prior(None)
 
-    def _store(self, job: Job, analysis: Analysis) -> None:
+    def _store(self, job: Job, analysis: Analysis, acquisition: Acquisition) -> None:
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
         self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
         stored = self.records.jobs.store_analysis(
-            job.id, self.name, analysis.findings, path, time.time(), self.settings.audiences
+            job.id, self.name, analysis.findings, path, time.time(), self.settings.audiences, acquisition
         )
         if not stored:
             log.warning("job %d was taken away meanwhile; its analysis is thrown away", job.id)

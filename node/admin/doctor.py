@@ -14,6 +14,7 @@ from node.admin.roles import prepare, spool_of
 from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError, PermanentError
 from node.orders.worklist import Worklist
+from node.quality.counts import FEATURES
 from node.query import Archivist
 from node.scan import MISSING, Fate, summary
 from node.settings import Settings
@@ -42,6 +43,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("disk", lambda: _disk(settings))
     yield _check("spool", lambda: _spool(settings))
     yield _check("incidents", lambda: _incidents(settings))
+    yield _check("drift", lambda: _drift(settings))
     if not settings.destination:
         yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
     if settings.orders.worklist.ae_title:
@@ -118,6 +120,23 @@ def _incidents(settings: Settings) -> str:
     codes = Counter(str(incident["code"]) for incident in found)
     words = ", ".join(f"{count} {code}" for code, count in codes.most_common())
     return f"within {INCIDENT_DAYS} days, by series: {words}; `ichnode incidents` lists them"
+
+
+def _drift(settings: Settings) -> str:
+    """Raises PermanentError while a scanner's input or scores are not as they used to be."""
+    records = open_records(settings)
+    rows = records.drifts.all()
+    records.close()
+    found = [
+        f"{r['scanner']}: {FEATURES[r['feature']]} was {r['before']}, is {r['after']}"
+        for r in rows
+        if r["drifted_since"]
+    ]
+    if found:
+        raise PermanentError("DRIFT", f"{'; '.join(found)}; see the page Quality")
+    if not rows:
+        return "not judged yet: too few analyses of any scanner"
+    return f"none; {len({r['scanner'] for r in rows})} scanners are watched"
 
 
 def _echo(peer: Carrier | Worklist) -> str:

@@ -19,6 +19,7 @@ from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
 from node.settings.orders import Hl7Orders, Orders, WorklistPeer
+from node.settings.quality import Drift
 from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
@@ -35,6 +36,7 @@ __all__ = [
     "Completeness",
     "Database",
     "Destination",
+    "Drift",
     "Eligibility",
     "Email",
     "Encoding",
@@ -75,6 +77,7 @@ class Settings(Section):
     model: Model = Model()
     orders: Orders = Orders()
     web: Web = Web()
+    drift: Drift = Drift()
     destination: tuple[Destination, ...] = ()
     alert: tuple[AnyAlert, ...] = ()
     archive: tuple[Archive, ...] = ()

@@ -8,11 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Update, case, null, select, update
 
+from node.domain.acquisition import Acquisition
 from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
 from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
-from node.store import pauses
+from node.store import pauses, quality
 from node.store.alerts import tell
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
@@ -21,6 +22,7 @@ from node.store.tables import jobs, objects, studies
 SOURCE = "source"
 """The `output` of an object that is a received instance, handed on because a rule says so."""
 _EMPTIED = ("rung_at", "reported_at", "reason_code", "reason_text", "lease_owner", "lease_until")
+NOTHING_KNOWN = Acquisition()
 _FROM_THE_START = {"attempts": 0, **dict.fromkeys(_EMPTIED)}
 
 
@@ -116,12 +118,20 @@ class Jobs:
         maps_path: str,
         now: float,
         audiences: Sequence[Audience] = (),
+        acquired: Acquisition = NOTHING_KNOWN,
     ) -> bool:
-        """With the alerts to `audiences`."""
+        """With the alerts to `audiences`, and the row for the statistics. False when the lease was lost."""
         statement = _move(job_id, JobEvent.ANALYSIS_STORED, owner).values(
             findings=findings.to_json(), priority=findings.priority, maps_path=maps_path, analysed_at=now
         )
-        return self._speak(job_id, statement, Word(Stage.FINAL, findings, audiences, now))
+        with writing(self._engine) as connection:
+            if connection.execute(statement).rowcount != 1:
+                return False
+            _tell(connection, job_id, Word(Stage.FINAL, findings, audiences, now))
+            of_job = select(jobs.c.study_instance_uid).where(jobs.c.id == job_id)
+            study_uid: str = connection.execute(of_job).scalar_one()
+            quality.record(connection, (job_id, study_uid), findings, acquired, now)
+            return True
 
     def fail(self, job_id: int, reason: Reason, owner: str | None = None) -> bool:
         """For good; the not-analysed report follows."""

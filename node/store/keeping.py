@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState
+from node.store import quality
 from node.store.engine import reading, writing
 from node.store.jobs import SOURCE
 from node.store.tables import (
@@ -157,6 +158,7 @@ class Keeping:
                 .scalars()
                 .all()
             )
+            quality.forget(connection, uids)
             of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
             for table, key in (
                 (alerts, alerts.c.study_instance_uid.in_(uids)),

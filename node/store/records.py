@@ -12,6 +12,7 @@ from node.store.commitments import Commitments
 from node.store.console import Console
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
+from node.store.drifts import Drifts
 from node.store.engine import migrate, open_engine
 from node.store.gaps import Gaps
 from node.store.incidents import Incidents
@@ -22,6 +23,7 @@ from node.store.orders import Orders
 from node.store.pauses import Pauses
 from node.store.people import People
 from node.store.priors import Priors
+from node.store.quality import Quality
 from node.store.queue import Queue
 from node.store.reviews import Reviews
 from node.store.routes import Routes
@@ -55,6 +57,8 @@ class Records:
         self.pauses = Pauses(engine)
         self.worklist = Worklist(engine)
         self.console = Console(engine)
+        self.quality = Quality(engine)
+        self.drifts = Drifts(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from sqlalchemy import Engine, delete, insert, select, update
 
 from node.domain.errors import IllegalTransition
+from node.domain.opinion import Word
+from node.store import quality
 from node.store.engine import writing
 from node.store.tables import jobs, reviews
-
-
-class Opinion(StrEnum):
-    AGREE = "AGREE"
-    DISAGREE = "DISAGREE"
 
 
 class Reviews:
@@ -37,14 +32,16 @@ class Reviews:
             connection.execute(insert(reviews).values(**row))
             return True
 
-    def judge(self, job_id: int, opinion: Opinion, who: str, now: float) -> None:
+    def judge(self, job_id: int, word: Word) -> None:
         """Agree or disagree; who judges has read, so it acknowledges too. The last judgement counts."""
-        self.acknowledge(job_id, who, now)
+        self.acknowledge(job_id, word.who, word.at)
+        values = {"opinion": word.opinion, "opinion_by": word.who, "opinion_at": word.at, "wrong": word.wrong}
         with writing(self._engine) as connection:
-            mine = update(reviews).where(reviews.c.job_id == job_id)
-            connection.execute(mine.values(opinion=opinion, opinion_by=who, opinion_at=now))
+            connection.execute(update(reviews).where(reviews.c.job_id == job_id).values(**values))
+            quality.say(connection, job_id, word)
 
     def withdraw(self, job_id: int) -> bool:
         """Back to unread. False when it was."""
         with writing(self._engine) as connection:
+            quality.withdraw(connection, job_id)
             return connection.execute(delete(reviews).where(reviews.c.job_id == job_id)).rowcount == 1

@@ -372,6 +372,62 @@ reviews = Table(  # what people said about the word of a job; a later word makes
     Column("opinion", String(16)),  # AGREE, DISAGREE
     Column("opinion_by", String(64)),
     Column("opinion_at", Float),
+    Column("wrong", String(16)),  # node.domain.opinion.Wrong
+)
+
+analyses = Table(  # what statistics need of each analysis, and nothing of the patient; outlives its job
+    "analyses",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", Integer, nullable=False),
+    Column("study_instance_uid", UID),  # emptied when the study is forgotten
+    Column("analysed_at", Float, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", String(64), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("scanner", String(200), nullable=False),  # node.domain.acquisition
+    Column("verdict", String(16), nullable=False),  # node.domain.findings.Priority
+    Column("any_probability", Float, nullable=False),
+    Column("present", Integer, nullable=False),  # classes as bits: node.domain.opinion
+    Column("evaluated", Integer, nullable=False),
+    Column("volume_ml", Float),
+    Column("kernel", String(64), nullable=False, default=""),
+    Column("kvp", Float),
+    Column("slice_thickness_mm", Float),
+    Column("pixel_mm", Float),
+    Column("slices", Integer),
+    Column("head_hu", Float),
+    Column("head_share", Float),
+    Column("told", Integer),  # what a reader said: on which classes (bits)…
+    Column("wrong", Integer),  # …and which of them are wrong
+    Column("opinion", String(16)),
+    Column("why", String(16)),
+    Column("opinion_by", String(64)),
+    Column("opinion_at", Float),
+    Column("sampled_at", Float),  # drawn by chance to be looked at
+    Column("sampled_by", String(64)),
+    UniqueConstraint("job_id", "model_sha256", name="one_analysis_a_model"),
+    Index("analyses_by_time", "analysed_at", "verdict"),
+    Index("analyses_by_scanner", "scanner", "analysed_at", "verdict"),
+    Index("analyses_by_model", "model_name", "model_version", "analysed_at", "verdict"),
+    Index("analyses_by_opinion", "opinion_at"),
+    Index("analyses_by_sampling", "sampled_at"),
+)
+
+drifts = Table(  # how far each feature of each scanner is from its reference, as last looked at
+    "drifts",
+    metadata,
+    Column("scanner", String(200), primary_key=True),
+    Column("feature", String(32), primary_key=True),  # node.quality.drift
+    Column("reference", Integer, nullable=False),  # known values
+    Column("recent", Integer, nullable=False),
+    Column("distance", Float, nullable=False),
+    Column("p_value", Float, nullable=False),
+    Column("psi", Float, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("drifted_since", Float),
+    Column("looked_at", Float, nullable=False),
 )
 
 pauses = Table(  # a row: that part of the node stands still until an admin lets it go on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request, Response
@@ -11,8 +12,10 @@ from fastapi.responses import RedirectResponse
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, Visitor, fields
 from node.admin.web.login import safe_target
+from node.admin.web.quality import period_start
 from node.admin.web.site import Site
-from node.store.reviews import Opinion
+from node.domain.findings import SUBTYPES
+from node.domain.opinion import Opinion, Wrong
 
 QUIET = "x-quiet"
 """Header of a page that stays where it is: it wants no redirection."""
@@ -31,11 +34,27 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     on_job("/acknowledge", deeds.acknowledge, gate.viewer)
     on_job("/unread", deeds.mark_unread, gate.viewer)
     on_job("/agree", lambda who, job: deeds.judge(who, job, Opinion.AGREE), gate.viewer)
-    on_job("/disagree", lambda who, job: deeds.judge(who, job, Opinion.DISAGREE), gate.viewer)
     on_job("/jobs/retry", deeds.retry_job, gate.admin)
     on_job("/jobs/cancel", deeds.cancel, gate.admin)
     on_job("/jobs/reanalyse", deeds.reanalyse, gate.admin)
     on_job("/deliveries/retry", deeds.retry_delivery, gate.admin)
+
+    @router.post("/disagree/{number}")
+    async def disagree(request: Request, number: int, visitor: Visitor = gate.viewer) -> Response:
+        """With what is wrong, where the form says so."""
+        form = await fields(request)
+        why = Wrong(form["why"]) if form.get("why") in tuple(Wrong) else Wrong.UNSPECIFIED
+        actual = [name for name in form.get("actual", "").split(",") if name in SUBTYPES]
+        await run_in_threadpool(deeds.judge, visitor, number, Opinion.DISAGREE, why, actual)
+        return await back(request)
+
+    @router.post("/quality/sample")
+    async def draw(request: Request, visitor: Visitor = gate.admin) -> Response:
+        form = await fields(request)
+        count = int(form["count"]) if form.get("count", "").isdecimal() else 0
+        since = period_start(form.get("within", ""), time.time())
+        await run_in_threadpool(deeds.draw_sample, visitor, count, since)
+        return await back(request)
 
     @router.post("/deliveries/retry")
     async def retry_many(request: Request, visitor: Visitor = gate.admin) -> Response:

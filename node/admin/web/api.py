@@ -10,20 +10,21 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from node import __version__
-from node.admin.web import board
+from node.admin.web import board, drift, quality
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pages import wanted_of
 from node.admin.web.site import Site
 from node.domain.errors import SettingsError
 from node.domain.lifecycle import DeliveryState
+from node.domain.opinion import Opinion, Wrong
 from node.routing import trial_json, try_out
 from node.settings.routing import read_drafts
-from node.store.reviews import Opinion
 from node.store.worklist import Reading, Shown
 
 PREFIX = "/api/v1"
 Limit = Annotated[int, Query(ge=1, le=500)]
+Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
 Offset = Annotated[int, Query(ge=0, le=100_000)]
 
 
@@ -48,8 +49,12 @@ class Chosen(BaseModel):
 
 
 class Said(BaseModel):
+    """Agree or disagree, and why; `actual`: the subtypes that the images show."""
+
     model_config = ConfigDict(extra="forbid")
     opinion: Opinion
+    why: Wrong = Wrong.UNSPECIFIED
+    actual: list[Subtype] = []
 
 
 class Asked(BaseModel):
@@ -85,6 +90,8 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     router = APIRouter(prefix=PREFIX)
     _reading(router, site, gate)
     _reviewing(router, Deeds(site), gate)
+    quality.add_to(router, site, gate)
+    drift.add_to(router, site, gate)
     _administering(router, Deeds(site), gate)
     return router
 
@@ -214,7 +221,7 @@ def _reviewing(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     @router.post("/jobs/{number}/opinion", tags=["reading"])
     def judge(number: int, said: Said, visitor: Visitor = gate.viewer) -> Done:
         """Agree or disagree with the result; acknowledges it too."""
-        deeds.judge(visitor, number, said.opinion)
+        deeds.judge(visitor, number, said.opinion, said.why, said.actual)
         return Done()
 
     @router.post("/jobs/{number}/unread", tags=["reading"])

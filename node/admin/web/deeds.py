@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 
@@ -9,11 +10,12 @@ from node.admin.web.gate import NotAllowed, Visitor
 from node.admin.web.site import Site
 from node.deliver import carrier_to
 from node.domain.errors import IchnodeError, IllegalTransition, SettingsError
+from node.domain.opinion import Opinion, Word, Wrong
 from node.reconcile import check_days
 from node.store import pauses
-from node.store.reviews import Opinion
 
 MOST_AT_ONCE = 5000
+MOST_DRAWN = 500
 
 
 class Deeds:
@@ -25,10 +27,19 @@ class Deeds:
         self._note(visitor, "acknowledge", job_id)
         self._records.reviews.acknowledge(job_id, visitor.name, time.time())
 
-    def judge(self, visitor: Visitor, job_id: int, opinion: Opinion) -> None:
-        """Also acknowledges."""
-        self._note(visitor, opinion.lower(), job_id)
-        self._records.reviews.judge(job_id, opinion, visitor.name, time.time())
+    def judge(
+        self,
+        visitor: Visitor,
+        job_id: int,
+        opinion: Opinion,
+        why: Wrong = Wrong.UNSPECIFIED,
+        actual: Sequence[str] = (),
+    ) -> None:
+        """Also acknowledges. `actual`: the subtypes the images show, where they are not those found."""
+        word = Word(opinion, visitor.name, time.time(), why, tuple(actual))
+        said = f": {why.lower()} {' '.join(actual)}".rstrip() if word.wrong else ""
+        self._note(visitor, opinion.lower(), job_id, said)
+        self._records.reviews.judge(job_id, word)
 
     def mark_unread(self, visitor: Visitor, job_id: int) -> None:
         self._note(visitor, "mark-unread", job_id)
@@ -123,8 +134,15 @@ class Deeds:
         if name not in names:
             raise NotAllowed(404, f"{name!r} cannot be paused; there are {', '.join(names)}")
 
-    def _note(self, visitor: Visitor, action: str, job_id: int) -> None:
+    def draw_sample(self, visitor: Visitor, count: int, since: float) -> int:
+        """Draw negatives by chance for readers to look at; returns how many there were."""
+        count = min(max(count, 1), MOST_DRAWN)
+        self._site.note(visitor, "draw-sample", detail=f"{count} negatives")
+        chance = random.SystemRandom()
+        return self._records.quality.draw(count, since, visitor.name, time.time(), chance)
+
+    def _note(self, visitor: Visitor, action: str, job_id: int, more: str = "") -> None:
         job = self._records.jobs.get(job_id)
         if job is None:
             raise IllegalTransition(f"there is no job {job_id}; look at the study again")
-        self._site.note(visitor, action, job.study_instance_uid, f"job {job_id}")
+        self._site.note(visitor, action, job.study_instance_uid, f"job {job_id}{more}")

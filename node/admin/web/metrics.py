@@ -121,12 +121,24 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         if last["finished_at"] and not last["error"]
     ]
     yield "compared_timestamp_seconds", "When the last comparison with each archive ended well.", compared
+    yield from _drift(site)
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     yield (
         "paused",
         "1 where an admin paused it.",
         [("", {"what": w}, float(n in paused)) for n, w in stand.items()],
     )
+
+
+def _drift(site: Site) -> Iterator[tuple[str, str, list[Sample]]]:
+    rows = site.records.drifts.all()
+    labels = [{"scanner": row["scanner"], "feature": row["feature"]} for row in rows]
+    distance: list[Sample] = [("", label, row["distance"]) for label, row in zip(labels, rows, strict=True)]
+    alarm: list[Sample] = [
+        ("", label, float(row["drifted_since"] is not None)) for label, row in zip(labels, rows, strict=True)
+    ]
+    yield "drift_distance", "Of the latest analyses of a scanner from its reference, 0 to 1.", distance
+    yield "drift_alarm", "1 where that distance is large and no chance.", alarm
 
 
 def _escaped(text: Any) -> str:

@@ -129,7 +129,7 @@ def csv_lines(rows: list[dict[str, Any]], clock: words.Clock) -> Iterator[str]:
     yield "\ufeff"
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow([_plain(text) for text in _cells(row, clock)])
+        writer.writerow([words.plain_cell(text) for text in _cells(row, clock)])
     yield stream.getvalue()
 
 
@@ -157,9 +157,3 @@ def _cells(row: dict[str, Any], clock: words.Clock) -> list[Any]:
         review.get("opinion_by") or "",
         row["order_priority"] or "",
     ]
-
-
-def _plain(cell: Any) -> Any:
-    """A spreadsheet must not take a header's text for a formula."""
-    dangerous = isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{cell}" if dangerous else cell

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 WIDTH, HEIGHT = 640, 160
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
 
@@ -41,6 +43,53 @@ class Column:
     worst_s: float | None = None
     median_height: float = 0.0
     worst_height: float = 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """A feature over time: quartiles of groups of equal size, on the plot of WIDTH × HEIGHT.
+
+    `band` is the attribute of an SVG polygon between the quartiles, `middle` of a polyline of medians;
+    `usual` the heights (y) of quartile, median, quartile of the reference; `ticks` (y, words).
+    """
+
+    band: str
+    middle: str
+    usual: tuple[float, float, float] | None
+    ticks: tuple[tuple[float, str], ...]
+    first_at: float
+    last_at: float
+    group: int
+
+
+def course(
+    values: Sequence[tuple[float, float]], usual: Sequence[float] = (), groups: int = 48, fewest: int = 10
+) -> Course | None:
+    """Of values (time, value) in order of time; `usual` are known quartiles. None for too few values."""
+    size = max(fewest, -(-len(values) // groups))
+    parts = [values[i : i + size] for i in range(0, len(values) - fewest + 1, size)]
+    if len(parts) < 2:
+        return None
+    quartiles = [np.quantile([v for _, v in part], (0.25, 0.5, 0.75)) for part in parts]
+    times = [part[len(part) // 2][0] for part in parts]
+    every = [float(v) for row in quartiles for v in row] + [float(v) for v in usual]
+    low, high = min(every), max(every)
+    room = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
+    low, high = low - room, high + room
+
+    def y(value: float) -> float:
+        return y_of((value - low) / (high - low))
+
+    def x(time: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (time - times[0]) / (times[-1] - times[0] or 1)
+
+    line = [
+        " ".join(f"{x(t):.1f},{y(q[k]):.1f}" for t, q in zip(times, quartiles, strict=True)) for k in range(3)
+    ]
+    back = " ".join(reversed(line[0].split(" ")))
+    ticks = tuple((y(v), f"{v:.3g}") for v in np.linspace(low + room, high - room, 3))
+    heights = (y(usual[0]), y(usual[1]), y(usual[2])) if len(usual) == 3 else None
+    return Course(f"{line[2]} {back}", line[1], heights, ticks, times[0], times[-1], size)
 
 
 def along_slices(slices: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[Line]:

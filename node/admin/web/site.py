@@ -15,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from node import __version__
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
+from node.domain.opinion import WRONG_WORDS
+from node.outputs import wording
 from node.settings import Settings
 from node.spool import Spool
 from node.store import pauses
@@ -88,6 +90,8 @@ class Site:
             "order_source": words.order_source,
             "anchor": anchor,
             "path": path,
+            "share": words.share,
+            "rate": words.rate,
             "query": urlencode,
         }
         environment.globals |= {
@@ -95,6 +99,8 @@ class Site:
             "version": __version__,
             "settings": self.settings,
             "QUEUE": pauses.QUEUE,
+            "class_words": wording.CLASS_WORDS,
+            "wrong_words": WRONG_WORDS,
             "of_destination": pauses.of_destination,
         }
         return environment

@@ -12,6 +12,7 @@ from node.domain.findings import CLASSES, Consistency, Findings, Priority
 from node.domain.lifecycle import JobState
 from node.domain.orders import Source
 from node.outputs import wording
+from node.quality.rates import Rate
 
 Row = Mapping[str, Any]
 GONE_SHOWN_FOR_S = 24 * 3600
@@ -129,6 +130,21 @@ def probability(value: float) -> str:
     return "<0.01" if value < 0.01 else ">0.99" if value > 0.99 else f"{value:.2f}"
 
 
+def share(value: float | None) -> str:
+    """0..1 in per cent, with as many places as tell it from certainty: 97 %, 99.6 %; a dash for nothing."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:.0f}"
+    return f"{100 * value:.1f} %" if text in ("0", "100") and value not in (0, 1) else f"{text} %"
+
+
+def rate(found: Rate) -> str:
+    """A share with its interval: 94 % (88–97 %); a dash where nothing was counted."""
+    if found.value is None:
+        return "–"
+    return f"{share(found.value)} ({100 * (found.low or 0):.0f}–{100 * (found.high or 0):.0f} %)"
+
+
 def roles(processes: Sequence[Row], now: float, alerting: bool = True) -> list[dict[str, Any]]:
     """How each role stands: how many processes live, which are gone and were not replaced.
 
@@ -238,3 +254,9 @@ def dicom_date(text: str) -> str:
 def dicom_time(text: str) -> str:
     """101500.000 → 10:15; anything else as it is."""
     return f"{text[:2]}:{text[2:4]}" if len(text) >= 4 and text[:4].isdecimal() else text
+
+
+def plain_cell(cell: Any) -> Any:
+    """For a CSV: a spreadsheet must not take a header's text for a formula."""
+    dangerous = isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{cell}" if dangerous else cell
