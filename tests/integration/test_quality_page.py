@@ -42,7 +42,7 @@ def press(client: TestClient, path: str, **form: str | list[str]) -> int:
 def judged(site: Site, study: str, agree: bool, positive: bool = True, scanner: str = "ACME") -> int:
     job = site.running(study, patient_id=f"PID-{study}")
     found = SUBDURAL if positive else findings()
-    site.records.jobs.store_analysis(job, "worker", found, "m", time.time(), Acquisition(scanner))
+    site.records.jobs.store_analysis(job, "worker", found, "m", time.time(), acquired=Acquisition(scanner))
     opinion = Opinion.AGREE if agree else Opinion.DISAGREE
     site.records.reviews.judge(job, Word(opinion, "anna", time.time() + 1))
     return job
