@@ -51,7 +51,9 @@ def test_analyses_and_clicks_are_counted_by_scanner_and_model(site: Site) -> Non
     records = site.records
     for number, scanner in enumerate(("A", "A", "B")):
         job = site.running(f"1.{number}")
-        records.jobs.store_analysis(job, "worker", SUBDURAL, "m", time.time(), acquired=Acquisition(scanner, "X"))
+        records.jobs.store_analysis(
+            job, "worker", SUBDURAL, "m", time.time(), acquired=Acquisition(scanner, "X")
+        )
         say(records, job, Opinion.AGREE if number else Opinion.DISAGREE)
     site.composed("1.7", findings({}, 0.6, Consistency.MASK_ONLY, Priority.HIGH))
     site.composed("1.8", findings())
