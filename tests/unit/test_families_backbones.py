@@ -28,7 +28,7 @@ from workers.preprocess import BONE, BRAIN, SUBDURAL, View, Window, network_inpu
 Cell = tuple[int, int]
 
 COUNTS = {
-    # torchvision's, Cadene's and (EfficientNet) timm's counts for 1000 classes, with their classifier exchanged for ours
+    # counts of torchvision, Cadene and timm for 1000 classes, with their classifier exchanged for ours
     "resnet18-3window": 11_689_512 - 513 * 1000 + 513 * 6,
     "densenet121-3window": 7_978_856 - 1025 * 1000 + 1025 * 6,
     "densenet121-mlp": 7_978_856 - 1025 * 1000 + 1025 * 512 + 513 * 6,

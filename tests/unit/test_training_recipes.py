@@ -13,13 +13,14 @@ import torch
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
+from tests.unit.test_families_pretrained import efficientnet_lite0_state
 from workers.models.contract import MAP_SIZE
 from workers.models.runtime import load_pipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline
 from workers.phantom import volume
 from workers.preprocess import View
-from workers.training import recipes, sequence_fit, ship, train
+from workers.training import fit, recipes, sequence_fit, ship, train
 from workers.training.datasets import Series, phantom_series
 from workers.training.learners import learner
 from workers.training.plan import Plan
@@ -134,6 +135,33 @@ def test_the_winners_system_is_trained_stage_by_stage(tmp_path: Path) -> None:
     assert outcome.facts["parameters"] == 2 * 46_918_710 + 3_398_418
     for part in ("seresnext101-3window", "seresnext101-3slice"):
         assert (tmp_path / part / "fold-0-seed-1-fit.ckpt").exists()
+
+
+def test_public_weights_are_taught_only_where_the_recipe_says(tmp_path: Path) -> None:
+    """The stem and the kept blocks, with every running statistic, are those of the file afterwards."""
+    torch.manual_seed(3)
+    one = _tiny(recipes.recipe("efficientnet-3window"))
+    torch.save(efficientnet_lite0_state(), tmp_path / "lite0.pth")
+    teacher = learner(one, tmp_path / "lite0.pth")
+    before = {name: value.clone() for name, value in teacher.network().state_dict().items()}
+    corpus = fit.Corpus(list(_patients(tmp_path, teacher.view)), ())
+    after = fit.Run(one, replace(one.stages[0], ema=0.0), teacher, seed=1).fit(corpus).weights
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    blocks = [f"trunk.blocks.{number}." for number in range(one.kept, 16)]
+    taught = (*blocks, "trunk.top.", "head.")
+    assert all(name.startswith(taught) and "running" not in name for name in changed)
+    assert {"head.weight", "trunk.blocks.15.project.0.weight"} <= changed
+
+
+def test_a_checkpoint_that_began_with_other_public_weights_is_refused(tmp_path: Path) -> None:
+    one = replace(_tiny(recipes.recipe("efficientnet-3window")), kept=17)
+    for name in ("one", "other"):
+        torch.save(efficientnet_lite0_state(), tmp_path / f"{name}.pth")
+    first, second = (learner(one, tmp_path / f"{name}.pth") for name in ("one", "other"))
+    corpus = fit.Corpus(list(_patients(tmp_path, first.view)), ())
+    fit.Run(one, one.stages[0], first, seed=1).fit(corpus, tmp_path / "fit.ckpt")
+    with pytest.raises(PermanentError, match="other settings"):
+        fit.Run(one, one.stages[0], second, seed=1).fit(corpus, tmp_path / "fit.ckpt")
 
 
 def test_no_patient_of_a_fold_teaches_or_stops_its_training(

@@ -92,6 +92,18 @@ class EfficientNetLite0(nn.Module):
                 inputs = stack.channels
         self.blocks = nn.Sequential(*blocks)
         self.top = _conv(inputs, WIDTH)
+        self.kept = 0
+
+    def keep(self, blocks: int) -> None:
+        """Leave the stem, this many blocks and every running statistic as they are when training goes on."""
+        self.kept = blocks
+        for part in (self.stem, *self.blocks[:blocks]):
+            part.requires_grad_(False)
+        if blocks > len(self.blocks):
+            self.top.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        return super().train(mode and not self.kept)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu6(self.stem(x))

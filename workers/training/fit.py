@@ -249,7 +249,7 @@ class Run:
     def _digest(self) -> str:
         """Of everything that decides the course of this run."""
         decides = {**asdict(self.recipe), "summary": "", "rules": {}}
-        facts = repr((decides, asdict(self.stage), self.seed))
+        facts = repr((decides, asdict(self.stage), self.seed)) + self.learner.origin
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def _save(self, path: Path, over: bool) -> None:

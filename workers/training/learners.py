@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers.models import families
 from workers.models.backbones import BackboneNet, BackboneSpec, SliceNetwork, windows_of
 from workers.models.baseline import SmallCNN, categorical_loss
+from workers.models.efficientnet import EfficientNetLite0
 from workers.models.multitask import MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
@@ -29,7 +32,12 @@ State = Mapping[str, Tensor]
 
 
 class Learner(Protocol):
-    """One network of a recipe. `neighbours` are the slices that make its channels, empty for windows."""
+    """One network of a recipe. `neighbours` are the slices that make its channels, empty for windows.
+
+    `origin` is the sha256 of the public weights it begins with, empty without.
+    """
+
+    origin: str
 
     @property
     def view(self) -> View: ...
@@ -63,6 +71,7 @@ class MultiTaskLearner:
     """Slice classes, masks, their agreement, and the picture again."""
 
     neighbours = (-1, 0, 1)
+    origin = ""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -103,11 +112,14 @@ class SliceLearner:
         self.spec = replace(spec, size=recipe.size)
         self.view = View(windows_of([spec]), recipe.size)
         self.neighbours = (1, 0, -1) if spec.neighbours else ()
+        self.origin = sha256_of(init) if init else ""
 
     def network(self) -> SliceNetwork:
         network = families.slice_network(self.spec)
         if self.init is not None and isinstance(network, BackboneNet):
             load_pretrained(network, self.init)
+            if isinstance(network.trunk, EfficientNetLite0):
+                network.trunk.keep(self.recipe.kept)
         return network
 
     def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
@@ -131,6 +143,7 @@ class UNetLearner:
     """The small U-Net: its mask alone is taught, "any" follows from it."""
 
     neighbours = ()
+    origin = ""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -151,6 +164,14 @@ class UNetLearner:
         for network, state in zip(networks, states, strict=True):
             network.load_state_dict(dict(state))
         return UNetPipeline(identity(self.recipe), networks, operating, device, self.recipe.size)
+
+
+def sha256_of(path: Path) -> str:
+    """Raises PermanentError MODEL_NOT_FOUND."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise PermanentError("MODEL_NOT_FOUND", f"no weights at {path}: {error.strerror}") from error
 
 
 def learner(recipe: Recipe, init: Path | None = None) -> Learner:

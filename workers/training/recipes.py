@@ -62,6 +62,7 @@ class Recipe:
     from the weights of the one before; the networks at the end of the last `members` of them are shipped
     together (snapshots of restarted cosine cycles: Loshchilov & Hutter, arXiv:1608.03983; Huang et al.,
     arXiv:1704.00109). `pretrain` sees phantoms alone. `parts` are recipes this one is put together from.
+    `kept` blocks of an EfficientNet stay as its public weights (`--init`) have them; without those, none.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Recipe:
     widths: tuple[int, ...] = (32, 64, 128, 192)
     dropout: float = 0.3
     reconstruct: bool = False
+    kept: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
     rules: Rules = field(default_factory=Rules)
@@ -155,6 +157,15 @@ RECIPES: tuple[Recipe, ...] = (
         96,
         (Stage("fit", 32, 5e-4, epochs=10, schedule="constant", positive_share=None, weight_decay=2e-5,
                decoupled=False, patience=8),),
+        augmentation=FLIP_AND_TURN,
+    ),
+    Recipe(
+        "efficientnet-3window",
+        "EfficientNet-Lite0 on three windows: public ImageNet weights (--init), only the last blocks taught.",
+        "efficientnet-3window",
+        224,
+        (Stage("fit", 32, 3e-4, steps=200, positive_share=0.4, ema=0.99),),
+        kept=11,
         augmentation=FLIP_AND_TURN,
     ),
     Recipe(

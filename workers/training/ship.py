@@ -19,7 +19,7 @@ from workers.training import evaluate, report, train
 from workers.training.cache import patients
 from workers.training.datasets import Series
 from workers.training.evaluate import Fitted
-from workers.training.learners import without_picture_head
+from workers.training.learners import sha256_of, without_picture_head
 from workers.training.outcome import Outcome, Part, protocol, validate
 from workers.training.plan import HELD_OUT_SEEDS, PHANTOM_SEEDS, Plan
 from workers.training.predict import as_input, predict_all
@@ -100,6 +100,7 @@ def _common(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
         "version": plan.version,
         "seeds": list(plan.all_seeds),
         "training_data": _sources(plan, outcome),
+        "init": {"file": plan.init.name, "sha256": sha256_of(plan.init)} if plan.init else None,
         "metrics": {
             "protocol": protocol(plan),
             "held_out": brief(outcome.summary) if outcome else None,
