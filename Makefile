@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
-PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl
+PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl rsyslog rsyslog-gnutls
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test peers lint types imports check clean
@@ -30,7 +30,7 @@ imports: $(VENV)/.installed-dev  ## imports run one way
 check: lint types imports test  ## everything
 
 peers:  ## real DICOM and Redis peers for the tests, from Debian; without them their tests are skipped
-	@missing=""; for p in redis-server Orthanc storescu dciodvfy chromium openssl; do \
+	@missing=""; for p in redis-server Orthanc storescu dciodvfy chromium openssl rsyslogd; do \
 	    PATH="$$PATH:/usr/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	ls /usr/*/orthanc/libOrthancDicomWeb* >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \

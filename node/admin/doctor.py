@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from node import broker
 from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
+from node.audit import syslog
 from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError, PermanentError
 from node.orders.worklist import Worklist
@@ -44,6 +45,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("spool", lambda: _spool(settings))
     yield _check("incidents", lambda: _incidents(settings))
     yield _check("drift", lambda: _drift(settings))
+    if settings.audit.host:
+        yield _check("audit", lambda: _audit(settings))
     if not settings.destination:
         yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
     if settings.orders.worklist.ae_title:
@@ -120,6 +123,16 @@ def _incidents(settings: Settings) -> str:
     codes = Counter(str(incident["code"]) for incident in found)
     words = ", ".join(f"{count} {code}" for code, count in codes.most_common())
     return f"within {INCIDENT_DAYS} days, by series: {words}; `ichnode incidents` lists them"
+
+
+def _audit(settings: Settings) -> str:
+    """Connects to the audit repository. Raises TransientError where that fails."""
+    records = open_records(settings)
+    waiting = records.audit_queue.standing()["waiting"]
+    records.close()
+    syslog.check(settings.audit)
+    known = "cannot be asked over UDP" if settings.audit.transport == "udp" else "answers"
+    return f"{settings.audit.host}:{settings.audit.port} {known}; {waiting} messages wait"
 
 
 def _drift(settings: Settings) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,6 +23,7 @@ from node.domain.errors import SettingsError, TransientError
 from node.liveness import process_name
 from node.settings import Settings
 from node.spool import Spool
+from node.store.audit_queue import Event
 from node.store.records import Records, open_records
 
 if TYPE_CHECKING:
@@ -151,10 +154,25 @@ def deliver(settings: Settings) -> None:
     with stopping() as stop, _standing(records, "deliver", candidate):
         couriers = start_couriers(settings, records, spool, stop, candidate.leads)
         _start_reconciling(settings, records, spool, stop)
+        couriers += _start_forwarder(settings, records, stop)
         run(Composer(settings, records, spool), stop, partial(candidate.leads, COMPOSE))
         for courier in couriers:
             courier.join(timeout=3)
     records.close()
+
+
+def _start_forwarder(
+    settings: Settings, records: Records, stop: Callable[[float], bool]
+) -> list[threading.Thread]:
+    """A thread that sends audit messages, where the settings name a repository."""
+    if not settings.audit.host:
+        return []
+    from node.audit import forward
+
+    forwarder = forward.Forwarder(settings, records)
+    thread = threading.Thread(target=forward.run, args=(forwarder, stop), name="audit", daemon=True)
+    thread.start()
+    return [thread]
 
 
 def _start_reconciling(
@@ -288,10 +306,35 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+class _Asked:
+    """Whether this process was asked to stop. A pipe, written to once and never read, wakes all threads.
+
+    No lock is involved: a handler runs in the midst of the main thread, and would wait for ever for a lock
+    that this very thread holds, as Event.set does when the signal comes while Event.wait takes its lock.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._readable, self._writable = os.pipe()  # as long as the process lives: threads may still wait
+
+    def set(self) -> None:
+        if not self._asked:
+            self._asked = True
+            os.write(self._writable, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """True at once when asked, else after `seconds` at most."""
+        if not self._asked:
+            poll = select.poll()
+            poll.register(self._readable, select.POLLIN)
+            poll.poll(max(0, math.ceil(seconds * 1000)))
+        return self._asked
+
+
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[float], bool]]:
     """`stop(seconds)` waits that long at most and tells whether SIGTERM or SIGINT has come."""
-    asked = threading.Event()
+    asked = _Asked()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.set()
@@ -328,10 +371,20 @@ def beating(records: Records, role: str, detail: Callable[[], Mapping[str, Any]]
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
+    _tell(records, "start", name)
     try:
         yield
     finally:
         over.set()
         thread.join(timeout=2)
+        _tell(records, "stop", name)
         with contextlib.suppress(TransientError):
             records.views.part(name)
+
+
+def _tell(records: Records, action: str, process: str) -> None:
+    """Application Activity, for the audit repository (PS3.15 A.5.3.1)."""
+    try:
+        records.audit_queue.write(Event(action, time.time(), process))
+    except TransientError as error:
+        log.warning("the audit repository will not hear of the %s of %s: %s", action, process, error)

@@ -15,6 +15,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
 from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, Webhook
+from node.settings.audit import AuditRepository
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
@@ -32,6 +33,7 @@ __all__ = [
     "Alert",
     "AnyAlert",
     "Archive",
+    "AuditRepository",
     "Broker",
     "Completeness",
     "Database",
@@ -78,6 +80,7 @@ class Settings(Section):
     orders: Orders = Orders()
     web: Web = Web()
     drift: Drift = Drift()
+    audit: AuditRepository = AuditRepository()
     destination: tuple[Destination, ...] = ()
     alert: tuple[AnyAlert, ...] = ()
     archive: tuple[Archive, ...] = ()

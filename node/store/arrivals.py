@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, Row, String, Table, case, select, update
+from sqlalchemy import Connection, Engine, Integer, Row, String, Table, case, func, select, update
 
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
+from node.store.audit_queue import Event, enqueue, is_wanted
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
@@ -63,11 +64,7 @@ class Arrivals:
 
     def close_association(self, association_id: str, outcome: str, now: float) -> None:
         with writing(self._engine) as connection:
-            connection.execute(
-                update(associations)
-                .where(associations.c.id == association_id, associations.c.closed_at.is_(None))
-                .values(closed_at=now, outcome=outcome)
-            )
+            _close(connection, association_id, outcome, now)
 
     def open_listeners(self) -> set[str]:
         """The listeners that have associations recorded as open."""
@@ -77,12 +74,10 @@ class Arrivals:
 
     def close_associations_of(self, listener: str, now: float) -> None:
         """A listener died: what it had open is over."""
+        open_ones = (associations.c.listener == listener, associations.c.closed_at.is_(None))
         with writing(self._engine) as connection:
-            connection.execute(
-                update(associations)
-                .where(associations.c.listener == listener, associations.c.closed_at.is_(None))
-                .values(closed_at=now, outcome="aborted")
-            )
+            for name in connection.execute(select(associations.c.id).where(*open_ones)).scalars().all():
+                _close(connection, name, "aborted", now)
 
     def known(self, sop_instance_uid: str) -> Known:
         """One look at what is there under a SOP Instance UID."""
@@ -157,6 +152,34 @@ class Arrivals:
         with reading(self._engine) as connection:
             query = select(instances.c.path).where(instances.c.series_instance_uid == series_uid)
             return list(connection.execute(query.order_by(instances.c.received_at)).scalars())
+
+
+def _close(connection: Connection, association_id: str, outcome: str, now: float) -> None:
+    """What it brought is told to the audit repository, one message a study."""
+    mine = (associations.c.id == association_id, associations.c.closed_at.is_(None))
+    values = {"closed_at": now, "outcome": outcome}
+    closed = connection.execute(update(associations).where(*mine).values(**values)).rowcount
+    if closed and is_wanted(connection):
+        for event in _brought(connection, association_id, outcome, now):
+            enqueue(connection, event)
+
+
+def _brought(connection: Connection, association_id: str, outcome: str, now: float) -> list[Event]:
+    """What an association brought, by study."""
+    peer = connection.execute(select(associations).where(associations.c.id == association_id)).one()
+    query = (
+        select(series.c.study_instance_uid, instances.c.header["sop_class_uid"].as_string(), func.count())
+        .join(instances, instances.c.series_instance_uid == series.c.series_instance_uid)
+        .where(instances.c.association_id == association_id)
+        .group_by(series.c.study_instance_uid, instances.c.header["sop_class_uid"].as_string())
+    )
+    by_study: dict[str, dict[str, int]] = {}
+    for study_uid, sop_class, count in connection.execute(query):
+        by_study.setdefault(study_uid, {})[sop_class] = count
+    return [
+        Event("received", now, peer.calling_ae, peer.address, uid, f"association {outcome}", objects)
+        for uid, objects in by_study.items()
+    ]
 
 
 def check_recordable(instance: Instance) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
 
+from node.store.audit_queue import Event, enqueue
 from node.store.engine import reading, writing
 from node.store.tables import audit
 
@@ -75,3 +76,4 @@ def add_entry(
         "detail": detail.replace("\0", "")[:LONGEST_DETAIL],
     }
     connection.execute(insert(audit).values(**row))
+    enqueue(connection, Event(action, now, actor.name, actor.address, study_uid, detail))

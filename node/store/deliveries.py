@@ -12,8 +12,9 @@ from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
 from node.liveness import process_name
 from node.store import pauses
+from node.store.audit_queue import SENT, Event, enqueue_sent, is_wanted
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import deliveries, instances, objects
+from node.store.tables import deliveries, instances, jobs, objects
 
 SOURCE_RANK = 1_000_000
 """From this rank on it is source images: no result waits behind those of another study."""
@@ -108,15 +109,19 @@ class Deliveries:
 
     def sent(self, delivery_id: int, status: str, now: float) -> bool:
         """`now` is also when its commitment may first be asked for."""
-        return self._change(
-            _move(delivery_id, DeliveryEvent.ACCEPTED_BY_PEER).values(
-                sent_at=now,
-                next_try_at=now,
-                last_status=status,
-                last_error=None,
-                attempts=deliveries.c.attempts + 1,
-            )
+        statement = _move(delivery_id, DeliveryEvent.ACCEPTED_BY_PEER).values(
+            sent_at=now,
+            next_try_at=now,
+            last_status=status,
+            last_error=None,
+            attempts=deliveries.c.attempts + 1,
+            lease_until=None,
         )
+        with writing(self._engine) as connection:
+            moved = connection.execute(statement).rowcount == 1
+            if moved and is_wanted(connection):
+                enqueue_sent(connection, _event(connection, delivery_id, now))
+        return moved
 
     def failed(self, delivery_id: int, error: str, status: str, next_try_at: float) -> bool:
         return self._change(
@@ -171,6 +176,18 @@ class Deliveries:
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:
             return connection.execute(statement.values(lease_until=None)).rowcount == 1
+
+
+def _event(connection: Connection, delivery_id: int, now: float) -> Event:
+    """For the audit repository: which destination got an object of which study."""
+    query = (
+        select(deliveries.c.destination, objects.c.sop_class_uid, jobs.c.study_instance_uid)
+        .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
+        .where(deliveries.c.id == delivery_id)
+    )
+    destination, sop_class, study_uid = connection.execute(query).one()
+    return Event(SENT, now, destination, study_instance_uid=study_uid, objects={sop_class: 1})
 
 
 def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDelivery], now: float) -> None:

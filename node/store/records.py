@@ -8,6 +8,7 @@ from node.settings import Settings
 from node.store.alerts import Alerts
 from node.store.arrivals import Arrivals
 from node.store.audit import Audit
+from node.store.audit_queue import AUDITED, AuditQueue
 from node.store.commitments import Commitments
 from node.store.console import Console
 from node.store.decisions import Decisions
@@ -34,8 +35,11 @@ from node.store.worklist import Worklist
 class Records:
     """What came in, what is decided on it, what is analysed, what goes out; and lists of it all."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, audited: bool = False) -> None:
+        """`audited`: an audit repository wants to hear of what happens."""
+        engine = engine.execution_options(**{AUDITED: audited})
         self.engine = engine
+        self.audit_queue = AuditQueue(engine)
         self.arrivals = Arrivals(engine)
         self.decisions = Decisions(engine)
         self.jobs = Jobs(engine)
@@ -68,4 +72,4 @@ def open_records(settings: Settings) -> Records:
     """The records of this installation, with the schema brought up to date."""
     engine = open_engine(settings.database_url)
     migrate(engine)
-    return Records(engine)
+    return Records(engine, audited=bool(settings.audit.host))

@@ -363,6 +363,24 @@ audit = Table(  # append-only: triggers refuse UPDATE and DELETE; holds no patie
     Index("audit_by_person", "who", "id"),
 )
 
+audit_queue = Table(  # what the audit repository was not told yet; names of patients are added on sending
+    "audit_queue",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("study_instance_uid", UID),  # no reference: the message outlives the study
+    Column("detail", Text, nullable=False, default=""),
+    Column("objects", JSON, nullable=False),  # instances by SOP class
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_try_at", Float, nullable=False),
+    Column("lease_until", Float),
+    Column("last_error", Text),
+    Index("audit_queue_due", "next_try_at"),
+)
+
 reviews = Table(  # what people said about the word of a job; a later word makes it count no more
     "reviews",
     metadata,

@@ -46,7 +46,7 @@ SLICES = 24
 SENDERS = 2
 BACKLOG = 15
 """Studies without a result, from which on the senders wait: the run should end when the kills do."""
-START_S = 180.0
+START_S = 900.0
 TARGETS = {
     "listener": 4, "listen": 2, "settle": 3, "worker": 5, "deliver": 4,
     "web": 1, "redis": 3, "up": 2, "tree": 2,
@@ -306,6 +306,7 @@ class Crashes:
         weights = targets or (TARGETS if self.servers is None else WITH_SERVERS)
         deadline = time.monotonic() + (longest_s or 1e9)
         self.tend()
+        self._say(f"the node is up; {self.kills.total()} killed before, {len(self.sent)} studies sent")
         senders = [threading.Thread(target=self.send_forever, daemon=True) for _ in range(SENDERS)]
         for sender in senders:
             sender.start()
@@ -327,7 +328,7 @@ class Crashes:
         self.save()
         return self.settle()
 
-    def settle(self, patience_s: float = 180) -> Ledger:
+    def settle(self, patience_s: float = 300) -> Ledger:
         """The books, once nothing moves any more or patience is over."""
         records = open_records(self.settings)
         deadline, moved = time.monotonic() + patience_s, time.monotonic()
@@ -338,7 +339,7 @@ class Crashes:
                 self.start()
             now = json.dumps([ledger.received, ledger.resulted, ledger.delivered, len(self.pacs.objects)])
             moved = time.monotonic() if now != before else moved
-            deadline = max(deadline, moved + 60)  # as long as something moves, wait
+            deadline = max(deadline, moved + patience_s)  # as long as something moves, wait
             before = now
             time.sleep(1)
             ledger = self.balance(records)

@@ -122,6 +122,15 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     ]
     yield "compared_timestamp_seconds", "When the last comparison with each archive ended well.", compared
     yield from _drift(site)
+    if site.settings.audit.host:
+        waiting = site.records.audit_queue.standing()
+        since = now - waiting["oldest"] if waiting["oldest"] else 0.0
+        yield (
+            "audit_messages_waiting",
+            "Not yet sent to the audit repository.",
+            [("", {}, waiting["waiting"])],
+        )
+        yield "audit_oldest_seconds", "Age of the oldest of them; 0: none.", [("", {}, since)]
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     yield (
         "paused",
