@@ -80,14 +80,14 @@ TRANSFER_SYNTAXES: tuple[UID, ...] = (*NATIVE, *LOSSLESS, *LOSSY)
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.11
 
 
-def open_socket(scp: Scp) -> socket.socket:
+def open_socket(scp: Scp, section: str = "scp") -> socket.socket:
     """A listening socket. Raises SettingsError when the address is taken or is not ours."""
     try:
         family = socket.getaddrinfo(scp.host, scp.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((scp.host, scp.port), family=family, backlog=256)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {scp.host}:{scp.port} (scp.host, scp.port): {error.strerror}; "
+            f"cannot listen on {scp.host}:{scp.port} ({section}.host, {section}.port): {error.strerror}; "
             "stop what uses the port, or choose another"
         ) from error
     listening.setblocking(False)

@@ -205,16 +205,39 @@ def announce(settings: Settings) -> None:
 
 
 def orders(settings: Settings) -> None:
-    """The order desk: asks the worklist how urgent studies are, and takes HL7 orders."""
+    """The order desk: asks the worklist how urgent studies are, takes HL7 orders, serves workitems."""
     from node.leadership import Candidate
     from node.orders import desk
     from node.store.leaders import ORDERS
 
     records = open_records(settings)
     candidate = Candidate(records, (ORDERS,))
-    with stopping() as stop, _standing(records, "orders", candidate):
+    standing = _standing(records, "orders", candidate)
+    with stopping() as stop, standing, serving_workitems(settings, records):
         desk.run(settings, records, stop, partial(candidate.leads, ORDERS))
     records.close()
+
+
+@contextlib.contextmanager
+def serving_workitems(settings: Settings, records: Records) -> Iterator[None]:
+    """UPS Pull while the block runs, where it has a port."""
+    if not settings.ups.port:
+        yield
+        return
+    from node.ups.scp import UpsScp
+    from node.ups.service import Service
+
+    service, over = Service(settings, records), threading.Event()
+    scp = UpsScp(settings, service)
+    scp.start()
+    making = threading.Thread(target=service.make_forever, args=(over.wait,), name="workitems", daemon=True)
+    making.start()
+    try:
+        yield
+    finally:
+        over.set()
+        scp.stop()
+        making.join(timeout=2)
 
 
 def worker(settings: Settings) -> None:

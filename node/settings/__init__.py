@@ -24,6 +24,7 @@ from node.settings.quality import Drift
 from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
+from node.settings.ups import Ups
 from node.settings.web import Proxy, Web
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Settings",
     "Spool",
     "Tls",
+    "Ups",
     "Web",
     "Webhook",
     "WorklistPeer",
@@ -78,6 +80,7 @@ class Settings(Section):
     broker: Broker = Broker()
     model: Model = Model()
     orders: Orders = Orders()
+    ups: Ups = Ups()
     web: Web = Web()
     drift: Drift = Drift()
     audit: AuditRepository = AuditRepository()

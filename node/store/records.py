@@ -29,6 +29,7 @@ from node.store.queue import Queue
 from node.store.reviews import Reviews
 from node.store.routes import Routes
 from node.store.views import Views
+from node.store.workitems import Workitems
 from node.store.worklist import Worklist
 
 
@@ -60,6 +61,7 @@ class Records:
         self.reviews = Reviews(engine)
         self.pauses = Pauses(engine)
         self.worklist = Worklist(engine)
+        self.workitems = Workitems(engine)
         self.console = Console(engine)
         self.quality = Quality(engine)
         self.drifts = Drifts(engine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.opinion import Word
@@ -18,19 +18,7 @@ class Reviews:
     def acknowledge(self, job_id: int, who: str, now: float) -> bool:
         """False when somebody did so before, and the word has not changed since."""
         with writing(self._engine) as connection:
-            word = connection.execute(
-                select(jobs.c.analysed_at, reviews.c.acknowledged_at)
-                .outerjoin(reviews, reviews.c.job_id == jobs.c.id)
-                .where(jobs.c.id == job_id)
-            ).first()
-            if word is None:
-                raise IllegalTransition(f"there is no job {job_id}; look at the study again")
-            if word.acknowledged_at is not None and word.acknowledged_at >= (word.analysed_at or 0):
-                return False
-            connection.execute(delete(reviews).where(reviews.c.job_id == job_id))
-            row = {"job_id": job_id, "acknowledged_by": who, "acknowledged_at": now}
-            connection.execute(insert(reviews).values(**row))
-            return True
+            return acknowledge(connection, job_id, who, now)
 
     def judge(self, job_id: int, word: Word) -> None:
         """Agree or disagree; who judges has read, so it acknowledges too. The last judgement counts."""
@@ -45,3 +33,20 @@ class Reviews:
         with writing(self._engine) as connection:
             quality.withdraw(connection, job_id)
             return connection.execute(delete(reviews).where(reviews.c.job_id == job_id)).rowcount == 1
+
+
+def acknowledge(connection: Connection, job_id: int, who: str, now: float) -> bool:
+    """False when somebody did so before, and the word has not changed since."""
+    word = connection.execute(
+        select(jobs.c.analysed_at, reviews.c.acknowledged_at)
+        .outerjoin(reviews, reviews.c.job_id == jobs.c.id)
+        .where(jobs.c.id == job_id)
+    ).first()
+    if word is None:
+        raise IllegalTransition(f"there is no job {job_id}; look at the study again")
+    if word.acknowledged_at is not None and word.acknowledged_at >= (word.analysed_at or 0):
+        return False
+    connection.execute(delete(reviews).where(reviews.c.job_id == job_id))
+    row = {"job_id": job_id, "acknowledged_by": who, "acknowledged_at": now}
+    connection.execute(insert(reviews).values(**row))
+    return True

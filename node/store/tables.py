@@ -226,6 +226,24 @@ orders = Table(  # how urgent others say a study is; an order may come before it
     Index("orders_by_time", "said_at"),
 )
 
+workitems = Table(  # Unified Procedure Steps that readers may take (PS3.4 Annex CC)
+    "workitems",
+    metadata,
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("job_id", Integer, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("study_instance_uid", UID, nullable=False),
+    Column("state", String(16), nullable=False),  # node.domain.workitems.StepState
+    Column("transaction_uid", UID),  # known to its performer alone
+    Column("performed", JSON, nullable=False),  # what the performer said by N-SET, as DICOM JSON
+    Column("claimed_by", String(64)),  # AE title
+    Column("claimed_at", Float),
+    Column("created_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Index("workitems_by_study", "study_instance_uid"),
+    Index("workitems_by_state", "state", "created_at"),
+    Index("workitems_by_change", "changed_at"),
+)
+
 inquiries = Table(  # what the modality worklist was asked, once for each study
     "inquiries",
     metadata,

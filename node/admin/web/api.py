@@ -13,7 +13,7 @@ from node import __version__
 from node.admin.web import board, drift, quality
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, Visitor
-from node.admin.web.pages import wanted_of
+from node.admin.web.pages import wanted_of, with_takers
 from node.admin.web.site import Site
 from node.domain.errors import SettingsError
 from node.domain.lifecycle import DeliveryState
@@ -23,6 +23,8 @@ from node.settings.routing import read_drafts
 from node.store.worklist import Reading, Shown
 
 PREFIX = "/api/v1"
+TAKEN = ("state", "claimed_by", "claimed_at", "changed_at")
+"""Of a workitem; its Transaction UID is nobody's but its performer's."""
 Limit = Annotated[int, Query(ge=1, le=500)]
 Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
 Offset = Annotated[int, Query(ge=0, le=100_000)]
@@ -113,7 +115,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         """
         rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), limit, offset)
         site.note(visitor, "api-studies", detail=f"{len(rows)} studies")
-        return [_study(row, visitor) for row in rows]
+        return [_study(row, visitor) for row in with_takers(site, rows)]
 
     @router.get("/studies/{uid}", tags=["studies"])
     def study(uid: str, visitor: Visitor = gate.viewer) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             for s in site.records.orders.of_study(uid)
         ]
         more = {"objects": made, "forwarded": forwarded, "jobs": row["jobs"], "orders": said}
+        (row,) = with_takers(site, [row])
         return _study(row, visitor) | more
 
     @router.get("/jobs", tags=["queue"])
@@ -208,6 +211,8 @@ def _study(row: dict[str, Any], visitor: Visitor) -> dict[str, Any]:
     """A study without its bulky parts; the patient's name is for people who logged in."""
     left_out = {"jobs", "word", "current"} | (set() if visitor.sees_names else {"patient_name"})
     kept = {key: value for key, value in row.items() if key not in left_out}
+    if row.get("taken"):
+        kept["taken"] = {key: row["taken"][key] for key in TAKEN}
     return kept | {"job": row["word"], "current_job": row["current"]}
 
 

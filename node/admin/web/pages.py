@@ -55,7 +55,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         return site.page(
             request,
             "worklist.html",
-            rows=[shown(row) for row in rows],
+            rows=[shown(row) for row in with_takers(site, rows)],
             asked={name: text for name, text in asked.items() if text},
             wanted=wanted,
             within=within if within in WINDOWS else "24h",
@@ -120,6 +120,12 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     found = words.result(row["status"], word)
     has_picture = bool(word and word["findings"])
     return {**row, "result": found, "outdated": outdated, "has_picture": has_picture}
+
+
+def with_takers(site: Site, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `taken`: the workitem that a reader took by UPS, if one did."""
+    taken = site.records.workitems.of_studies([row["study_instance_uid"] for row in rows])
+    return [{**row, "taken": taken.get(row["study_instance_uid"])} for row in rows]
 
 
 def csv_lines(rows: list[dict[str, Any]], clock: words.Clock) -> Iterator[str]:

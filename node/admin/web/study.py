@@ -61,7 +61,7 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
         None,
     )
     return {
-        "study": row,
+        "study": {**row, "taken": site.records.workitems.of_studies([uid]).get(uid)},
         "orders": site.records.orders.of_study(uid),
         "inquiry": site.records.orders.inquiry(uid),
         "result": words.result(row["status"], word),

@@ -1,0 +1,41 @@
+"""Workitems for readers: whether they are served, where, and which."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from node.domain.findings import Priority
+from node.settings.base import AeTitle, NetworkText, Section, Tls
+
+
+class Ups(Section):
+    """The UPS Pull SCP (PS3.4 Annex CC); off without a port. It answers to `scp.ae_title`."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+    calling_ae_titles: tuple[AeTitle, ...] = ()
+    """Who may ask and take; empty: anybody who reaches the port."""
+    addresses: tuple[NetworkText, ...] = ()
+    """…and from where; empty: from anywhere."""
+    tls: Tls = Tls()
+    items: Literal["positive", "all"] = "positive"
+    """`positive`: STAT and HIGH; `all`: every study that was analysed."""
+    worklist_label: str = Field("AI triage", min_length=1, max_length=64)
+    retrieve_ae_title: AeTitle | Literal[""] = ""
+    """Where readers fetch the study from; empty: the first destination with an AE title."""
+
+    @property
+    def priorities(self) -> tuple[Priority, ...]:
+        return tuple(Priority) if self.items == "all" else (Priority.STAT, Priority.HIGH)
+
+    @model_validator(mode="after")
+    def _somebody_is_named(self) -> Ups:
+        local = self.host in ("127.0.0.1", "::1", "localhost")
+        if self.port and not local and not (self.calling_ae_titles and self.addresses):
+            raise ValueError(
+                f"host {self.host} is reachable from other machines, and workitems name patients: "
+                "give ups.calling_ae_titles and ups.addresses"
+            )
+        return self

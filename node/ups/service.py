@@ -1,0 +1,194 @@
+"""What is answered to readers who ask for workitems, take them and finish them. Knows no association.
+
+A claim is shown on the worklist; a workitem that is COMPLETED acknowledges the word of its study. Neither
+changes what was found.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag
+
+from node.domain.errors import TransientError
+from node.domain.findings import Findings, Priority
+from node.domain.workitems import NO_SUCH_UPS, SUCCESS, Input, StepState, Work
+from node.outputs import wording
+from node.outputs.uids import derived
+from node.outputs.workitem import date_time, served
+from node.settings import Settings
+from node.store.audit import Actor
+from node.store.records import Records
+from node.store.workitems import Item
+from node.ups.matching import answer, matches
+
+log = logging.getLogger(__name__)
+
+PENDING = 0xFF00
+SOME_NOT_SUPPORTED = 0x0001  # PS3.4 Tables CC.2.6-1 and CC.2.7-2
+INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.10
+NO_SUCH_ACTION = 0x0123  # PS3.7 C.5
+RESOURCE_LIMITATION = 0x0213
+CHANGE_STATE = 1  # Action Type ID, PS3.4 CC.2.1
+PROGRESS = "ProcedureStepProgressInformationSequence"
+PERFORMED = "UnifiedProcedureStepPerformedProcedureSequence"
+SETTABLE = (PROGRESS, PERFORMED)
+SERVED_FOR_S = 30 * 24 * 3600.0
+MADE_FOR_S = 24 * 3600.0
+"""A study analysed longer ago gets no workitem: a service just turned on begins with today's."""
+MAKE_EVERY_S = 1.0
+MOST_SERVED = 1000
+LONGEST_PERFORMED = 256 * 1024
+RESULT_FOLLOWS = "The result of the AI analysis follows"
+NOT_ANALYSED_YET = "First word of the classifier; the analysis goes on."
+
+
+class Service:
+    """The workitems of one node."""
+
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self._ups = settings.ups
+        self._records = records
+        named = next((d.ae_title for d in settings.destination if d.ae_title), "")
+        self._retrieve_ae = settings.ups.retrieve_ae_title or named
+
+    def make(self, now: float) -> int:
+        """Workitems for what was found since; what is outdated is CANCELED. Returns how many are new."""
+        made = self._records.workitems.make(self._ups.priorities, workitem_uid, now - MADE_FOR_S, now)
+        if made:
+            log.info("%d workitems for readers", made)
+        return made
+
+    def make_forever(self, stopping: Callable[[float], bool]) -> None:
+        """So that a workitem is there, and dated, when its result is, and not when somebody asks."""
+        while not stopping(MAKE_EVERY_S):
+            try:
+                self.make(time.time())
+            except TransientError as error:
+                log.error("workitems wait: %s", error)
+
+    def find(self, identifier: Dataset) -> Iterator[tuple[int, Dataset]]:
+        """The workitems that match, the most urgent first (C-FIND, PS3.4 CC.2.8)."""
+        now = time.time()
+        self.make(now)
+        wants_inputs = "InputInformationSequence" in identifier
+        for item in self._records.workitems.listed(now - SERVED_FOR_S, MOST_SERVED):
+            candidate = self._dataset(item, wants_inputs)
+            if matches(identifier, candidate):
+                yield PENDING, answer(identifier, candidate)
+
+    def get(self, uid: str, tags: Sequence[BaseTag]) -> tuple[int, Dataset | None]:
+        """The attributes asked for, or all (N-GET, PS3.4 CC.2.7). The Transaction UID is never told."""
+        item = self._records.workitems.get(uid)
+        if item is None:
+            return NO_SUCH_UPS, None
+        whole = self._dataset(item, True)
+        if not tags:
+            return SUCCESS, whole
+        found = Dataset()
+        for tag in tags:
+            if tag in whole:
+                found[tag] = whole[tag]
+        found.SpecificCharacterSet = whole.SpecificCharacterSet
+        missing = any(tag not in whole for tag in tags)
+        return SOME_NOT_SUPPORTED if missing else SUCCESS, found
+
+    def set(self, uid: str, given: Dataset) -> tuple[int, Dataset | None]:
+        """What its performer says of it (N-SET, PS3.4 CC.2.6): progress, and what was done."""
+        news = Dataset()
+        for keyword in SETTABLE:
+            if keyword in given:
+                news[keyword] = given[keyword]
+        as_json = news.to_json_dict()
+        if len(repr(as_json)) > LONGEST_PERFORMED:
+            return RESOURCE_LIMITATION, None
+
+        def merged(before: dict[str, Any]) -> dict[str, Any]:
+            return {**before, **as_json}
+
+        transaction_uid = str(given.get("TransactionUID") or "")
+        status = self._records.workitems.set(uid, transaction_uid, merged, time.time())
+        if status is None:
+            return NO_SUCH_UPS, None
+        known = {*SETTABLE, "TransactionUID", "SpecificCharacterSet"}
+        beyond = any(element.keyword not in known for element in given)
+        return (SOME_NOT_SUPPORTED if status == SUCCESS and beyond else status), None
+
+    def act(self, uid: str, action: int, given: Dataset, reader: Actor) -> int:
+        """Take a workitem, finish it or give it up (N-ACTION Change UPS State, PS3.4 CC.2.1)."""
+        if action != CHANGE_STATE:
+            return NO_SUCH_ACTION
+        wanted = str(given.get("ProcedureStepState") or "")
+        if wanted not in tuple(StepState):
+            return INVALID_ARGUMENT
+        transaction_uid = str(given.get("TransactionUID") or "")
+        status = self._records.workitems.change(uid, StepState(wanted), transaction_uid, reader, time.time())
+        if status is None:
+            return NO_SUCH_UPS
+        log.info("workitem %s: %s by %s: 0x%04X", uid, wanted, reader.name, status)
+        return status
+
+    def _dataset(self, item: Item, with_inputs: bool) -> Dataset:
+        performed = Dataset.from_json(item.performed)
+        if item.state is StepState.CANCELED and not performed.get(PROGRESS):
+            progress = Dataset()  # what CANCELED requires, PS3.4 Table CC.2.5-3
+            progress.ProcedureStepCancellationDateTime = date_time(item.changed_at)
+            performed.ProcedureStepProgressInformationSequence = DicomSequence([progress])
+        work = work_of(item, self._inputs(item) if with_inputs else ())
+        return served(work, self._ups.worklist_label, self._retrieve_ae, performed)
+
+    def _inputs(self, item: Item) -> tuple[Input, ...]:
+        slices, reports = self._records.workitems.inputs(item)
+        source = Input(item.series_instance_uid, tuple(slices))
+        return (source, *(Input(uid, tuple(made)) for uid, made in reports.items()))
+
+
+def workitem_uid(series_uid: str, revision: int) -> str:
+    """One for each revision of an analysed series."""
+    return derived("workitem", series_uid, revision)
+
+
+def work_of(item: Item, inputs: tuple[Input, ...]) -> Work:
+    header = item.header
+    return Work(
+        uid=item.uid,
+        study_instance_uid=item.study_instance_uid,
+        priority=item.priority,
+        label=_label(item),
+        comment=_comment(item),
+        scheduled_at=item.created_at,
+        patient_name=item.study["patient_name"],
+        patient_id=item.study["patient_id"],
+        issuer_of_patient_id=header.get("issuer_of_patient_id") or "",
+        patient_birth_date=header.get("patient_birth_date") or "",
+        accession_number=item.study["accession_number"],
+        state=item.state,
+        changed_at=item.changed_at,
+        inputs=inputs,
+    )
+
+
+def _findings(item: Item) -> Findings | None:
+    try:
+        return Findings.from_json(item.findings) if item.findings else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _label(item: Item) -> str:
+    """The headline of its result; before there is one, of what its priority says."""
+    found = _findings(item)
+    if found is None and item.priority is not Priority.STAT:
+        return RESULT_FOLLOWS
+    return wording.HEADLINES[wording.verdict(found) if found else wording.Verdict.SUSPECTED]
+
+
+def _comment(item: Item) -> str:
+    found = _findings(item)
+    words = wording.segmentation_words(found) if found else NOT_ANALYSED_YET
+    return f"{words} {wording.RESEARCH_USE}".strip()
