@@ -20,10 +20,12 @@ from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
+    UnifiedProcedureStepPull,
     Verification,
 )
 
 from node import commitment, intake, query, scp, scu, stow, transcode
+from node.domain import workitems
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.orders import worklist
 from node.outputs import codes
@@ -39,8 +41,12 @@ from node.settings import (
     PeerTls,
     Scp,
     Tls,
+    Ups,
     WorklistPeer,
 )
+from node.store.workitems import REQUIRED_OF_PERFORMED
+from node.ups import scp as ups_scp
+from node.ups import service
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -269,6 +275,28 @@ def test_the_worklist_query() -> None:
     assert f"after {worklist.MOST_ITEMS} items" in DOCUMENT.read_text(encoding="utf-8")
 
 
+def test_the_ups_statuses() -> None:
+    told = dict(table("UPS statuses answered", 0, 1))
+    meanings = {f"0x{code:04X}": words for code, words in workitems.MEANINGS.items()}
+    assert {code: told.get(code) for code in meanings} == meanings
+    own = (service.PENDING, service.SOME_NOT_SUPPORTED, service.INVALID_ARGUMENT, service.NO_SUCH_ACTION,
+           service.RESOURCE_LIMITATION, ups_scp.OUT_OF_RESOURCES, ups_scp.PROCESSING_FAILURE,
+           ups_scp.CANCELLED)  # fmt: skip
+    assert set(told) == {*meanings, *(code for (code,) in hexadecimal(*own))}
+
+
+def test_what_ups_is_said_to_do() -> None:
+    words = DOCUMENT.read_text(encoding="utf-8")
+    offered = {c.abstract_syntax for c in ups_scp.application_entity(Scp(), ()).supported_contexts}
+    assert offered == {Verification, UnifiedProcedureStepPull}
+    named = (*service.SETTABLE, *REQUIRED_OF_PERFORMED.values(), f"{service.LONGEST_PERFORMED // 1024} KiB",
+             f"up to {ups_scp.MOST_ASSOCIATIONS} associations")  # fmt: skip
+    assert [name for name in named if name not in words] == []
+    assert {f"{int(tag, 16):08X}": keyword_for_tag(int(tag, 16)) for tag in REQUIRED_OF_PERFORMED} == (
+        REQUIRED_OF_PERFORMED
+    )
+
+
 def test_the_settings() -> None:
     told = table("Settings of the network", 0)
     sections = {
@@ -281,6 +309,7 @@ def test_the_settings() -> None:
         "orders": Orders,
         "orders.worklist": WorklistPeer,
         "orders.hl7": Hl7Orders,
+        "ups": Ups,
     }
     expected = {
         (f"{name}.{field}",)
