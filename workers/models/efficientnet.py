@@ -97,7 +97,7 @@ class EfficientNetLite0(nn.Module):
     def keep(self, blocks: int) -> None:
         """Leave the stem, this many blocks and every running statistic as they are when training goes on."""
         self.kept = blocks
-        for part in (self.stem, *self.blocks[:blocks]):
+        for part in (self.stem, *list(self.blocks)[:blocks]):
             part.requires_grad_(False)
         if blocks > len(self.blocks):
             self.top.requires_grad_(False)
