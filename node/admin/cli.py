@@ -28,6 +28,7 @@ OWN = {
     "audit": "node.admin.people",
     "routing": "node.admin.flow",
     "reconcile": "node.admin.flow",
+    "alerts": "node.admin.alerting",
 }
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 

@@ -12,13 +12,14 @@ from node import broker
 from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.audit import syslog
+from node.channels.catalogue import channel_of
 from node.deliver import Carrier, carrier_to
 from node.domain.errors import IchnodeError, PermanentError
 from node.orders.worklist import Worklist
 from node.quality.counts import FEATURES
 from node.query import Archivist
 from node.scan import MISSING, Fate, summary
-from node.settings import Settings
+from node.settings import AnyAlert, Settings
 from node.store.records import open_records
 
 INCIDENT_DAYS = 7
@@ -56,6 +57,10 @@ def examine(settings: Settings) -> Iterator[Check]:
         peer = carrier_to(destination, settings.scp.ae_title)
         yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
     yield from _archives(settings)
+    for alert in settings.alert:
+        yield _check(f"alert {alert.name}", lambda alert=alert: _probe(alert, settings))  # type: ignore[misc]
+    if abandoned := _without_channel(settings):
+        yield Check("alerts", False, abandoned)
 
 
 def _archives(settings: Settings) -> Iterator[Check]:
@@ -157,3 +162,24 @@ def _echo(peer: Carrier | Worklist) -> str:
     began = time.perf_counter()
     peer.echo()
     return f"{peer.name} answered in {(time.perf_counter() - began) * 1000:.0f} ms"
+
+
+def _probe(alert: AnyAlert, settings: Settings) -> str:
+    channel = channel_of(alert, settings)
+    channel.check()
+    return channel.probe()
+
+
+def _without_channel(settings: Settings) -> str:
+    """Alerts that wait for a channel which the settings no longer name; empty where there are none."""
+    names = {alert.name for alert in settings.alert}
+    try:
+        records = open_records(settings)
+        found = records.alerts.channels(())
+        records.close()
+    except IchnodeError:
+        return ""  # the check of the database tells it
+    waiting = [
+        f"{of['pending']} to {name}" for name, of in found.items() if of["pending"] and name not in names
+    ]
+    return f"{', '.join(waiting)} wait, and no [[alert]] has that name" if waiting else ""

@@ -18,7 +18,7 @@ STYLES = {
     **dict.fromkeys(("STAT", "FAILED", "NOT ANALYSED", "UNDELIVERED"), "bold red"),
     **dict.fromkeys(("HIGH", "PENDING", "RECEIVING", "DECIDING", "QUEUED", "DELIVERING"), "yellow"),
     **dict.fromkeys(("RUNNING", "ANALYSED"), "cyan"),
-    **dict.fromkeys(("DONE", "COMPOSED", "SENT", "COMMITTED", "ACCEPTED"), "green"),
+    **dict.fromkeys(("DONE", "COMPOSED", "SENT", "COMMITTED", "ACKNOWLEDGED", "ACCEPTED"), "green"),
     **dict.fromkeys(("SUPERSEDED", "CANCELLED", "SKIPPED"), "dim"),
 }
 
@@ -53,6 +53,8 @@ def banner(settings: Settings) -> Panel:
     if not settings.destination:
         text = "nowhere: add a [[destination]] to the settings; until then objects only lie in data_dir"
         grid.add_row("Results to", Text(text, style="bold yellow"))
+    for alert in settings.alert:
+        grid.add_row("Alerts to", f"{alert.name} ({alert.type}): {alert.when}")
     grid.add_row("Data", str(settings.data_dir.resolve()))
     footer = Text("Ctrl-C stops it. Research use only, not for diagnosis.", style="dim")
     return Panel(Group(grid, footer), title="ichnode is up", expand=False)
@@ -129,6 +131,40 @@ def deliveries_table(rows: Sequence[Row]) -> Table:
             d["last_error"] or "",
         )
     return table
+
+
+def alerts_table(rows: Sequence[Row]) -> Table:
+    table = _table(
+        "alert",
+        "channel",
+        "study",
+        "word",
+        "priority",
+        "state",
+        "tries",
+        "told after",
+        "acknowledged after",
+        "answer",
+    )
+    for a in rows:
+        table.add_row(
+            str(a["id"]),
+            a["channel"],
+            a["accession_number"] or a["study_instance_uid"],
+            f"{a['number']} {a['stage'].lower().replace('_', ' ')}",
+            word(a["priority"]),
+            word(a["state"]),
+            str(a["attempts"]),
+            _after(a, "sent_at"),
+            _after(a, "acknowledged_at"),
+            a["last_error"] or a["receipt"] or a["last_status"] or "",
+        )
+    return table
+
+
+def _after(alert: Row, event: str) -> str:
+    """Seconds from the last slice."""
+    return f"{alert[event] - alert['last_slice_at']:.1f} s" if alert[event] else ""
 
 
 def incidents_table(rows: Sequence[Row]) -> Table:

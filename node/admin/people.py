@@ -43,7 +43,7 @@ def add(settings: Settings, name: str, role: str, password_stdin: bool) -> None:
     if records.people.get(name):
         raise SettingsError(f"there is a user {name!r} already; `ichnode users passwd {name}`")
     secret, now = _password(name, password_stdin), time.time()
-    records.audit.write(_operator(), "add-user", now, detail=f"{name} as {role}")
+    records.audit.write(operator(), "add-user", now, detail=f"{name} as {role}")
     records.people.add(name, Role(role), hashed(secret), now)
     click.echo(f"user {name} may log in as {role}")
 
@@ -65,7 +65,7 @@ def remove(settings: Settings, name: str) -> None:
     """Remove a user, with sessions and API tokens."""
     records = stored(settings)
     if records.people.get(name):
-        records.audit.write(_operator(), "remove-user", time.time(), detail=name)
+        records.audit.write(operator(), "remove-user", time.time(), detail=name)
     records.people.remove(name)
     click.echo(f"user {name} is removed")
     if not records.people.any():
@@ -84,7 +84,7 @@ def passwd(settings: Settings, name: str, password_stdin: bool) -> None:
     if records.people.get(name) is None:
         raise SettingsError(f"there is no user {name!r}; `ichnode users list` lists them")
     secret = _password(name, password_stdin)
-    records.audit.write(_operator(), "new-password", time.time(), detail=name)
+    records.audit.write(operator(), "new-password", time.time(), detail=name)
     records.people.set_password(name, hashed(secret))
     click.echo(f"user {name} has a new password and is logged out everywhere")
 
@@ -102,7 +102,7 @@ def token(settings: Settings, name: str, role: str, label: str, days: int) -> No
     from node.admin.passwords import digest, new_token
 
     records, secret, now = stored(settings), new_token(TOKEN_PREFIX), time.time()
-    records.audit.write(_operator(), "add-token", now, detail=f"{name} as {role}, {days} days, {label[:64]}")
+    records.audit.write(operator(), "add-token", now, detail=f"{name} as {role}, {days} days, {label[:64]}")
     times = (now, now + days * 86400)
     number = records.people.add_token(digest(secret), name, Role(role), label[:64], times)
     click.echo(f"token {number} of {name}, good for {days} days; it is not shown again:", err=True)
@@ -125,7 +125,7 @@ def tokens(settings: Settings, as_json: bool) -> None:
 def revoke(settings: Settings, number: int) -> None:
     """Revoke an API token."""
     records = stored(settings)
-    records.audit.write(_operator(), "revoke-token", time.time(), detail=f"token {number}")
+    records.audit.write(operator(), "revoke-token", time.time(), detail=f"token {number}")
     records.people.revoke_token(number)
     click.echo(f"token {number} is revoked")
 
@@ -148,7 +148,7 @@ def audit(settings: Settings, limit: int, who: str, study: str, as_json: bool) -
         show(entries, False, audit_table)
 
 
-def _operator() -> Actor:
+def operator() -> Actor:
     """Whoever may write into data_dir."""
     from node.store.audit import Actor
 

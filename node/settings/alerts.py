@@ -20,7 +20,7 @@ class Alert(Section):
     """What every channel has."""
 
     type: str
-    name: str = Field("", max_length=64)
+    name: str = Field("", max_length=56)
     """Empty: the type. Two channels of one type need names."""
     when: When = "positive"
     """`positive`: STAT and HIGH; `stat`; `all`: every result, and what was not analysed."""

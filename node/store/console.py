@@ -119,6 +119,11 @@ class Console:
                 found[row.destination]["echo"] = dict(row._mapping)
         return found
 
+    def echoes(self, names: Sequence[str]) -> dict[str, Row]:
+        """The last test of each."""
+        rows = self._rows(select(echoes).where(echoes.c.destination.in_(names)))
+        return {row["destination"]: row for row in rows}
+
     def echoed(self, destination: str, ok: bool, text: str, now: float) -> None:
         with writing(self._engine) as connection:
             connection.execute(delete(echoes).where(echoes.c.destination == destination))

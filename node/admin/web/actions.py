@@ -38,6 +38,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     on_job("/jobs/cancel", deeds.cancel, gate.admin)
     on_job("/jobs/reanalyse", deeds.reanalyse, gate.admin)
     on_job("/deliveries/retry", deeds.retry_delivery, gate.admin)
+    on_job("/alerts/retry", deeds.retry_alert, gate.admin)
 
     @router.post("/disagree/{number}")
     async def disagree(request: Request, number: int, visitor: Visitor = gate.viewer) -> Response:
@@ -76,6 +77,11 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     @router.post("/echo/{name:path}")
     async def echo(request: Request, name: str, visitor: Visitor = gate.admin) -> Response:
         await run_in_threadpool(deeds.echo, visitor, name)
+        return await back(request)
+
+    @router.post("/probe/{name:path}")
+    async def probe(request: Request, name: str, visitor: Visitor = gate.admin) -> Response:
+        await run_in_threadpool(deeds.probe, visitor, name)
         return await back(request)
 
     return router

@@ -16,7 +16,7 @@ from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pages import wanted_of, with_takers
 from node.admin.web.site import Site
 from node.domain.errors import SettingsError
-from node.domain.lifecycle import DeliveryState
+from node.domain.lifecycle import AlertState, DeliveryState
 from node.domain.opinion import Opinion, Wrong
 from node.routing import trial_json, try_out
 from node.settings.routing import read_drafts
@@ -133,7 +133,8 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             {"priority": s.priority, "source": s.source, "reference": s.reference, "said_at": s.said_at}
             for s in site.records.orders.of_study(uid)
         ]
-        more = {"objects": made, "forwarded": forwarded, "jobs": row["jobs"], "orders": said}
+        told = site.records.alerts.of_study(uid)
+        more = {"objects": made, "forwarded": forwarded, "jobs": row["jobs"], "orders": said, "alerts": told}
         (row,) = with_takers(site, [row])
         return _study(row, visitor) | more
 
@@ -151,6 +152,15 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             return site.records.views.deliveries(limit)
         return site.records.console.unsent(state, limit)
 
+    @router.get("/alerts", tags=["queue"])
+    def alerts(
+        state: AlertState | None = None, limit: Limit = 200, _: Visitor = gate.viewer
+    ) -> list[dict[str, Any]]:
+        """The latest alerts, without what they say; of one state, positive results and the oldest first."""
+        if state is None:
+            return site.records.alerts.latest(limit)
+        return site.records.alerts.unsent(state, limit)
+
     @router.get("/status", tags=["queue"])
     def status(_: Visitor = gate.viewer) -> dict[str, Any]:
         """Processes, counts, destinations, what is paused, the disk, and the oldest undelivered positive."""
@@ -163,6 +173,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
             "roles": board.roles(site, now),
             "counts": site.records.console.counts(),
             "destinations": site.records.console.destinations(names),
+            "channels": site.records.alerts.channels([alert.name for alert in site.settings.alert]),
             "paused": site.records.pauses.all(),
             "oldest_undelivered_positive": site.records.console.oldest_unsent_positive(),
             "disk": board.disk(site, now),
@@ -261,6 +272,17 @@ def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
         deeds.retry_delivery(visitor, number)
         return Done()
 
+    @router.post("/alerts/{number}/retry", tags=["queue"])
+    def retry_alert(number: int, visitor: Visitor = gate.admin) -> Done:
+        """Send a waiting or given-up alert at once."""
+        deeds.retry_alert(visitor, number)
+        return Done()
+
+    @router.post("/channels/{name}/probe", tags=["queue"])
+    def probe(name: str, visitor: Visitor = gate.admin) -> Echoed:
+        """Ask whether anybody answers at a channel; tells it nothing."""
+        return Echoed(text=deeds.probe(visitor, name))
+
     @router.post("/deliveries/retry", tags=["queue"])
     def retry_deliveries(chosen: Chosen, visitor: Visitor = gate.admin) -> Many:
         """Try given-up deliveries again."""
@@ -268,7 +290,7 @@ def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
 
     @router.put("/pauses/{name}", tags=["queue"])
     def pause(name: str, visitor: Visitor = gate.admin) -> Done:
-        """Pause `queue` or `destination:NAME`, until it is resumed."""
+        """Pause `queue`, `destination:NAME` or `alert:NAME`, until it is resumed."""
         deeds.pause(visitor, name)
         return Done()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from node.admin.web import plots, words
 from node.admin.web.site import Site
-from node.domain.lifecycle import DeliveryState
+from node.domain.lifecycle import AlertState, DeliveryState
 from node.store import pauses
 
 Row = dict[str, Any]
@@ -37,6 +37,10 @@ def gather(site: Site, now: float) -> Row:
             {"settings": d, **standing[d.name], "paused": paused.get(pauses.of_destination(d.name))}
             for d in settings.destination
         ],
+        "channels": channels(site, paused),
+        "alerts_pending": records.alerts.unsent(AlertState.PENDING, SHOWN),
+        "alerts_given_up": records.alerts.unsent(AlertState.FAILED, SHOWN),
+        "oldest_alert": records.alerts.oldest_unsent_positive(),
         "oldest_positive": console.oldest_unsent_positive(),
         "hours": plots.by_hour(console.times(now - DAY_S), now),
         "incidents": records.incidents.since(now - INCIDENT_DAYS * DAY_S)[:SHOWN],
@@ -44,6 +48,22 @@ def gather(site: Site, now: float) -> Row:
         "disk": disk(site, now),
         "shown": SHOWN,
     }
+
+
+def channels(site: Site, paused: Row) -> list[Row]:
+    """Every channel of the settings, then those that alerts still wait for; `settings` is None for these."""
+    by_name = {alert.name: alert for alert in site.settings.alert}
+    tests = site.records.console.echoes([pauses.of_channel(name) for name in by_name])
+    return [
+        {
+            "name": name,
+            "settings": by_name.get(name),
+            "paused": paused.get(pauses.of_channel(name)),
+            "test": tests.get(pauses.of_channel(name)),
+            **of,
+        }
+        for name, of in site.records.alerts.channels(list(by_name)).items()
+    ]
 
 
 def disk(site: Site, now: float) -> Row:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from node.admin.web.gate import NotAllowed, Visitor
 from node.admin.web.site import Site
+from node.channels.catalogue import channel_of
 from node.deliver import carrier_to
 from node.domain.errors import IchnodeError, IllegalTransition, SettingsError
 from node.domain.opinion import Opinion, Word, Wrong
@@ -75,8 +76,30 @@ class Deeds:
             return False  # sent meanwhile
         return True
 
+    def retry_alert(self, visitor: Visitor, alert_id: int) -> None:
+        found = self._records.alerts.get(alert_id)
+        study = found["study_instance_uid"] if found else None
+        self._site.note(visitor, "retry-alert", study, f"alert {alert_id}")
+        self._records.alerts.retry(alert_id, time.time())
+
+    def probe(self, visitor: Visitor, name: str) -> str:
+        """Whether anybody answers at a channel, in words; tells it nothing."""
+        settings = self._site.settings
+        found = next((alert for alert in settings.alert if alert.name == name), None)
+        if found is None:
+            raise NotAllowed(404, f"no [[alert]] is called {name!r}")
+        self._site.note(visitor, "probe", detail=pauses.of_channel(name))
+        try:
+            channel = channel_of(found, settings)
+            channel.check()
+            ok, words = True, channel.probe()
+        except IchnodeError as error:
+            ok, words = False, str(error)
+        self._records.console.echoed(pauses.of_channel(name), ok, words, time.time())
+        return words
+
     def pause(self, visitor: Visitor, name: str) -> None:
-        """The queue, or a destination."""
+        """The queue, a destination or a channel."""
         self._known(name)
         self._site.note(visitor, "pause", detail=name)
         self._records.pauses.pause(name, visitor.name, time.time())
@@ -130,7 +153,9 @@ class Deeds:
         return len(ids[:MOST_AT_ONCE])
 
     def _known(self, name: str) -> None:
-        names = [pauses.QUEUE, *(pauses.of_destination(d.name) for d in self._site.settings.destination)]
+        settings = self._site.settings
+        destinations = [pauses.of_destination(d.name) for d in settings.destination]
+        names = [pauses.QUEUE, *destinations, *(pauses.of_channel(a.name) for a in settings.alert)]
         if name not in names:
             raise NotAllowed(404, f"{name!r} cannot be paused; there are {', '.join(names)}")
 

@@ -13,7 +13,7 @@ from node import __version__
 from node.admin.web import board
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
-from node.domain.lifecycle import DeliveryState, JobState
+from node.domain.lifecycle import AlertState, DeliveryState, JobState
 from node.store import leaders, pauses
 
 CONTENT = "text/plain; version=0.0.4; charset=utf-8"
@@ -131,7 +131,9 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
             [("", {}, waiting["waiting"])],
         )
         yield "audit_oldest_seconds", "Age of the oldest of them; 0: none.", [("", {}, since)]
+    yield from _alerts(site, now)
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
+    stand |= {pauses.of_channel(a.name): f"alert {a.name}" for a in site.settings.alert}
     yield (
         "paused",
         "1 where an admin paused it.",
@@ -148,6 +150,48 @@ def _drift(site: Site) -> Iterator[tuple[str, str, list[Sample]]]:
     ]
     yield "drift_distance", "Of the latest analyses of a scanner from its reference, 0 to 1.", distance
     yield "drift_alarm", "1 where that distance is large and no chance.", alarm
+
+
+def _alerts(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    """Of the channels in the settings, and of those that alerts still wait for."""
+    alerts = site.records.alerts
+    unsent: list[Sample] = []
+    positive: list[Sample] = []
+    for name, of in alerts.channels([alert.name for alert in site.settings.alert]).items():
+        for state, key in ((AlertState.PENDING, "pending"), (AlertState.FAILED, "given_up")):
+            unsent.append(("", {"channel": name, "state": state.value}, of[key]))
+        positive.append(("", {"channel": name}, of["urgent"]))
+    yield "alerts_unsent", "Alerts waiting (PENDING) or given up (FAILED).", unsent
+    yield "alerts_unsent_positive", "Of those, results that should change the order of reading.", positive
+    oldest = alerts.oldest_unsent_positive()
+    age = now - oldest["created_at"] if oldest else 0.0
+    yield (
+        "oldest_unsent_alert_seconds",
+        "Age of the oldest positive nobody was told of; 0: none.",
+        [("", {}, age)],
+    )
+    timed = alerts.times(now - HOUR_S)
+    for event, name, words in (
+        ("sent_at", "last_slice_to_alert_seconds", "From the last slice to the first alert, last hour."),
+        (
+            "acknowledged_at",
+            "last_slice_to_alert_acknowledged_seconds",
+            "…to its acknowledgement, last hour.",
+        ),
+    ):
+        yield name, words, _quantiles(timed, event)
+
+
+def _quantiles(timed: list[dict[str, Any]], event: str) -> list[Sample]:
+    """Median and 95th percentile of each channel, in seconds from the last slice."""
+    samples: list[Sample] = []
+    for channel in sorted({row["channel"] for row in timed}):
+        mine = [row for row in timed if row["channel"] == channel and row[event]]
+        took = sorted(row[event] - row["last_slice_at"] for row in mine)
+        for q in (0.5, 0.95) if took else ():
+            at = min(int(q * len(took)), len(took) - 1)
+            samples.append(("", {"channel": channel, "quantile": str(q)}, took[at]))
+    return samples
 
 
 def _escaped(text: Any) -> str:

@@ -27,7 +27,7 @@ COLUMNS = (
     "study_instance_uid", "patient_id", "accession_number", "study_date", "description", "received_at",
     "status", "priority", "result", "any", "epidural", "intraparenchymal", "intraventricular", "subarachnoid",
     "subdural", "volume_ml", "model", "acknowledged_by", "acknowledged_at", "opinion", "opinion_by",
-    "order_priority",
+    "order_priority", "alerted_after_s", "alert_acknowledged_after_s",
 )  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     ) -> Response:
         rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), MOST_EXPORTED)
         site.note(visitor, "export", detail=f"{len(rows)} studies")
-        text = "".join(csv_lines(rows, site.clock))
+        told = site.records.alerts.first_of([row["study_instance_uid"] for row in rows])
+        text = "".join(csv_lines(rows, told, site.clock))
         headers = {"Content-Disposition": 'attachment; filename="worklist.csv"'}
         return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -128,18 +129,21 @@ def with_takers(site: Site, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "taken": taken.get(row["study_instance_uid"])} for row in rows]
 
 
-def csv_lines(rows: list[dict[str, Any]], clock: words.Clock) -> Iterator[str]:
-    """RFC 4180, with a byte-order mark for spreadsheets; holds no patient name."""
+def csv_lines(
+    rows: list[dict[str, Any]], told: dict[str, dict[str, Any]], clock: words.Clock
+) -> Iterator[str]:
+    """RFC 4180, with a byte-order mark for spreadsheets; holds no patient name. `told`: Alerts.first_of."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     yield "\ufeff"
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow([words.plain_cell(text) for text in _cells(row, clock)])
+        writer.writerow([words.plain_cell(text) for text in _cells(row, told, clock)])
     yield stream.getvalue()
 
 
-def _cells(row: dict[str, Any], clock: words.Clock) -> list[Any]:
+def _cells(row: dict[str, Any], told: dict[str, dict[str, Any]], clock: words.Clock) -> list[Any]:
+    times = told.get(row["study_instance_uid"], {})
     word, review = row["word"] or {}, row["review"] or {}
     findings = words.read_findings(word.get("findings"))
     classes = findings.classes if findings else {}
@@ -162,4 +166,8 @@ def _cells(row: dict[str, Any], clock: words.Clock) -> list[Any]:
         review.get("opinion") or "",
         review.get("opinion_by") or "",
         row["order_priority"] or "",
+        *(
+            f"{times[name]:.1f}" if times.get(name) is not None else ""
+            for name in ("alerted_s", "acknowledged_s")
+        ),
     ]

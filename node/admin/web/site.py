@@ -102,6 +102,7 @@ class Site:
             "class_words": wording.CLASS_WORDS,
             "wrong_words": WRONG_WORDS,
             "of_destination": pauses.of_destination,
+            "of_channel": pauses.of_channel,
         }
         return environment
 

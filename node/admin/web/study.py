@@ -73,6 +73,7 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
         ],
         "routing": (current or {}).get("routing") or {},
         "forwarded": site.records.worklist.forwarded([job["id"] for job in row["jobs"]]),
+        "alerts": site.records.alerts.of_study(uid),
         "stack": stack if stack and stack.slices else None,
         "chosen": chosen,
         "lines": plots.along_slices([s.probabilities for s in stack.slices], wording.CLASS_WORDS)
