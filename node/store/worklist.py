@@ -105,8 +105,14 @@ class Worklist:
             return {**row._mapping, "job": dict(job._mapping) if job else None}
 
     def files(self, series_uid: str) -> list[Row]:
-        """The instances of a series as they were recorded: UID, path and header."""
-        columns = (instances.c.sop_instance_uid, instances.c.path, instances.c.header)
+        """The instances of a series as they were recorded: UID, path, header, size and time."""
+        columns = (
+            instances.c.sop_instance_uid,
+            instances.c.path,
+            instances.c.header,
+            instances.c.size_bytes,
+            instances.c.received_at,
+        )
         query = select(*columns).where(instances.c.series_instance_uid == series_uid)
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
@@ -137,6 +143,18 @@ class Worklist:
         )
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+    def instance(self, sop_instance_uid: str) -> Row | None:
+        """One received instance: path, series and study."""
+        query = (
+            select(instances.c.sop_instance_uid, instances.c.path, instances.c.series_instance_uid)
+            .add_columns(series.c.study_instance_uid)
+            .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+            .where(instances.c.sop_instance_uid == sop_instance_uid)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+            return dict(row._mapping) if row else None
 
     def object(self, sop_instance_uid: str) -> Row | None:
         """One object, with the study it belongs to."""

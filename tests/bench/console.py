@@ -21,7 +21,7 @@ from sqlalchemy import Table, insert, null, text
 
 from node.admin.web.app import make_app
 from node.domain.findings import Priority
-from node.settings import Database, Destination, Settings
+from node.settings import Archive, Database, Destination, Route, Settings
 from node.store import tables
 from node.store.records import Records, open_records
 from tests import factories
@@ -43,6 +43,9 @@ PAGES = (
     ("worklist, refreshing", "/?refresh"),
     ("study", "/study/2.25.1000"),
     ("queue", "/queue"),
+    ("missing", "/missing"),
+    ("routing", "/routing"),
+    ("routing, searched", "/routing?q=PID-4711"),
     ("audit trail", "/audit"),
     ("audit trail of a user", "/audit?who=anna"),
     ("CSV, 30 days", "/worklist.csv?within=30d"),
@@ -66,7 +69,10 @@ def main() -> None:
         settings = Settings(
             data_dir=folder,
             database=Database(url=options.database),
-            destination=(Destination(name="pacs", ae_title="PACS"),),
+            destination=(
+                Destination(name="pacs", ae_title="PACS", rules=(Route(), Route(station=("CT1",)))),
+            ),
+            archive=(Archive(name="pacs", ae_title="PACS"),),
         )
         records = open_records(settings)
         if not records.views.studies(1):
@@ -119,6 +125,7 @@ def fill(records: Records, studies: int, instances: int) -> None:
         ({"job_id": n + 1, "acknowledged_by": "anna", "acknowledged_at": at[n] + 900} for n in said),
     )
     put(records, tables.audit, (_entry(n, at[n]) for n in range(studies)))
+    put(records, tables.gaps, (_gap(n, at[n]) for n in range(0, studies, 20)))
     with records.engine.begin() as connection:
         connection.execute(text("ANALYZE"))
 
@@ -233,6 +240,26 @@ def _delivery(n: int, k: int, at: float, late: int) -> dict[str, Any]:
         "created_at": at + 16,
         "next_try_at": at + 16,
         "sent_at": at + 17 if state == "SENT" else None,
+    }
+
+
+def _gap(n: int, at: float) -> dict[str, Any]:
+    return {
+        "archive": "pacs",
+        "kind": "slices",
+        "study_instance_uid": f"2.25.{n}",
+        "series_instance_uid": f"2.25.{n}.1",
+        "patient_id": f"PID-{n % 50_000}",
+        "accession_number": f"ACC{n}",
+        "study_date": "20261120",
+        "description": "Head 5.0",
+        "expected": 32,
+        "here": 10,
+        "note": "",
+        "state": "OPEN" if n % 200 == 0 else "CLOSED",
+        "first_seen_at": at,
+        "last_seen_at": at,
+        "attempts": 0,
     }
 
 

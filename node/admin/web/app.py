@@ -17,7 +17,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from node import __version__
 from node.admin.reach import allowed_hosts
 from node.admin.roles import spool_of
-from node.admin.web import actions, api, drift, login, metrics, missing, pages, pictures, quality, routing
+from node.admin.web import (
+    actions,
+    api,
+    drift,
+    instances,
+    login,
+    metrics,
+    missing,
+    pages,
+    pictures,
+    quality,
+    routing,
+)
 from node.admin.web.addresses import KnownAddresses
 from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed
 from node.admin.web.site import HERE, Site, path
@@ -57,7 +69,19 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
     app.add_middleware(KnownAddresses, web=settings.web, records=records)  # outermost: it comes first
     app.middleware("http")(_finisher(gate))
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    modules = (login, pages, pictures, quality, drift, missing, routing, actions, metrics, api)
+    modules = (
+        login,
+        pages,
+        pictures,
+        instances,
+        quality,
+        drift,
+        missing,
+        routing,
+        actions,
+        metrics,
+        api,
+    )
     parts = [module.routes(site, gate) for module in modules]
     app.state.parts = [*parts, api.description(app, gate)]
     for route in routes(app):

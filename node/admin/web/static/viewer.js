@@ -36,6 +36,7 @@ if (picture) {
     index = Math.min(Math.max(i, 0), count - 1);
     slider.value = String(index);
     number.textContent = String(index + 1);
+    document.getElementById("slice-header").href = `/slice-header/${index}/${viewer.dataset.series}`;
     if (cursor) {
       const left = Number(plot.dataset.left);
       const width = plot.viewBox.baseVal.width - left - Number(plot.dataset.right);
@@ -87,6 +88,7 @@ if (picture) {
     if (event.key in steps) show(index + steps[event.key]);
     else if (event.key === "o" && !contour.disabled) contour.click();
     else if (event.key === "h" && !heat.disabled) heat.click();
+    else if (event.key === "i") document.getElementById("slice-header").click();
     else return;
     event.preventDefault();
   });
