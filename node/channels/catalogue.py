@@ -33,11 +33,21 @@ def _fhir(alert: Any, _: Settings) -> Channel:
     return FhirChannel(alert)
 
 
+def _ups(alert: Any, settings: Settings) -> Channel:
+    from node.channels.ups import UpsChannel
+
+    pacs = next((d for d in settings.destination if d.ae_title), None)
+    reports = [name for name in pacs.objects if name in ("sr", "csr")] if pacs else []
+    retrieve_ae = pacs.ae_title if pacs else ""
+    return UpsChannel(alert, settings.scp.ae_title, retrieve_ae, reports[0] if reports else "")
+
+
 CHANNELS: dict[str, Callable[[Any, Settings], Channel]] = {
     "webhook": _webhook,
     "hl7": _hl7,
     "email": _email,
     "fhir": _fhir,
+    "ups": _ups,
 }
 """Each imports its module when it is used: a node need not load what it does not speak."""
 

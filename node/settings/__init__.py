@@ -14,7 +14,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
-from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, Webhook
+from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, UpsPush, Webhook
 from node.settings.audit import AuditRepository
 from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
@@ -56,6 +56,7 @@ __all__ = [
     "Spool",
     "Tls",
     "Ups",
+    "UpsPush",
     "Web",
     "Webhook",
     "WorklistPeer",

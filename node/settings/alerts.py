@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from node.domain.announcing import Audience, When
-from node.settings.base import PeerTls, Port, SecretPlace, Section, is_private
+from node.settings.base import AeTitle, PeerTls, Port, SecretPlace, Section, is_private
 
 MailAddress = Annotated[str, Field(pattern=r"^[^@\s<>,]+@[^@\s<>,]+$")]
 
@@ -140,6 +140,21 @@ class Fhir(Alert):
         return web_address(url).rstrip("/")
 
 
+class UpsPush(Alert):
+    """A Unified Procedure Step at a worklist that takes UPS Push."""
+
+    type: Literal["ups"] = "ups"
+    follow_up: bool = False
+    """A workitem cannot be changed: with this, the final word replaces the first one's workitem."""
+    ae_title: AeTitle
+    host: str = "127.0.0.1"
+    port: Port = Field(104, ge=1, le=65535)
+    tls: PeerTls = PeerTls()
+    worklist_label: str = Field("AI triage", min_length=1, max_length=64)
+    retrieve_ae_title: AeTitle | Literal[""] = ""
+    """Where readers fetch the study from; empty: the first destination with an AE title."""
+
+
 def web_address(url: str) -> str:
     """Raises ValueError unless it is a URL at which nobody can read along."""
     if not re.fullmatch(r"https?://[^/?#@\s]+(/[^#\s]*)?", url):
@@ -149,4 +164,4 @@ def web_address(url: str) -> str:
     return url
 
 
-AnyAlert = Annotated[Webhook | Hl7 | Email | Fhir, Field(discriminator="type")]
+AnyAlert = Annotated[Webhook | Hl7 | Email | Fhir | UpsPush, Field(discriminator="type")]
