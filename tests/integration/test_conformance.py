@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from node import commitment, intake, query, scp, scu, stow, transcode
+from node.channels import ups as ups_push
 from node.domain import workitems
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.orders import worklist
@@ -42,6 +43,7 @@ from node.settings import (
     Scp,
     Tls,
     Ups,
+    UpsPush,
     WorklistPeer,
 )
 from node.store.workitems import REQUIRED_OF_PERFORMED
@@ -285,6 +287,17 @@ def test_the_ups_statuses() -> None:
     assert set(told) == {*meanings, *(code for (code,) in hexadecimal(*own))}
 
 
+def test_the_statuses_of_a_pushed_workitem() -> None:
+    told = dict(table("UPS Push statuses got", 0, 2))
+    done = hexadecimal(*ups_push.CREATED, ups_push.DUPLICATE)
+    assert {code for code, words in told.items() if words.startswith("done")} == {c for (c,) in done}
+    later = {c for (c,) in hexadecimal(*ups_push.TRY_LATER)}
+    assert {code for code, words in told.items() if words == "tried again"} == later
+    over = {f"0x{code:04X}": f"nothing more: {words}" for code, words in ups_push.OVER.items()}
+    assert {code: words for code, words in told.items() if words.startswith("nothing more")} == over
+    assert f"up to {ups_push.MOST_REPLACED} older workitems" in DOCUMENT.read_text(encoding="utf-8")
+
+
 def test_what_ups_is_said_to_do() -> None:
     words = DOCUMENT.read_text(encoding="utf-8")
     offered = {c.abstract_syntax for c in ups_scp.application_entity(Scp(), ()).supported_contexts}
@@ -310,6 +323,7 @@ def test_the_settings() -> None:
         "orders.worklist": WorklistPeer,
         "orders.hl7": Hl7Orders,
         "ups": Ups,
+        "alert": UpsPush,
     }
     expected = {
         (f"{name}.{field}",)
