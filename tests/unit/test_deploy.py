@@ -104,7 +104,7 @@ class TestCompose:
     def test_every_role_runs_and_shares_settings_and_spool(self) -> None:
         services = documents(self.file)["services"]
         commands = {name: of["command"] for name, of in services.items() if "ICHNODE_CONFIG" in str(of)}
-        assert {words[0] for words in commands.values()} == set(ROLES)
+        assert {words[0] for words in commands.values()} == {*ROLES, "announce"}
         for name in commands:
             assert "spool:/var/lib/ichnode" in services[name]["volumes"], name
             assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"]
@@ -198,6 +198,17 @@ class TestChart:
             (container,) = pod["containers"]
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
             assert name == f"site-ichnode-{container['args'][0]}"
+
+    def test_the_role_that_announces_comes_on_request(self) -> None:
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        name = "site-ichnode-announce"
+        (made,) = [
+            d
+            for d in self.render({"announce": {"replicas": 1}})
+            if d["kind"] == "Deployment" and d["metadata"]["name"] == name
+        ]
+        kubernetes_validate.validate(made, "1.31", strict=True)
+        assert made["spec"]["template"]["spec"]["containers"][0]["args"][0] == "announce"
 
     def test_services_find_their_pods(self) -> None:
         made = self.render(GPU_SITE)
