@@ -116,7 +116,8 @@ class Site:
         assert self.settings
         spool, now = spool_of(self.settings), time.time()
         study = str(series[0].StudyInstanceUID)
-        self.records.arrivals.open_association(study, "listen", ("CT1", "127.0.0.1"), now)
+        association = study[-36:]  # as long as an id may be
+        self.records.arrivals.open_association(association, "listen", ("CT1", "127.0.0.1"), now)
         for number, ds in enumerate(series):
             instance = instance_of(ds, str(ds.file_meta.TransferSyntaxUID))
             path = spool.instance_path(study, instance.series_instance_uid, instance.sop_instance_uid)
@@ -124,8 +125,8 @@ class Site:
             spool.write(path, (data,))
             self._received += 1
             file = StoredFile(path, len(data), f"{self._received:064d}")
-            self.records.arrivals.record(instance, file, study, now + number * 1e-3)
-        self.records.arrivals.close_association(study, "released", now)
+            self.records.arrivals.record(instance, file, association, now + number * 1e-3)
+        self.records.arrivals.close_association(association, "released", now)
 
     def pictured(self, series: list[Dataset], probabilities: dict[str, float] | None = None) -> int:
         """A study with real images, a mask and a heat map, analysed and composed; returns the job."""

@@ -29,6 +29,9 @@ OWN = {
     "routing": "node.admin.flow",
     "reconcile": "node.admin.flow",
     "alerts": "node.admin.alerting",
+    "backup": "node.admin.safekeeping",
+    "restore": "node.admin.safekeeping",
+    "upgrade": "node.admin.safekeeping",
 }
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 

@@ -194,6 +194,16 @@ class Keeping:
         with writing(self._engine) as connection:
             connection.execute(update(instances).where(*mine).values(path=found))
 
+    def all_paths(self) -> set[str]:
+        """Every file that a record names: images, results of jobs, objects."""
+        with reading(self._engine) as connection:
+            rows = (
+                select(instances.c.path),
+                select(objects.c.path).join(jobs, jobs.c.id == objects.c.job_id).where(_files_are_there()),
+                select(jobs.c.maps_path).where(jobs.c.maps_path.is_not(None)),
+            )
+            return {path for query in rows for path in connection.execute(query).scalars()}
+
     def received_files(self, after: str = "", limit: int = 1000) -> list[Held]:
         """Files of instances in the order of their UIDs, from the one after `after`."""
         with reading(self._engine) as connection:
@@ -294,6 +304,14 @@ def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[b
         ~exists().where(sent, or_(deliveries.c.state.in_(UNDELIVERED), uncommitted)),
         or_(exists().where(job), ~exists().where(mine, series.c.modality == "CT")),
     )
+
+
+def _files_are_there() -> ColumnElement[bool]:
+    """Of a job: retention did not take away what belongs to its study."""
+    gone = exists().where(
+        studies.c.study_instance_uid == jobs.c.study_instance_uid, studies.c.files_removed_at.is_not(None)
+    )
+    return ~gone.correlate(jobs)
 
 
 def _files_of(connection: Connection, study_uid: str) -> list[tuple[str, int]]:

@@ -1,0 +1,244 @@
+"""`ichnode backup`, `restore` and `upgrade`: what the node knows and holds, in a folder and out of it again.
+
+The database is taken first, as it stood at one moment, and the files after it: a file that came meanwhile has
+no record in the copy, and is adopted when the node starts on it. The node may go on while a backup is made.
+Settings, keys, certificates and model weights are no part of it. A restore goes into an empty installation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sqlalchemy import URL, inspect, make_url
+
+from node import __version__
+from node.domain.errors import PermanentError, SettingsError, TransientError
+from node.settings import Settings
+from node.spool import INCOMING, OUTGOING, PART, RESULTS
+from node.store.engine import migrate, open_engine, reading, schema_revision
+from node.store.records import Records
+
+MANIFEST, SQLITE, POSTGRES, FILES = "backup.json", "database.sqlite3", "database.pgdump", "spool"
+NOT_IN_IT = "settings, keys and certificates, model weights"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What a finished backup holds; the manifest beside it."""
+
+    version: str
+    schema_revision: str
+    database: str
+    """`sqlite` or `postgresql`."""
+    database_sha256: str
+    made_at: float
+    files: int
+    size_bytes: int
+    without: tuple[str, ...]
+    """Folders of the spool that were left out on purpose."""
+    missing: tuple[str, ...]
+    """Files that a record names and that were gone when their turn came."""
+
+
+def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
+    """Write a backup into a new or empty folder. Raises PermanentError when that cannot be done."""
+    if folder.exists() and any(folder.iterdir()):
+        raise PermanentError("BACKUP", f"{folder} is not empty; name a new folder for each backup")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    url = make_url(settings.database_url)
+    engine = open_engine(settings.database_url)
+    try:
+        revision = schema_revision(engine)
+        if revision is None:
+            raise PermanentError("BACKUP", f"database {_shown(url)} is empty: there is nothing to back up")
+        if url.get_backend_name() == "sqlite":
+            dump = _copy_sqlite(Path(url.database or ""), folder / SQLITE)
+        else:
+            dump = _dump_postgres(url, folder / POSTGRES)
+        named = _named(Records(engine), images)
+    finally:
+        engine.dispose()
+    spool = settings.data_dir.resolve() / "spool"
+    size, copied = 0, set()
+    for path in _finished(spool, (INCOMING, RESULTS, OUTGOING) if images else (RESULTS, OUTGOING)):
+        if (length := _copy(spool / path, folder / FILES / path)) is not None:
+            copied.add(path)
+            size += length
+    done = Backup(
+        __version__,
+        revision,
+        url.get_backend_name(),
+        _sha256(dump),
+        time.time(),
+        len(copied),
+        size,
+        () if images else (INCOMING,),
+        tuple(sorted(named - copied)),
+    )
+    _write_last(folder / MANIFEST, done)
+    return done
+
+
+def bring_back(settings: Settings, folder: Path) -> Backup:
+    """Bring a backup back. Raises PermanentError, and changes nothing, unless the installation is empty."""
+    found = read(folder)
+    url = make_url(settings.database_url)
+    dump = folder / (SQLITE if found.database == "sqlite" else POSTGRES)
+    if url.get_backend_name() != found.database:
+        raise SettingsError(
+            f"{folder} is a backup of {found.database}, database.url names {url.get_backend_name()}: "
+            "restore into the same kind"
+        )
+    if not dump.exists() or _sha256(dump) != found.database_sha256:
+        raise PermanentError("RESTORE", f"{dump} is not the file that was written; use another backup")
+    spool = settings.data_dir.resolve() / "spool"
+    if spool.exists() and any(_finished(spool, (INCOMING, RESULTS, OUTGOING))):
+        raise PermanentError("RESTORE", f"{spool} holds files; name an empty data_dir")
+    _require_empty(url)
+    for path in _finished(folder / FILES, (INCOMING, RESULTS, OUTGOING)):
+        if _copy(folder / FILES / path, spool / path) is None:
+            raise PermanentError("RESTORE", f"{folder / FILES / path} is gone")
+    if found.database == "sqlite":
+        target = Path(url.database or "")
+        _copy(dump, target)
+    else:
+        _load_postgres(url, dump)
+    bring_up_to_date(settings)
+    return found
+
+
+def bring_up_to_date(settings: Settings) -> tuple[str | None, str]:
+    """Bring the schema up to date; returns the migrations before and after."""
+    engine = open_engine(settings.database_url)
+    try:
+        before = schema_revision(engine)
+        migrate(engine)
+        return before, str(schema_revision(engine))
+    finally:
+        engine.dispose()
+
+
+def read(folder: Path) -> Backup:
+    """The manifest of a finished backup. Raises PermanentError for anything else."""
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Backup(**{**values, "without": tuple(values["without"]), "missing": tuple(values["missing"])})
+    except FileNotFoundError:
+        text = f"{folder} holds no {MANIFEST}: it is no backup, or one that was not finished"
+        raise PermanentError("RESTORE", text) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PermanentError("RESTORE", f"{folder / MANIFEST} cannot be read: {error}") from error
+
+
+def _copy_sqlite(source: Path, target: Path) -> Path:
+    """SQLite's online backup: writers go on, and the copy is of one moment."""
+    with closing(sqlite3.connect(source, timeout=30)) as live, closing(sqlite3.connect(target)) as copy:
+        live.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+        (verdict,) = copy.execute("PRAGMA integrity_check").fetchone()
+    if verdict != "ok":
+        raise PermanentError("BACKUP", f"the copy of {source} is damaged: {verdict}")
+    return target
+
+
+def _dump_postgres(url: URL, target: Path) -> Path:
+    _run(url, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", "--file", str(target))
+    return target
+
+
+def _load_postgres(url: URL, dump: Path) -> None:
+    options = ("--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction")
+    _run(url, "pg_restore", *options, str(dump))
+
+
+def _run(url: URL, program: str, *options: str) -> None:
+    """A client of PostgreSQL's own. The password goes through the environment: `ps` does not show that."""
+    if shutil.which(program) is None:
+        raise PermanentError("POSTGRES_CLIENT", f"{program} is not on the PATH: install postgresql-client")
+    plain = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
+    where = plain.render_as_string()
+    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
+    done = subprocess.run(
+        [program, f"--dbname={where}", *options], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise PermanentError("POSTGRES_CLIENT", f"{program}: {done.stderr.strip() or done.returncode}")
+
+
+def _require_empty(url: URL) -> None:
+    """Nothing of ours is in the database yet. SQLite's file would be made by looking at it."""
+    if url.get_backend_name() == "sqlite":
+        if url.database and Path(url.database).exists():
+            raise PermanentError("RESTORE", f"{url.database} exists; name an empty data_dir or move it away")
+        return
+    engine = open_engine(url.render_as_string(hide_password=False))
+    try:
+        with reading(engine) as connection:
+            tables = inspect(connection).get_table_names()
+    except TransientError as error:
+        raise PermanentError("RESTORE", f"{error}; make an empty database first") from error
+    finally:
+        engine.dispose()
+    if tables:
+        raise PermanentError(
+            "RESTORE", f"database {_shown(url)} holds {len(tables)} tables; name an empty one"
+        )
+
+
+def _named(records: Records, images: bool) -> set[str]:
+    """Paths that records name."""
+    held = records.keeping.all_paths()
+    return {path for path in held if images or not path.startswith(f"{INCOMING}/")}
+
+
+def _finished(root: Path, folders: Sequence[str]) -> Iterator[str]:
+    """Files below the root, as paths relative to it; none that is still being written."""
+    for name in folders:
+        for place, _, files in os.walk(root / name):
+            for file in sorted(files):
+                if not (file.startswith(".") and file.endswith(PART)):
+                    yield str((Path(place) / file).relative_to(root))
+
+
+def _copy(source: Path, target: Path) -> int | None:
+    """Whole or not at all, and synced; its bytes, or None where there is no such file any more."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    temporary = target.with_name(f".{target.name}{PART}")
+    try:
+        shutil.copyfile(source, temporary)
+    except FileNotFoundError:
+        temporary.unlink(missing_ok=True)
+        return None
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    return target.stat().st_size
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write_last(file: Path, done: Backup) -> None:
+    """The manifest says that all before it is there."""
+    os.sync()
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(done), indent=2), encoding="utf-8")
+    with temporary.open("rb") as opened:
+        os.fsync(opened.fileno())
+    temporary.replace(file)
+
+
+def _shown(url: URL) -> str:
+    return url.render_as_string(hide_password=True)
