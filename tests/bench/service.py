@@ -1,7 +1,8 @@
 """How much of a core one study needs at a worker: CPU seconds from the files to findings and masks.
 
-`python -m tests.bench.service [--studies 12]` reads phantom heads of 28 to 40 slices with the default model on
-one thread, one after the other. CPU time is counted, not wall time, so that other work disturbs less. Prints a JSON list; `tests.bench.simulation --service FILE` takes it.
+`python -m tests.bench.service [--studies 12]` reads phantom heads of 28 to 40 slices with the default model
+on one thread. CPU time is counted, not wall time, so that other work disturbs less. Prints a JSON list, which
+`tests.bench.simulation --service FILE` takes.
 """
 
 from __future__ import annotations

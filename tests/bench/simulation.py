@@ -1,10 +1,10 @@
 """How long studies of a large site wait, by the number of workers: a seeded simulation on measured times.
 
 `python -m tests.bench.simulation [--service FILE] [--plot FILE]`. Ten hospitals send 2,000 head CTs a day,
-more of them at some hours (HOURS, an assumption). A study waits `quiet_s` until it is complete, then for a worker,
-first come first served; one process composes, and its report is sent. Service times are drawn from those that
-tests.bench.service measured on one core. What it leaves out: that analyses slow each other on one memory bus,
-failures, studies of several candidates, a slow PACS. Nothing here touches a node.
+more of them at some hours (HOURS, an assumption). A study waits `quiet_s` until it is complete, then for a
+worker, first come first served; one process composes, and its report is sent. Service times are drawn from
+those that tests.bench.service measured on one core. What it leaves out: that analyses slow each other on one
+memory bus, failures, studies of several candidates, a slow PACS. Nothing here touches a node.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tests.peers import requires
 from tests.postgres import Postgres
 from tests.site import Site
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
 
 
 def settings_of(folder: Path, url: str) -> Settings:
