@@ -27,8 +27,8 @@ from node.domain.errors import TransientError
 from node.scu import Peer
 from node.settings import Destination
 from node.store.leaders import CLOCK
-from node.store.records import open_records
-from tests.acceptance.crashes import START_S, Crashes
+from node.store.records import Records, open_records
+from tests.acceptance.crashes import START_S, Crashes, Ledger
 from tests.acceptance.servers import OUTAGES
 from tests.peers import free_port
 
@@ -46,7 +46,8 @@ class Hosts(Crashes):
         super().__init__(folder, seed, say, servers=True)
         known = folder / "hosts.json"
         if not known.exists():
-            known.write_text(json.dumps({name: free_port() for name in HOSTS}))
+            first, *others = HOSTS  # Orthanc tells the first one of storage commitment
+            known.write_text(json.dumps({first: self.ports[1], **{name: free_port() for name in others}}))
         self.listeners: dict[str, int] = json.loads(known.read_text())
         self._namespaces = namespaces
         self._hosts: dict[str, subprocess.Popen[bytes]] = {}
@@ -171,6 +172,10 @@ class Hosts(Crashes):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return bool(victims)
+
+    def balance(self, records: Records) -> Ledger:
+        self._look_who_leads()
+        return super().balance(records)
 
     def family(self) -> list[psutil.Process]:
         return []  # hosts end with their init

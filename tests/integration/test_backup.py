@@ -33,7 +33,9 @@ from tests.peers import requires
 from tests.postgres import Postgres
 from tests.site import Site
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
+SCRIPTS = Config()
+SCRIPTS.set_main_option("script_location", "node:store/migrations")
+REVISIONS = sorted(script.revision for script in ScriptDirectory.from_config(SCRIPTS).walk_revisions())
 
 
 def settings_of(folder: Path, url: str) -> Settings:
@@ -311,11 +313,8 @@ def assert_kept(engine: Engine, rows: dict[str, dict[str, Any]]) -> None:
 
 
 class TestUpgrade:
-    def test_no_released_schema_is_left_out(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", "node:store/migrations")
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        assert known == set(REVISIONS), "a new migration joins the list, so that upgrades from it are tested"
+    def test_no_schema_is_left_out(self) -> None:
+        assert REVISIONS[:5] == ["0001", "0002", "0003", "0004", "0005"] and REVISIONS[-1] == SCHEMA_REVISION
 
     @pytest.mark.parametrize("revision", REVISIONS)
     def test_rows_of_every_schema_come_through_and_can_be_worked_on(
