@@ -59,11 +59,20 @@ def carrier_to(destination: Destination, calling_ae: str) -> Carrier:
 class Courier:
     """Carries the deliveries of one destination. A dead destination delays no other."""
 
-    def __init__(self, destination: Destination, peer: Carrier, records: Records, spool: Spool) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        peer: Carrier,
+        records: Records,
+        spool: Spool,
+        moves: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`moves` is called after each object: a slow batch is at work, and does not hang."""
         self._destination = destination
         self._peer = peer
         self._records = records
         self._spool = spool
+        self._moves = moves
         self._breaker = Breaker(destination.retry_base_s)
 
     def pause_s(self) -> float:
@@ -117,6 +126,7 @@ class Courier:
                 self._records.deliveries.extend(list(left), leased_until)
 
     def _write_down(self, due: Due, outcome: Outcome, now: float) -> None:
+        self._moves()
         deliveries = self._records.deliveries
         if outcome.accepted:
             if outcome.text:
@@ -188,10 +198,11 @@ def start_couriers(
         carrier.check()
     threads = []
     for destination, carrier in carriers:
-        courier = Courier(destination, carrier, records, spool)
+        leads_here = partial(leads, of_destination(destination.name))
+        courier = Courier(destination, carrier, records, spool, leads_here)
         thread = threading.Thread(
             target=run,
-            args=(courier, stopping, partial(leads, of_destination(destination.name))),
+            args=(courier, stopping, leads_here),
             name=f"deliver-{destination.name}",
             daemon=True,
         )

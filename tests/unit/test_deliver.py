@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,11 @@ class Clock:
         return self.now
 
 
-def courier(rows: Rows, script: Script) -> Courier:
+def courier(rows: Rows, script: Script, moves: Callable[[], object] = lambda: None) -> Courier:
     class Records:
         deliveries = rows
 
-    return Courier(PACS, script, Records, Spool(Path("/nowhere")))  # type: ignore[arg-type]
+    return Courier(PACS, script, Records, Spool(Path("/nowhere")), moves)  # type: ignore[arg-type]
 
 
 GOOD, REMARK, BAD = (True, "0x0000"), (True, "0xB000", "coerced"), (False, "0xA700", "no room")
@@ -126,6 +126,12 @@ def test_each_outcome_is_written_down() -> None:
     rows = Rows(due(1), due(2), due(3, attempts=2))
     assert courier(rows, Script(GOOD, REMARK, BAD)).round(Clock(1000.0))
     assert rows.log == [("sent", 1, "0x0000"), ("sent", 2, "0xB000"), ("failed", 3, "0xA700", 1020.0)]
+
+
+def test_a_slow_batch_is_seen_to_move() -> None:
+    moves: list[int] = []
+    courier(Rows(due(1), due(2)), Script(GOOD, BAD), lambda: moves.append(1)).round(Clock())
+    assert len(moves) == 2
 
 
 def test_what_got_no_answer_is_tried_again_and_the_destination_counts_as_away() -> None:
