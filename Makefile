@@ -6,7 +6,7 @@ PIP_OPTIONS ?=
 PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl rsyslog rsyslog-gnutls
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test peers lint types imports check clean
+.PHONY: help demo test peers lint types imports audit check clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,6 +26,10 @@ types: $(VENV)/.installed-dev  ## mypy
 
 imports: $(VENV)/.installed-dev  ## imports run one way
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.installed-dev  ## known weaknesses of what is installed (asks pypi.org)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit $(PIP_OPTIONS)
+	$(BIN)/pip-audit --skip-editable
 
 check: lint types imports test  ## everything
 
