@@ -1,4 +1,4 @@
-"""What the node is built on: every direct dependency in a tested range, and no weights that could run code."""
+"""What the node is built on: direct dependencies in tested ranges, and no weights that can run code."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
 from node.admin.web.deeds import Deeds
-from node.admin.web.gate import Gate, Visitor, fields
+from node.admin.web.gate import Gate, RowId, Visitor, fields
 from node.admin.web.login import safe_target
 from node.admin.web.quality import period_start
 from node.admin.web.site import Site
@@ -27,7 +27,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     def on_job(path: str, act: Callable[[Visitor, int], None], needed: Visitor) -> None:
         @router.post(f"{path}/{{number}}")
-        async def press(request: Request, number: int, visitor: Visitor = needed) -> Response:
+        async def press(request: Request, number: RowId, visitor: Visitor = needed) -> Response:
             await run_in_threadpool(act, visitor, number)
             return await back(request)
 
@@ -41,7 +41,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     on_job("/alerts/retry", deeds.retry_alert, gate.admin)
 
     @router.post("/disagree/{number}")
-    async def disagree(request: Request, number: int, visitor: Visitor = gate.viewer) -> Response:
+    async def disagree(request: Request, number: RowId, visitor: Visitor = gate.viewer) -> Response:
         """With what is wrong, where the form says so."""
         form = await fields(request)
         why = Wrong(form["why"]) if form.get("why") in tuple(Wrong) else Wrong.UNSPECIFIED

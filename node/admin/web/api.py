@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from node import __version__
 from node.admin.web import board, drift, quality
 from node.admin.web.deeds import Deeds
-from node.admin.web.gate import Gate, Visitor
+from node.admin.web.gate import Gate, RowId, Visitor
 from node.admin.web.pages import wanted_of, with_takers
 from node.admin.web.site import Site
 from node.domain.errors import SettingsError
@@ -209,7 +209,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
     @router.get("/audit", tags=["audit"])
     def audit(
         limit: Limit = 100,
-        before: int | None = None,
+        before: RowId | None = None,
         who: str = "",
         study: str = "",
         _: Visitor = gate.admin,
@@ -229,19 +229,19 @@ def _study(row: dict[str, Any], visitor: Visitor) -> dict[str, Any]:
 
 def _reviewing(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     @router.post("/jobs/{number}/acknowledge", tags=["reading"])
-    def acknowledge(number: int, visitor: Visitor = gate.viewer) -> Done:
+    def acknowledge(number: RowId, visitor: Visitor = gate.viewer) -> Done:
         """The result was read."""
         deeds.acknowledge(visitor, number)
         return Done()
 
     @router.post("/jobs/{number}/opinion", tags=["reading"])
-    def judge(number: int, said: Said, visitor: Visitor = gate.viewer) -> Done:
+    def judge(number: RowId, said: Said, visitor: Visitor = gate.viewer) -> Done:
         """Agree or disagree with the result; acknowledges it too."""
         deeds.judge(visitor, number, said.opinion, said.why, said.actual)
         return Done()
 
     @router.post("/jobs/{number}/unread", tags=["reading"])
-    def unread(number: int, visitor: Visitor = gate.viewer) -> Done:
+    def unread(number: RowId, visitor: Visitor = gate.viewer) -> Done:
         """Back to unread."""
         deeds.mark_unread(visitor, number)
         return Done()
@@ -249,25 +249,25 @@ def _reviewing(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
 
 def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     @router.post("/jobs/{number}/retry", tags=["queue"])
-    def retry(number: int, visitor: Visitor = gate.admin) -> Done:
+    def retry(number: RowId, visitor: Visitor = gate.admin) -> Done:
         """Queue a failed or cancelled job again; 409 for another."""
         deeds.retry_job(visitor, number)
         return Done()
 
     @router.post("/jobs/{number}/reanalyse", tags=["queue"])
-    def reanalyse(number: int, visitor: Visitor = gate.admin) -> Done:
+    def reanalyse(number: RowId, visitor: Visitor = gate.admin) -> Done:
         """Analyse a composed job again, for example with a newer model."""
         deeds.reanalyse(visitor, number)
         return Done()
 
     @router.post("/jobs/{number}/cancel", tags=["queue"])
-    def cancel(number: int, visitor: Visitor = gate.admin) -> Done:
+    def cancel(number: RowId, visitor: Visitor = gate.admin) -> Done:
         """Cancel a job that is not composed yet."""
         deeds.cancel(visitor, number)
         return Done()
 
     @router.post("/deliveries/{number}/retry", tags=["queue"])
-    def retry_delivery(number: int, visitor: Visitor = gate.admin) -> Done:
+    def retry_delivery(number: RowId, visitor: Visitor = gate.admin) -> Done:
         """Send a waiting or given-up delivery at once."""
         deeds.retry_delivery(visitor, number)
         return Done()

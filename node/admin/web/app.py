@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
@@ -154,6 +155,12 @@ def _add_errors(app: FastAPI, site: Site) -> None:
                 site.refusal(visitor, error.status_code, str(error.detail)), error.status_code
             )
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def misread(request: Request, error: RequestValidationError) -> Response:
+        """Without the input itself, which FastAPI would repeat: it may be no text at all."""
+        wrong = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]
+        return JSONResponse({"detail": wrong}, 422)
 
     @app.exception_handler(IllegalTransition)
     def too_late(request: Request, error: IllegalTransition) -> Response:

@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
 
 from node.admin.passwords import digest, new_token
 from node.admin.reach import LOCAL, is_loopback
@@ -28,6 +29,10 @@ COOKIE = "ichnode"
 SAFE = ("GET", "HEAD", "OPTIONS")
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
 LONGEST_BODY = 64 * 1024
+
+
+RowId = Annotated[int, Field(ge=0, lt=2**31)]
+"""A number of a job or another row, as the database's columns hold it; else 422."""
 
 
 class NotAllowed(IchnodeError):

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from node.admin.web import board, study, words
-from node.admin.web.gate import Gate, Visitor
+from node.admin.web.gate import Gate, RowId, Visitor
 from node.admin.web.pictures import Pictures
 from node.admin.web.site import Site
 from node.store.worklist import Reading, Shown, Wanted
@@ -42,7 +42,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         read: Reading = Reading.UNREAD,
         within: str = "24h",
         q: str = "",
-        page: int = 1,
+        page: RowId = 1,
         visitor: Visitor = gate.viewer,
     ) -> Response:
         now = time.time()
@@ -97,7 +97,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     @router.get("/audit")
     def audit(
         request: Request,
-        before: int | None = None,
+        before: RowId | None = None,
         who: str = "",
         study: str = "",
         visitor: Visitor = gate.admin,
