@@ -48,6 +48,7 @@ DEFER_BYTES = 64 * 1024
 class Composer:
     def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
         self._destinations = settings.destination
+        self._canary_destination = settings.canary.destination
         self._audiences = settings.audiences
         self._router = Router(settings.destination, records)
         self._records = records
@@ -91,8 +92,11 @@ class Composer:
         for name, datasets in build_all(context, wanted_outputs(self._destinations)).items():
             for ds in datasets:
                 made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
-        urgent = earlier is not None or is_urgent(findings.priority or job.priority)
         now = time.time()
+        if job.is_canary:
+            self._store_canary(job, made, now)
+            return
+        urgent = earlier is not None or is_urgent(findings.priority or job.priority)
         routed = self._router.decide(job, findings, now)
         sources = self._sources(job, routed)
         deliveries = [*schedule(made, self._destinations, urgent, routed), *forward(sources, routed, urgent)]
@@ -102,6 +106,11 @@ class Composer:
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
             if urgent and routed and not any(decision.send for decision in routed.values()):
                 self._note_nowhere(job, now)
+
+    def _store_canary(self, job: Job, made: Sequence[NewObject], now: float) -> None:
+        """The node's own phantom alarms nobody, and goes nowhere but where the settings say."""
+        wanted = [d for d in self._destinations if d.name == self._canary_destination]
+        self._records.jobs.store_objects(job, made, schedule(made, wanted, urgent=False), now)
 
     def _sources(self, job: Job, routed: Mapping[str, Decision]) -> list[NewObject]:
         """The images of the analysed series, where somebody is to get them."""

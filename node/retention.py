@@ -106,7 +106,8 @@ class Retention:
             self._spool.remove(path)
         self._keeping.finish(removal, time.time())
         text = "removed %d files (%.1f MB) of study %s, whose results were delivered: %s"
-        why = {"age": "spool.keep_days", "watermark": "spool.high_watermark"}[removal.cause]
+        reasons = {"age": "spool.keep_days", "watermark": "spool.high_watermark", "canary": "canary.keep"}
+        why = reasons[removal.cause]
         log.info(text, len(removal.paths), removal.size_bytes / 1e6, removal.study_instance_uid, why)
 
 

@@ -80,6 +80,11 @@ def write_series(
     return paths
 
 
+def write_canary(folder: Path) -> list[Path]:
+    """A small head that bleeds, always the same: what the node sends to itself to see that all is well."""
+    return write_series(folder, 3, ("intraparenchymal", "intraventricular"), slices=32, size=256)
+
+
 def _corner(corner: float, z_mm: float, tilt_deg: float) -> tuple[float, float]:
     """y and z (mm) of the first pixel of a plane that leans by the tilt about its middle."""
     angle = np.deg2rad(tilt_deg)

@@ -32,6 +32,8 @@ OWN = {
     "backup": "node.admin.safekeeping",
     "restore": "node.admin.safekeeping",
     "upgrade": "node.admin.safekeeping",
+    "canary": "node.admin.watching",
+    "quality": "node.admin.watching",
 }
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 

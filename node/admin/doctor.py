@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from node import broker
+from node import broker, canary
 from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.audit import syslog
@@ -46,6 +46,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("spool", lambda: _spool(settings))
     yield _check("incidents", lambda: _incidents(settings))
     yield _check("drift", lambda: _drift(settings))
+    yield _check("canary", lambda: _canary(settings))
     if settings.audit.host:
         yield _check("audit", lambda: _audit(settings))
     if not settings.destination:
@@ -138,6 +139,18 @@ def _audit(settings: Settings) -> str:
     syslog.check(settings.audit)
     known = "cannot be asked over UDP" if settings.audit.transport == "udp" else "answers"
     return f"{settings.audit.host}:{settings.audit.port} {known}; {waiting} messages wait"
+
+
+def _canary(settings: Settings) -> str:
+    """Raises PermanentError while the last one came out wrong, late or not at all."""
+    records, now = open_records(settings), time.time()
+    words, good = canary.trouble(settings, records, now), records.canaries.last_good()
+    records.close()
+    if words:
+        raise PermanentError("CANARY", f"{words}; `ichnode canary` lists the latest")
+    if not settings.canary.every_min:
+        return "off; [canary] every_min lets a phantom go the whole way now and then"
+    return f"the last good one ended {when(good['finished_at'])}" if good else "none was sent yet"
 
 
 def _drift(settings: Settings) -> str:

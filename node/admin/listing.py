@@ -17,6 +17,8 @@ Row = Mapping[str, Any]
 STYLES = {
     **dict.fromkeys(("STAT", "FAILED", "NOT ANALYSED", "UNDELIVERED"), "bold red"),
     **dict.fromkeys(("HIGH", "PENDING", "RECEIVING", "DECIDING", "QUEUED", "DELIVERING"), "yellow"),
+    **dict.fromkeys(("WRONG", "LATE", "LOST"), "bold red"),
+    **dict.fromkeys(("OK", "RECORDED"), "green"),
     **dict.fromkeys(("RUNNING", "ANALYSED"), "cyan"),
     **dict.fromkeys(("DONE", "COMPOSED", "SENT", "COMMITTED", "ACKNOWLEDGED", "ACCEPTED"), "green"),
     **dict.fromkeys(("SUPERSEDED", "CANCELLED", "SKIPPED"), "dim"),
@@ -211,6 +213,53 @@ def gaps_table(rows: Sequence[Row]) -> Table:
         who = (g["patient_id"], g["accession_number"], g["study_date"], g["description"])
         what = (str(g["id"]), g["archive"], g["kind"])
         table.add_row(*what, *who, str(g["here"]), there, word(g["state"]), g["last_error"] or g["note"])
+    return table
+
+
+def canaries_table(rows: Sequence[Row]) -> Table:
+    table = _table("no.", "sent", "came out", "any", "composed after", "model", "what")
+    for row in rows:
+        outcome, steps = row["outcome"] or {}, row["steps_s"] or {}
+        value = outcome.get("probabilities", {}).get("any")
+        composed = steps.get("composed")
+        table.add_row(
+            str(row["id"]),
+            when(row["begun_at"]),
+            word(row["state"]),
+            "" if value is None else f"{value:.3f}",
+            "" if composed is None else f"{composed:.1f} s",
+            row["model"],
+            row["text"],
+        )
+    return table
+
+
+def quality_table(rows: Sequence[Row]) -> Table:
+    """95 % intervals; sensitivity and NPV as clicked mislead, since few negatives are judged."""
+    table = _table("", "analysed", "suspected", "judged", "PPV", "sensitivity (clicked)", "corrected")
+    for row in rows:
+        judged = f"{row['verified_positive']['count']} + {row['verified_negative']['count']} negative"
+        corrected = (row["corrected"] or {}).get("sensitivity")
+        table.add_row(
+            row["name"],
+            str(sum(row["analysed"].values())),
+            str(row["analysed"]["suspected"]),
+            judged,
+            *(_rate(row["any"][name]) for name in ("ppv", "sensitivity")),
+            f"{corrected[0]:.2f} ({corrected[1]:.2f}–{corrected[2]:.2f})" if corrected else "–",
+        )
+    return table
+
+
+def _rate(rate: Row) -> str:
+    return "–" if rate["value"] is None else f"{rate['value']:.2f} ({rate['low']:.2f}–{rate['high']:.2f})"
+
+
+def drifts_table(rows: Sequence[Row]) -> Table:
+    table = _table("drifts", "feature", "was", "is", "since")
+    for row in rows:
+        since = when(row["drifted_since"])
+        table.add_row(row["scanner"], row["feature"], row["before"], row["after"], since)
     return table
 
 

@@ -113,8 +113,8 @@ def _fork(settings: Settings, listening: socket.socket) -> int:
 
 
 def settle(settings: Settings) -> None:
-    """The clock, and the housekeeping beside it."""
-    from node import housekeeping
+    """The clock, and beside it the housekeeping and the canary."""
+    from node import canary, housekeeping
     from node.broker import Doorbell
     from node.leadership import Candidate
     from node.settle import Clock, run
@@ -122,17 +122,23 @@ def settle(settings: Settings) -> None:
 
     records = open_records(settings)
     housekeeper = housekeeping.Housekeeper(settings, records, spool_of(settings))
+    bird = canary.Canary(settings, records, spool_of(settings))
     candidate = Candidate(records, (CLOCK, HOUSEKEEPING))
     with stopping() as stop, _standing(records, "settle", candidate):
-        keeping = threading.Thread(
-            target=housekeeping.run,
-            args=(housekeeper, stop, partial(candidate.leads, HOUSEKEEPING)),
-            name="housekeeping",
-            daemon=True,
-        )
-        keeping.start()
+        beside = [
+            threading.Thread(
+                target=housekeeping.run,
+                args=(housekeeper, stop, partial(candidate.leads, HOUSEKEEPING)),
+                name="housekeeping",
+                daemon=True,
+            ),
+            threading.Thread(target=canary.run, args=(bird, stop), name="canary", daemon=True),
+        ]
+        for thread in beside:
+            thread.start()
         run(Clock(settings, records, Doorbell(settings)), stop, partial(candidate.leads, CLOCK))
-        keeping.join(timeout=3)
+        for thread in beside:
+            thread.join(timeout=1.5)
     records.close()
 
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
@@ -20,7 +20,7 @@ from node.settings.base import AeTitle, PeerTls, Section, Tls
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
 from node.settings.orders import Hl7Orders, Orders, WorklistPeer
-from node.settings.quality import Drift
+from node.settings.quality import Canary, Drift
 from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
@@ -36,6 +36,7 @@ __all__ = [
     "Archive",
     "AuditRepository",
     "Broker",
+    "Canary",
     "Completeness",
     "Database",
     "Destination",
@@ -84,6 +85,7 @@ class Settings(Section):
     ups: Ups = Ups()
     web: Web = Web()
     drift: Drift = Drift()
+    canary: Canary = Canary()
     audit: AuditRepository = AuditRepository()
     destination: tuple[Destination, ...] = ()
     alert: tuple[AnyAlert, ...] = ()
@@ -104,6 +106,13 @@ class Settings(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"alert names must differ, got {', '.join(names)}: give each a name")
         return alerts
+
+    @model_validator(mode="after")
+    def _canary_knows_its_destination(self) -> Settings:
+        named = self.canary.destination
+        if named and named not in [d.name for d in self.destination]:
+            raise ValueError(f"canary.destination {named!r} is no [[destination]]: give the name of one")
+        return self
 
     @property
     def audiences(self) -> tuple[Audience, ...]:

@@ -139,7 +139,7 @@ class Console:
             select(jobs.c.id, jobs.c.created_at, jobs.c.started_at, jobs.c.analysed_at)
             .add_columns(series.c.last_received_at.label("received_at"), first_sent.label("first_sent_at"))
             .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
-            .where(jobs.c.analysed_at >= since)
+            .where(jobs.c.analysed_at >= since, jobs.c.canary == 0)
             .order_by(jobs.c.analysed_at.desc())
             .limit(MOST_TIMED)
         )

@@ -17,7 +17,7 @@ from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, so
 from node.domain.patients import Person
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import supersede_older
-from node.store.tables import associations, instances, jobs, series
+from node.store.tables import associations, instances, jobs, series, studies
 
 
 @dataclass(frozen=True)
@@ -249,9 +249,11 @@ def _new_job(
     connection: Connection, row: SeriesRow, state: JobState, reason: Reason | None, now: float
 ) -> int:
     supersede_older(connection, row.series_instance_uid, row.revision)
+    of_study = studies.c.study_instance_uid == row.study_instance_uid
     values = {
         "series_instance_uid": row.series_instance_uid,
         "study_instance_uid": row.study_instance_uid,
+        "canary": connection.execute(select(studies.c.canary).where(of_study)).scalar() or 0,
         "revision": row.revision,
         "state": state,
         "created_at": now,

@@ -43,6 +43,8 @@ class Job:
     analysed_at: float | None
     findings: Findings | None
     maps_path: str | None
+    is_canary: bool = False
+    """Of the node's own phantom: alarms nobody, counts nowhere."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ class Jobs:
             if connection.execute(statement).rowcount != 1:
                 return False
             _tell(connection, job_id, Word(Stage.FINAL, findings, audiences, now))
-            of_job = select(jobs.c.study_instance_uid).where(jobs.c.id == job_id)
-            study_uid: str = connection.execute(of_job).scalar_one()
-            quality.record(connection, (job_id, study_uid), findings, acquired, now)
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+            if not row.canary:
+                quality.record(connection, (job_id, row.study_instance_uid), findings, acquired, now)
             return True
 
     def fail(self, job_id: int, reason: Reason, owner: str | None = None) -> bool:
@@ -283,8 +285,12 @@ class Jobs:
 
 
 def _tell(connection: Connection, job_id: int, word: Word | None) -> None:
-    if word is not None:
+    if word is not None and not _is_canary(connection, job_id):
         tell(connection, job_id, word.findings, word.stage, word.audiences, word.now)
+
+
+def _is_canary(connection: Connection, job_id: int) -> bool:
+    return bool(connection.execute(select(jobs.c.canary).where(jobs.c.id == job_id)).scalar())
 
 
 def _require_files(connection: Connection, job_id: int) -> None:
@@ -334,6 +340,7 @@ def _job(row: Row) -> Job:
         analysed_at=row.analysed_at,
         findings=Findings.from_json(row.findings) if row.findings else None,
         maps_path=row.maps_path,
+        is_canary=bool(row.canary),
     )
 
 

@@ -133,8 +133,11 @@ class Keeping:
             ]
 
     def finish(self, removal: Removal, now: float) -> None:
-        """Every file of it is gone."""
+        """Every file of it is gone. Of the node's own phantoms not even this is kept."""
         with writing(self._engine) as connection:
+            if removal.cause == "canary":
+                connection.execute(delete(removals).where(removals.c.id == removal.id))
+                return
             mine = update(removals).where(removals.c.id == removal.id)
             connection.execute(mine.values(finished_at=now, paths=None))
 
@@ -158,19 +161,23 @@ class Keeping:
                 .scalars()
                 .all()
             )
-            quality.forget(connection, uids)
-            of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
-            for table, key in (
-                (alerts, alerts.c.study_instance_uid.in_(uids)),
-                (deliveries, deliveries.c.job_id.in_(of_studies)),
-                (objects, objects.c.job_id.in_(of_studies)),
-                (jobs, jobs.c.study_instance_uid.in_(uids)),
-                (series, series.c.study_instance_uid.in_(uids)),
-                (incidents, incidents.c.study_instance_uid.in_(uids)),
-                (studies, studies.c.study_instance_uid.in_(uids)),
-            ):
-                connection.execute(delete(table).where(key))
+            _forget(connection, uids)
             return len(uids)
+
+    def begin_canary(self, study_uid: str, now: float) -> Removal:
+        """Take every record of one of the node's own phantoms away; its files follow."""
+        with writing(self._engine) as connection:
+            held = _files_of(connection, study_uid)
+            paths, size = [path for path, _ in held], sum(size for _, size in held)
+            of_study = select(series.c.series_instance_uid).where(series.c.study_instance_uid == study_uid)
+            connection.execute(delete(instances).where(instances.c.series_instance_uid.in_(of_study)))
+            _forget(connection, [study_uid])
+            row = {"study_instance_uid": study_uid, "cause": "canary", "files": len(paths)}
+            made = connection.execute(
+                insert(removals).values(**row, size_bytes=size, begun_at=now, paths=paths)
+            )
+            (removal_id,) = made.inserted_primary_key or (0,)
+            return Removal(removal_id, study_uid, "canary", tuple(paths), size)
 
     def sweep(self, before: float) -> None:
         """Forget associations and processes that ended before then and that nothing refers to."""
@@ -283,6 +290,22 @@ class Keeping:
             return sum(connection.execute(update(t).where(*w).values(**v)).rowcount for t, w, v in found)
 
 
+def _forget(connection: Connection, uids: Sequence[str]) -> None:
+    """Every record of studies whose instances have none any more, but what was counted."""
+    quality.forget(connection, uids)
+    of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
+    for table, key in (
+        (alerts, alerts.c.study_instance_uid.in_(uids)),
+        (deliveries, deliveries.c.job_id.in_(of_studies)),
+        (objects, objects.c.job_id.in_(of_studies)),
+        (jobs, jobs.c.study_instance_uid.in_(uids)),
+        (series, series.c.study_instance_uid.in_(uids)),
+        (incidents, incidents.c.study_instance_uid.in_(uids)),
+        (studies, studies.c.study_instance_uid.in_(uids)),
+    ):
+        connection.execute(delete(table).where(key))
+
+
 def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[bool], ...]:
     """What must hold of a row of `studies` for its files to be removed."""
     mine = series.c.study_instance_uid == studies.c.study_instance_uid
@@ -297,6 +320,7 @@ def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[b
     )
     return (
         studies.c.files_removed_at.is_(None),
+        studies.c.canary == 0,
         studies.c.last_received_at <= before,
         exists().where(mine),
         ~exists().where(mine, series.c.state.in_(UNDECIDED)),

@@ -9,6 +9,7 @@ from node.store.alerts import Alerts
 from node.store.arrivals import Arrivals
 from node.store.audit import Audit
 from node.store.audit_queue import AUDITED, AuditQueue
+from node.store.canaries import Canaries
 from node.store.commitments import Commitments
 from node.store.console import Console
 from node.store.decisions import Decisions
@@ -65,6 +66,7 @@ class Records:
         self.console = Console(engine)
         self.quality = Quality(engine)
         self.drifts = Drifts(engine)
+        self.canaries = Canaries(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -76,7 +76,7 @@ class Routes:
                 select(*columns, without_slices(connection).label("findings"))
                 .add_columns(studies.c.patient_id, studies.c.accession_number, studies.c.last_received_at)
                 .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-                .where(jobs.c.state.in_(_REPORTED))
+                .where(jobs.c.state.in_(_REPORTED), jobs.c.canary == 0)
                 .order_by(jobs.c.id.desc())
                 .limit(limit)
             )

@@ -54,6 +54,7 @@ studies = Table(
     Column("files_removed_at", Float),  # by retention; a later arrival empties it again
     Column("order_priority", String(16)),  # node.domain.orders: the most urgent word that was said of it
     Column("order_source", String(16)),
+    Column("canary", Integer, nullable=False, server_default="0"),  # 1: the node's own phantom, no patient
     Index("studies_by_arrival", "last_received_at"),
     Index("studies_by_patient", "patient_id"),
     Index("studies_by_accession", "accession_number"),
@@ -118,6 +119,7 @@ jobs = Table(
     Column("priority", String(16)),
     Column("findings", JSON),
     Column("maps_path", Text),
+    Column("canary", Integer, nullable=False, server_default="0"),  # as that of its study
     Column("routing", JSON),  # what the rules gave each destination and why; NULL where there were no rules
     Column("rung_stat", Integer),  # in which queue its doorbell rang last: 1 STAT, 0 routine
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
@@ -464,6 +466,34 @@ drifts = Table(  # how far each feature of each scanner is from its reference, a
     Column("after", Text, nullable=False),
     Column("drifted_since", Float),
     Column("looked_at", Float, nullable=False),
+)
+
+canaries = Table(  # phantom studies that the node sent to itself
+    "canaries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("slot", BigInteger, unique=True),  # its turn; none for one that somebody asked for
+    Column("study_instance_uid", UID, nullable=False, unique=True),
+    Column("asked_by", String(64), nullable=False),
+    Column("begun_at", Float, nullable=False),
+    Column("sent_at", Float),
+    Column("finished_at", Float),
+    Column("state", String(16), nullable=False),  # node.domain.canary.State
+    Column("text", Text, nullable=False),
+    Column("model", String(140), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("outcome", JSON),  # node.domain.canary.Outcome
+    Column("steps_s", JSON),
+    Index("canaries_by_end", "finished_at"),
+)
+
+canary_expectations = Table(  # what each model makes of the phantom
+    "canary_expectations",
+    metadata,
+    Column("model_sha256", String(64), primary_key=True),
+    Column("outcome", JSON, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    Column("recorded_by", String(64), nullable=False),
 )
 
 pauses = Table(  # a row: that part of the node stands still until an admin lets it go on

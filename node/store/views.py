@@ -23,7 +23,12 @@ class Views:
     def studies(self, limit: int = 100) -> list[dict[str, Any]]:
         """The latest studies with their series and the status derived from them, newest first."""
         with reading(self._engine) as connection:
-            newest = select(studies).order_by(studies.c.last_received_at.desc()).limit(limit)
+            newest = (
+                select(studies)
+                .where(studies.c.canary == 0)
+                .order_by(studies.c.last_received_at.desc())
+                .limit(limit)
+            )
             found = [dict(row._mapping) for row in connection.execute(newest)]
             uids = [study["study_instance_uid"] for study in found]
             by_study = _grouped(
@@ -120,6 +125,7 @@ class Views:
                 .where(
                     jobs.c.id == newest_word,
                     jobs.c.priority == Priority.STAT,
+                    jobs.c.canary == 0,
                     studies.c.last_received_at >= since,
                 )
                 .order_by(studies.c.last_received_at.desc())

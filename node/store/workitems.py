@@ -82,7 +82,7 @@ class Workitems:
         lacking = (
             select(jobs.c.id, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.study_instance_uid)
             .outerjoin(workitems, workitems.c.job_id == jobs.c.id)
-            .where(workitems.c.job_id.is_(None), jobs.c.priority.in_(priorities))
+            .where(workitems.c.job_id.is_(None), jobs.c.priority.in_(priorities), jobs.c.canary == 0)
             .where(jobs.c.state.not_in(_TAKEN_BACK), jobs.c.created_at >= since)
         )
         with reading(self._engine) as connection:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
+    and_,
     cast,
     func,
     or_,
@@ -214,11 +215,12 @@ def _searched(words: str) -> Select[Any]:
 
 def matching(words: str) -> ColumnElement[bool]:
     """Studies whose patient ID or accession number begins like this, or with this Study Instance UID."""
-    return or_(
+    named = or_(
         studies.c.patient_id.istartswith(words, autoescape=True),
         studies.c.accession_number.istartswith(words, autoescape=True),
         studies.c.study_instance_uid == words,
     )
+    return and_(named, studies.c.canary == 0)
 
 
 def _acknowledged(wanted: Wanted) -> Select[Any]:
@@ -226,7 +228,7 @@ def _acknowledged(wanted: Wanted) -> Select[Any]:
         select(studies.c.study_instance_uid)
         .join(jobs, jobs.c.study_instance_uid == studies.c.study_instance_uid)
         .join(reviews, reviews.c.job_id == jobs.c.id)
-        .where(_counts(), studies.c.last_received_at >= wanted.since)
+        .where(_counts(), studies.c.last_received_at >= wanted.since, jobs.c.canary == 0)
         .order_by(reviews.c.acknowledged_at.desc())
     )
     match wanted.shown:
@@ -250,7 +252,7 @@ def _by_job(wanted: Wanted, *conditions: ColumnElement[bool]) -> Select[Any]:
     query = (
         select(jobs.c.study_instance_uid)
         .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-        .where(*conditions)
+        .where(*conditions, jobs.c.canary == 0)
     )
     if wanted.since:
         query = query.where(studies.c.last_received_at >= wanted.since)
@@ -270,7 +272,7 @@ def _others(wanted: Wanted) -> Select[Any]:
     raised = select(word.c.id).where(word.c.id == _word_id(studies), word.c.priority.in_(RAISED)).exists()
     query = (
         select(studies.c.study_instance_uid)
-        .where(~raised, studies.c.last_received_at >= wanted.since)
+        .where(~raised, studies.c.last_received_at >= wanted.since, studies.c.canary == 0)
         .order_by(studies.c.last_received_at.desc())
     )
     if wanted.reading is Reading.BOTH:

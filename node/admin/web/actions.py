@@ -7,18 +7,14 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
 
 from node.admin.web.deeds import Deeds
+from node.admin.web.forms import back
 from node.admin.web.gate import Gate, RowId, Visitor, fields
-from node.admin.web.login import safe_target
 from node.admin.web.quality import period_start
 from node.admin.web.site import Site
 from node.domain.findings import SUBTYPES
 from node.domain.opinion import Opinion, Wrong
-
-QUIET = "x-quiet"
-"""Header of a page that stays where it is: it wants no redirection."""
 
 
 def routes(site: Site, gate: Gate) -> APIRouter:
@@ -85,10 +81,3 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         return await back(request)
 
     return router
-
-
-async def back(request: Request) -> Response:
-    """204 for a page that refreshes itself, else the way back to it."""
-    if QUIET in request.headers:
-        return Response(status_code=204)
-    return RedirectResponse(safe_target((await fields(request)).get("next", "/")), 303)

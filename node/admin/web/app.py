@@ -21,6 +21,7 @@ from node.admin.roles import spool_of
 from node.admin.web import (
     actions,
     api,
+    canaries,
     drift,
     instances,
     login,
@@ -77,6 +78,7 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
         instances,
         quality,
         drift,
+        canaries,
         missing,
         routing,
         actions,

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from node import __version__
+from node import __version__, canary
 from node.admin.web import board
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
@@ -132,6 +132,7 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         )
         yield "audit_oldest_seconds", "Age of the oldest of them; 0: none.", [("", {}, since)]
     yield from _alerts(site, now)
+    yield from _canary(site, now)
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     stand |= {pauses.of_channel(a.name): f"alert {a.name}" for a in site.settings.alert}
     yield (
@@ -139,6 +140,20 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         "1 where an admin paused it.",
         [("", {"what": w}, float(n in paused)) for n, w in stand.items()],
     )
+
+
+def _canary(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    """Nothing where none is sent: an alert on its absence would be one for every node without it."""
+    if not site.settings.canary.every_min:
+        return
+    last, good = site.records.canaries.last_finished(), site.records.canaries.last_good()
+    fine = not canary.trouble(site.settings, site.records, now)
+    yield "canary_ok", "0 while the last canary came out wrong, late or not at all.", [("", {}, float(fine))]
+    ended: list[Sample] = [("", {}, good["finished_at"])] if good else []
+    yield "canary_last_good_timestamp_seconds", "When the last good one ended.", ended
+    steps = (last or {}).get("steps_s") or {}
+    took: list[Sample] = [("", {"step": name}, value) for name, value in steps.items()]
+    yield "canary_seconds", "From sending the last canary to the end of each step.", took
 
 
 def _drift(site: Site) -> Iterator[tuple[str, str, list[Sample]]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from node.admin.web import drift, words
+from node.admin.web import canaries, drift, words
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.findings import CLASSES
@@ -21,7 +21,9 @@ from node.domain.opinion import has
 from node.quality.agreement import Agreement, Table, agreement
 from node.quality.counts import Analysed
 from node.quality.rates import Rate
+from node.settings import Settings
 from node.store.quality import Group
+from node.store.records import Records
 
 DAY_S = 86400.0
 PERIODS = {"30d": 30, "90d": 90, "365d": 365, "all": 0}
@@ -53,14 +55,16 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         since = period_start(within, now)
         if "hx-request" not in request.headers:
             site.note(visitor, "quality", detail=f"{by} {within}")
+        whole, groups = figures(site.records, site.settings, by, within, now)
         return site.page(
             request,
             "quality.html",
-            whole=overall(site, since, now),
-            groups=groups(site, by, since, now),
+            whole=whole,
+            groups=groups,
             disagreements=site.records.quality.disagreements(since, now, SHOWN),
             sample=site.records.quality.sample(SHOWN),
             **drift.gather(site, now),
+            **canaries.gather(site, now),
             by=by,
             within=within,
             periods=PERIOD_WORDS,
@@ -88,9 +92,8 @@ def add_to(router: APIRouter, site: Site, gate: Gate) -> None:
         `within`: 30d, 90d, 365d, all. What was not counted is null.
         """
         now = time.time()
-        since = period_start(within, now)
-        lines = groups(site, by, since, now)
-        return {"all": as_json(overall(site, since, now)), "by": by, "groups": [as_json(g) for g in lines]}
+        whole, *groups = as_json_rows(figures(site.records, site.settings, by, within, now))
+        return {"all": whole, "by": by, "groups": groups}
 
 
 def period_start(within: str, now: float) -> float:
@@ -99,34 +102,34 @@ def period_start(within: str, now: float) -> float:
     return now - days * DAY_S if days else 0.0
 
 
-def overall(site: Site, since: float, now: float) -> Agreement:
-    quality = site.records.quality
-    analysed = quality.analysed(Group.ALL, since, now).get("", Analysed())
-    return agreement("all", analysed, quality.said(Group.ALL, since, now).get("", []))
-
-
-def groups(site: Site, by: By, since: float, now: float) -> list[Agreement]:
-    """The largest first; months with the latest first."""
+def figures(
+    records: Records, settings: Settings, by: By, within: str, now: float
+) -> tuple[Agreement, list[Agreement]]:
+    """All together, and the groups: the largest first, months with the latest first."""
+    since = period_start(within, now)
+    whole = _all(records, since, now)
     if by is By.MONTH:
-        return _months(site, since, now)
+        return whole, _months(records, words.Clock(settings.web.time_zone), since, now)
     group = Group.SCANNER if by is By.SCANNER else Group.MODEL
-    analysed = site.records.quality.analysed(group, since, now)
-    said = site.records.quality.said(group, since, now)
+    analysed = records.quality.analysed(group, since, now)
+    said = records.quality.said(group, since, now)
     found = [agreement(name, count, said.get(name, [])) for name, count in analysed.items()]
-    return sorted(found, key=lambda g: (-g.analysed.total, g.name))
+    return whole, sorted(found, key=lambda g: (-g.analysed.total, g.name))
 
 
-def _months(site: Site, since: float, now: float) -> list[Agreement]:
-    quality, found, end = site.records.quality, [], now
-    for begin, name in _month_starts(site.clock, now):
-        analysed = quality.analysed(Group.ALL, max(begin, since), end).get("", Analysed())
-        said = quality.said(Group.ALL, max(begin, since), end).get("", [])
-        if analysed.total:
-            found.append(agreement(name, analysed, said))
+def _all(records: Records, since: float, until: float, name: str = "all") -> Agreement:
+    analysed = records.quality.analysed(Group.ALL, since, until).get("", Analysed())
+    return agreement(name, analysed, records.quality.said(Group.ALL, since, until).get("", []))
+
+
+def _months(records: Records, clock: words.Clock, since: float, now: float) -> list[Agreement]:
+    found, end = [], now
+    for begin, name in _month_starts(clock, now):
+        found.append(_all(records, max(begin, since), end, name))
         end = begin
         if begin <= since:
             break
-    return found
+    return [month for month in found if month.analysed.total]
 
 
 def _month_starts(clock: words.Clock, now: float) -> Iterator[tuple[float, str]]:
@@ -135,6 +138,11 @@ def _month_starts(clock: words.Clock, now: float) -> Iterator[tuple[float, str]]
     for _ in range(MOST_MONTHS):
         yield first.timestamp(), first.strftime("%Y-%m")
         first = (first - timedelta(days=1)).replace(day=1)
+
+
+def as_json_rows(found: tuple[Agreement, list[Agreement]]) -> list[Row]:
+    """All together first."""
+    return [as_json(found[0]), *(as_json(group) for group in found[1])]
 
 
 def as_json(found: Agreement) -> Row:

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from node import __version__
+from node import __version__, canary
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.domain.opinion import WRONG_WORDS
@@ -59,6 +59,7 @@ class Site:
         return {
             "roles": words.roles(records.views.processes(now), now, bool(self.settings.alert)),
             "paused": records.pauses.all(),
+            "canary_trouble": canary.trouble(self.settings, records, now),
             "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),
         }
 
