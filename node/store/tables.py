@@ -119,9 +119,9 @@ jobs = Table(
     Column("priority", String(16)),
     Column("findings", JSON),
     Column("maps_path", Text),
-    Column("canary", Integer, nullable=False, server_default="0"),  # as that of its study
     Column("routing", JSON),  # what the rules gave each destination and why; NULL where there were no rules
     Column("rung_stat", Integer),  # in which queue its doorbell rang last: 1 STAT, 0 routine
+    Column("canary", Integer, nullable=False, server_default="0"),  # as that of its study
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_by_study", "study_instance_uid", "id"),
