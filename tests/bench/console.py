@@ -1,7 +1,7 @@
 """How long the console's pages take over many studies: fills a database of its own, then asks for each page.
 
 `python -m tests.bench.console [--studies 100000] [--instances 10] [--database URL] [--keep FOLDER]`. Wall
-time is of this machine at this moment; CPU time is what an idle one needs, where the database is SQLite.
+time is of this machine at this moment; CPU time is what an idle one needs, a local server's included.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 from fastapi.testclient import TestClient
 from sqlalchemy import Table, insert, null, text
 
 from node.admin.web.app import make_app
 from node.domain.findings import Priority
+from node.headers import instance_of
 from node.settings import Archive, Database, Destination, Route, Settings
 from node.store import tables
 from node.store.records import Records, open_records
@@ -79,11 +81,27 @@ def main() -> None:
             began = time.perf_counter()
             fill(records, options.studies, options.instances)
             print(f"{options.studies} studies filled in {time.perf_counter() - began:.0f} s")
-        measure(make_app(settings, records), options.repeats)
+        measure(make_app(settings, records), options.repeats, Server(records))
         records.close()
 
 
-def measure(app: Any, repeats: int) -> None:
+class Server:
+    """What a PostgreSQL server on this machine needed of its cores; nothing for SQLite, which is inside."""
+
+    def __init__(self, records: Records) -> None:
+        if records.engine.dialect.name == "postgresql":
+            with records.engine.connect() as connection:
+                pid = int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            self._postmaster = psutil.Process(pid).parent()
+
+    def seconds(self) -> float:
+        """User and system time of every process of it, to 10 ms."""
+        postmaster = getattr(self, "_postmaster", None)
+        times = [child.cpu_times() for child in postmaster.children()] if postmaster else []
+        return sum(t.user + t.system for t in times)
+
+
+def measure(app: Any, repeats: int, server: Server) -> None:
     client = TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
     client.get("/")
     print(f"{'page':<30} {'median ms':>9} {'worst ms':>9} {'CPU ms':>7} {'kB':>6}")
@@ -91,10 +109,10 @@ def measure(app: Any, repeats: int) -> None:
         headers = {"HX-Request": "true"} if path.endswith("?refresh") else {}
         wall, cpu = [], []
         for _ in range(repeats):
-            began, began_cpu = time.perf_counter(), time.process_time()
+            began, began_cpu = time.perf_counter(), time.process_time() + server.seconds()
             answer = client.get(path, headers=headers)
             wall.append((time.perf_counter() - began) * 1000)
-            cpu.append((time.process_time() - began_cpu) * 1000)
+            cpu.append((time.process_time() + server.seconds() - began_cpu) * 1000)
             assert answer.status_code == 200, (path, answer.text[:200])
         best = statistics.median(cpu)
         mark = "" if best <= GOAL_MS else "  above the goal"
@@ -175,7 +193,7 @@ def _instance(n: int, k: int, at: float) -> dict[str, Any]:
         "path": f"incoming/{n}/{k}.dcm",
         "size_bytes": 526_000,
         "sha256": "0" * 64,
-        "header": {"modality": "CT", "instance_number": k, "position": [0.0, 0.0, 5.0 * k]},
+        "header": _HEADER | {"instance_number": k, "position": [0.0, 0.0, 5.0 * k]},
         "received_at": at - 20 + k,
     }
 
@@ -202,6 +220,7 @@ def _job(n: int, at: float, priority: Priority | None, studies: int) -> dict[str
 
 
 _SERIES = factories.ct_series(32, 8)
+_HEADER = instance_of(_SERIES[0], "1.2.840.10008.1.2.1").to_json()
 _WHOLE = {
     priority: factories.analysed(
         _SERIES, {"any": 0.9 if priority is Priority.STAT else 0.1}, priority=priority
