@@ -6,10 +6,12 @@ A refusal goes to the log and to the audit trail, but the same one at most once 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 
+from node import transport
 from node.domain.admission import Caller, Refusal, RefusalNotes, Rules, refuse, refuse_address
 from node.domain.errors import TransientError
 from node.store.audit import REFUSED_PEER, Actor
@@ -34,6 +36,12 @@ class Doorman:
         if refusal is not None:
             self._note(Caller(address, "", ""), refusal)
         return refusal is None
+
+    def has_room(self, in_all: int, of_peer: int) -> bool:
+        """Whether one more is let in: some more than associations are, so that one too many is told why."""
+        spare = transport.SPARE_CONNECTIONS
+        room = in_all < self._rules.max_associations + spare
+        return room and of_peer < self._rules.of_one_peer + math.ceil(spare / 2)
 
     def refuse(self, caller: Caller, open_in_all: int, open_of_peer: int) -> Refusal | None:
         """None for a caller that may come in; else what to answer. The counts are without this one."""

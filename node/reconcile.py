@@ -22,14 +22,15 @@ from node.domain.errors import IchnodeError, SettingsError, TransientError
 from node.domain.lifecycle import GapState
 from node.domain.reconciliation import ArchivedStudy, Missing, is_head, is_settled, missing
 from node.domain.routing import read_date
-from node.intake import OUT_OF_RESOURCES, Intake, Received
+from node.intake import OUT_OF_RESOURCES, Intake
 from node.liveness import is_gone, process_name
+from node.offer import TRANSFER_SYNTAXES
 from node.query import Archivist, Retrieved
-from node.scp import TRANSFER_SYNTAXES
 from node.settings import Archive, Settings
 from node.spool import Spool
 from node.store.gaps import Comparison, Gap
 from node.store.records import Records
+from node.wholeness import Announced
 
 log = logging.getLogger(__name__)
 
@@ -199,16 +200,15 @@ class Reconciler:
 
         def store(event: evt.Event) -> int:
             request = cast(C_STORE, event.request)
-            received = Received(
+            announced = Announced(
                 sop_class_uid=str(request.AffectedSOPClassUID),
                 sop_instance_uid=str(request.AffectedSOPInstanceUID),
                 transfer_syntax_uid=str(event.context.transfer_syntax),
                 calling_ae=archive.ae_title,
                 association_id=name,
-                data=cast(BytesIO, request.DataSet).getbuffer(),
             )
             try:
-                return intake.receive(received)
+                return intake.receive(announced, cast(BytesIO, request.DataSet).getbuffer())
             except Exception:
                 log.exception("C-GET: C-STORE of %s failed", request.AffectedSOPInstanceUID)
                 return OUT_OF_RESOURCES

@@ -20,8 +20,8 @@ from pathlib import Path
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
 from node.domain.lifecycle import JobState
+from node.filemeta import file_digest
 from node.headers import read_instance
-from node.intake import file_digest
 from node.liveness import process_name
 from node.spool import INCOMING, OUTGOING, PART, RESULTS, Spool
 from node.store.arrivals import Recorded, StoredFile, check_recordable

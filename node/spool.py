@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from node.domain.errors import TransientError
 from node.liveness import is_gone, process_name
@@ -93,10 +94,10 @@ class Spool:
         An existing file is replaced at once and whole. Raises SpoolFull when there is no room.
         """
         final = self.absolute(path)
-        with self._no_room_is_spool_full():
-            temporary = final.with_name(f".{process_name()}!{os.urandom(4).hex()}{PART}")
+        with self.no_room_is_spool_full():
+            temporary = final.with_name(_passing_name())
             try:
-                descriptor = self._create(temporary)
+                descriptor = self.create(temporary)
                 try:
                     _write_all(descriptor, parts)
                     os.fdatasync(descriptor)
@@ -107,6 +108,10 @@ class Spool:
                 temporary.unlink(missing_ok=True)
                 raise
             _sync_folder(final.parent)
+
+    def part(self) -> Part:
+        """A file that grows while it is received. Raises SpoolFull when there is no room."""
+        return Part(self)
 
     def remove(self, path: str) -> int:
         """Delete a file and the folders it leaves empty. Returns its bytes, 0 if it was not there."""
@@ -142,13 +147,22 @@ class Spool:
                     count += 1
         return count
 
-    def _create(self, file: Path) -> int:
+    def create(self, file: Path) -> int:
         """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
         for _ in range(FOLDER_RACES):
             with suppress(FileNotFoundError):
                 self._make_folder(file.parent)
-                return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+                return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         raise TransientError(f"{file.parent}: others keep removing this folder")
+
+    def rename(self, file: Path, final: Path) -> None:
+        """Into a folder that is made where it is missing, and that others may take away meanwhile."""
+        for _ in range(FOLDER_RACES):
+            with suppress(FileNotFoundError):
+                self._make_folder(final.parent)
+                file.rename(final)
+                return
+        raise TransientError(f"{final.parent}: others keep removing this folder")
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
@@ -158,13 +172,63 @@ class Spool:
         _sync_folder(folder.parent)
 
     @contextmanager
-    def _no_room_is_spool_full(self) -> Iterator[None]:
+    def no_room_is_spool_full(self) -> Iterator[None]:
+        """An error of the volume that says so becomes SpoolFull."""
         try:
             yield
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise SpoolFull(f"{self.root}: {error.strerror}") from error
             raise
+
+
+class Part:
+    """A file under a passing name, until `keep` gives it its own. Nobody may rely on it before.
+
+    A crash leaves it behind for `Spool.remove_unfinished`.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._file = spool.absolute(INCOMING) / _passing_name()
+        with spool.no_room_is_spool_full():
+            self._descriptor = spool.create(self._file)
+
+    def write(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Append. Raises SpoolFull when there is no room."""
+        with self._spool.no_room_is_spool_full():
+            _write_all(self._descriptor, parts)
+
+    def stream(self) -> BinaryIO:
+        """To read what was written so far; to be closed by the caller."""
+        return self._file.open("rb")
+
+    def keep(self, path: str) -> None:
+        """It is at `path`, and survives a power cut, once this returns. An existing file is replaced."""
+        final = self._spool.absolute(path)
+        with self._spool.no_room_is_spool_full():
+            try:
+                os.fdatasync(self._descriptor)
+                self._spool.rename(self._file, final)
+            except BaseException:
+                self.drop()
+                raise
+            self._close()
+            _sync_folder(final.parent)
+
+    def drop(self) -> None:
+        """Nothing of it remains."""
+        self._close()
+        self._file.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _passing_name() -> str:
+    return f".{process_name()}!{os.urandom(4).hex()}{PART}"
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:

@@ -16,9 +16,8 @@ from typing import Any, cast
 from pynetdicom import Association
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-MAXIMUM_PDU_BYTES = 128 * 1024
-LONGEST_PDU_BYTES = 1024 * 1024
-"""A-ASSOCIATE-RQ PDUs have no negotiated limit; 128 presentation contexts come to some 100 KiB."""
+from node.dul.limits import LONGEST_PDU_BYTES, MAXIMUM_PDU_BYTES
+
 SPARE_CONNECTIONS = 64
 """Connections beyond max_associations, so that one too many is still told why (PS3.8 9.3.4)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 Vector = tuple[float, ...]
@@ -100,7 +100,7 @@ class Instance:
         )
 
     def to_json(self) -> dict[str, Any]:
-        own = {k: v for k, v in asdict(replace(self, per_frame=())).items() if k != "frame_number"}
+        own = {name: getattr(self, name) for name in _TO_JSON}  # numbers, texts and tuples of them
         return own | {"per_frame": [_stated(frame) for frame in self.per_frame]}
 
     @classmethod
@@ -108,6 +108,9 @@ class Instance:
         known = {f.name for f in fields(cls)}
         values = {k: v for k, v in _tuples(data).items() if k in known and k != "per_frame"}
         return cls(**values, per_frame=tuple(Frame(**_tuples(f)) for f in data.get("per_frame") or ()))
+
+
+_TO_JSON = [field.name for field in fields(Instance) if field.name not in ("per_frame", "frame_number")]
 
 
 def _stated(frame: Frame) -> dict[str, Any]:

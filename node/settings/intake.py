@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from node.domain.admission import Rules, networks
@@ -15,6 +17,8 @@ class Scp(Section):
     host: str = "127.0.0.1"
     port: Port = Field(11112, ge=1, le=65535)
     processes: int = Field(2, ge=1, le=64)
+    receiver: Literal["streaming", "pynetdicom"] = "streaming"
+    """Who takes associations: the node's own upper layer, or pynetdicom as a plain fall-back."""
     calling_ae_titles: tuple[AeTitle, ...] = ()
     """Empty: any peer may call; else only these AE titles."""
     addresses: tuple[NetworkText, ...] = ()

@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, Row, String, Table, case, func, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Integer,
+    Row,
+    String,
+    Table,
+    Update,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
 
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.audit_queue import Event, enqueue, is_wanted
-from node.store.engine import insert_if_absent, reading, writing
+from node.store.engine import insert_if_absent, reading, swift_engine, writing
 from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
 
 RACES = 5
 """Attempts at recording an instance that others record, replace or remove at the same moment."""
+
+
+# Built once: these run for every instance.
+_INSTANCE = select(instances).where(instances.c.sop_instance_uid == bindparam("uid"))
+_OWN_OBJECT = select(objects.c.job_id).where(
+    objects.c.sop_instance_uid == bindparam("uid"), objects.c.output != SOURCE
+)
+_INSERT_INSTANCE = insert(instances)
+_COUNT_MORE = (
+    update(series)
+    .where(
+        series.c.series_instance_uid == bindparam("uid"),
+        series.c.state == SeriesState.RECEIVING,
+        series.c.instance_count + bindparam("more") <= bindparam("most"),
+    )
+    .values(last_received_at=bindparam("now"), instance_count=series.c.instance_count + bindparam("more"))
+)
+_SEE_STUDY = (
+    update(studies)
+    .where(studies.c.study_instance_uid == bindparam("uid"))
+    .values(last_received_at=bindparam("now"), files_removed_at=None)
+)
 
 
 class Recorded(StrEnum):
@@ -48,6 +87,15 @@ class Known:
     header: Instance | None
 
 
+@dataclass(frozen=True)
+class NewInstance:
+    """An instance that came, where it lies, and over which association."""
+
+    instance: Instance
+    file: StoredFile
+    association_id: str
+
+
 class _RacedError(Exception):
     """Somebody else was quicker; the transaction is rolled back and tried once more."""
 
@@ -55,6 +103,11 @@ class _RacedError(Exception):
 class Arrivals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._swift: Engine | None = None
+
+    def close(self) -> None:
+        if self._swift is not None:
+            self._swift.dispose()
 
     def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:
         """`peer` is (calling AE title, address)."""
@@ -82,11 +135,10 @@ class Arrivals:
     def known(self, sop_instance_uid: str) -> Known:
         """One look at what is there under a SOP Instance UID."""
         with reading(self._engine) as connection:
-            mine = (objects.c.sop_instance_uid == sop_instance_uid, objects.c.output != SOURCE)
-            own = select(objects.c.job_id).where(*mine)
             row = _instance_row(connection, sop_instance_uid)
             if row is None:
-                return Known(connection.execute(own).first() is not None, None, "", None)
+                own = connection.execute(_OWN_OBJECT, {"uid": sop_instance_uid}).first()
+                return Known(own is not None, None, "", None)
             file = StoredFile(row.path, row.size_bytes, row.sha256)
             return Known(False, file, row.series_instance_uid, Instance.from_json(row.header))
 
@@ -115,6 +167,29 @@ class Arrivals:
                 continue
         raise TransientError(f"instance {instance.sop_instance_uid}: others keep changing its record")
 
+    def record_new(self, news: Sequence[NewInstance], now: float, most_in_series: int) -> bool:
+        """Record instances that nobody has seen, of series that are arriving already, in one transaction.
+
+        False when one of them is not of that kind; then nothing is recorded, and `record` sees to each.
+        On SQLite the last of these may be lost with the power, but not the files: the scan at the next
+        start records those again.
+        """
+        if self._swift is None:
+            self._swift = swift_engine(self._engine)
+        rows = [_instance_values(n.instance, n.file, n.association_id, now) for n in news]
+        of_series = Counter(new.instance.series_instance_uid for new in news)
+        counts = [{"uid": uid, "more": more} for uid, more in sorted(of_series.items())]
+        seen = [{"uid": uid} for uid in sorted({new.instance.study_instance_uid for new in news})]
+        common = {"now": now, "most": most_in_series}
+        try:
+            with writing(self._swift) as connection:
+                _expect(connection, _COUNT_MORE, [row | common for row in counts])
+                _expect(connection, _SEE_STUDY, [row | {"now": now} for row in seen])
+                connection.execute(_INSERT_INSTANCE, rows)
+        except (_RacedError, IntegrityError):
+            return False
+        return True
+
     def _record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
         uid = instance.sop_instance_uid
         with writing(self._engine) as connection:
@@ -128,17 +203,9 @@ class Arrivals:
                 return again
             _see_study(connection, instance, now, is_new=row is None)
             _see_series(connection, instance, now, is_new=row is None)
-            values = {
-                "series_instance_uid": instance.series_instance_uid,
-                "association_id": association_id,
-                "path": file.path,
-                "size_bytes": file.size_bytes,
-                "sha256": file.sha256,
-                "header": instance.to_json(),
-                "received_at": now,
-            }
+            values = _instance_values(instance, file, association_id, now)
             if row is None:
-                if not insert_if_absent(connection, instances, {**values, "sop_instance_uid": uid}):
+                if not insert_if_absent(connection, instances, values):
                     raise _RacedError
                 return Recorded.NEW
             mine = (instances.c.sop_instance_uid == uid, instances.c.path == row.path)
@@ -234,7 +301,26 @@ def repetition(known: Instance, sha256: str, instance: Instance, file: StoredFil
 
 
 def _instance_row(connection: Connection, sop_uid: str) -> Row | None:
-    return connection.execute(select(instances).where(instances.c.sop_instance_uid == sop_uid)).first()
+    return connection.execute(_INSTANCE, {"uid": sop_uid}).first()
+
+
+def _instance_values(instance: Instance, file: StoredFile, association_id: str, now: float) -> dict[str, Any]:
+    return {
+        "sop_instance_uid": instance.sop_instance_uid,
+        "series_instance_uid": instance.series_instance_uid,
+        "association_id": association_id,
+        "path": file.path,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "header": instance.to_json(),
+        "received_at": now,
+    }
+
+
+def _expect(connection: Connection, statement: Update, rows: list[dict[str, Any]]) -> None:
+    """Each of `rows` must hit one row of the table."""
+    if connection.execute(statement, rows).rowcount != len(rows):
+        raise _RacedError
 
 
 def _brought_again(connection: Connection, sop_uid: str, path: str, association_id: str) -> bool:

@@ -26,23 +26,34 @@ _MIGRATION_LOCK = 0x69636E6F6465  # "icnode"; any number that nobody else takes
 _VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for `url`; SQLite runs in WAL mode with every commit synced to disk."""
+def open_engine(url: str, synchronous: str = "FULL") -> Engine:
+    """An engine for `url`; SQLite runs in WAL mode, and syncs every commit to disk unless told otherwise."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, synchronous))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+def swift_engine(engine: Engine) -> Engine:
+    """For what can be found again after a power cut: SQLite keeps a commit through `kill -9`, syncs it later.
+
+    Another database may lose its power alone, so there it is the engine itself.
+    """
+    url = engine.url
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return engine
+    return open_engine(url.render_as_string(hide_password=False), "NORMAL")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, synchronous: str) -> None:
     connection.isolation_level = None  # SQLAlchemy's documented way to own BEGIN
     _use_wal(connection)
-    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+    for pragma in (f"synchronous = {synchronous}", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -69,6 +69,7 @@ class Records:
         self.canaries = Canaries(engine)
 
     def close(self) -> None:
+        self.arrivals.close()
         self.engine.dispose()
 
 

@@ -20,10 +20,11 @@ from pynetdicom.transport import ThreadedAssociationServer
 from node.domain.admission import is_inside, networks
 from node.domain.errors import TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.dul.limits import MAXIMUM_PDU_BYTES
 from node.scp import open_socket, tls_context
 from node.settings import Scp, Settings
 from node.store.audit import Actor
-from node.transport import MAXIMUM_PDU_BYTES, Server
+from node.transport import Server
 from node.ups.service import Service
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from node.deliver import Courier
 from node.intake import Intake
 from node.maps import Maps, pack
 from node.outputs.source import TYPE_2
-from node.scp import Listener, open_socket
+from node.scp import listener_of, open_socket
 from node.scu import Parcel, Peer
 from node.settings import Destination, Scp, Settings
 from node.spool import Spool
@@ -156,7 +156,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (data_dir / "spool").mkdir()
     records, spool = open_records(settings), Spool(data_dir / "spool")
     listening = open_socket(scp)
-    listener = Listener(settings, records, Intake(spool, records, time.time, scp))
+    listener = listener_of(settings, records, Intake(spool, records, time.time, scp))
     listener.start(listening)
     yield World(settings, records, spool, received)
     listener.stop()

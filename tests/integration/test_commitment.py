@@ -23,7 +23,7 @@ from node import commitment
 from node.domain.errors import TransientError
 from node.domain.lifecycle import DeliveryState
 from node.intake import Intake
-from node.scp import Listener, open_socket
+from node.scp import listener_of, open_socket
 from node.settings import Destination, Scp, Settings
 from node.spool import Spool
 from node.store.commitments import Asked
@@ -31,6 +31,7 @@ from node.store.records import open_records
 from node.store.tables import commitments
 from tests.delivering import FAILED, PENDING, SENT, T0, Pacs, Place, pacs_at
 from tests.peers import eventually, free_port, requires
+from tests.receivers import RECEIVERS
 from workers.demo import Orthanc, orthanc_executable
 
 COMMITTED = DeliveryState.COMMITTED.value
@@ -120,11 +121,15 @@ def place(settings: Settings) -> Iterator[Place]:
     records.close()
 
 
-@pytest.fixture
-def listener(settings: Settings, place: Place) -> Iterator[int]:
+@pytest.fixture(params=RECEIVERS)
+def listener(request: pytest.FixtureRequest, settings: Settings, place: Place) -> Iterator[int]:
     """The node's own listener; the port."""
+    scp = settings.scp.model_copy(update={"receiver": request.param})
+    settings = settings.model_copy(update={"scp": scp})
     listening = open_socket(settings.scp)
-    running = Listener(settings, place.records, Intake(place.spool, place.records, time.time, settings.scp))
+    running = listener_of(
+        settings, place.records, Intake(place.spool, place.records, time.time, settings.scp)
+    )
     running.start(listening)
     yield settings.scp.port
     running.stop()

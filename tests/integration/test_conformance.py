@@ -24,10 +24,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from node import commitment, intake, query, scp, scu, stow, transcode
+from node import commitment, intake, listener, offer, query, scu, stow, transcode
 from node.channels import ups as ups_push
+from node.dimse import conversation
 from node.domain import workitems
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.dul import limits
 from node.orders import worklist
 from node.outputs import codes
 from node.outputs.catalogue import ALL_NAMES, build_all
@@ -129,10 +131,11 @@ KINDS = {"sr": "SR", "seg": "SEG", "sc": "SC", "pm": "PM", "gsps": "GSPS", "kos"
 
 
 def test_the_sop_classes_served() -> None:
-    served = {c.abstract_syntax: c for c in scp._application_entity(Scp()).supported_contexts}
+    served = {c.abstract_syntax: c for c in listener._application_entity(Scp()).supported_contexts}
     named = {uid for _, uid in table("SOP classes served", 0, 1)}
     assert {UID(uid).name for uid in named} == {name for (name,) in table("SOP classes served", 0)}
     assert named <= {str(uid) for uid in served}
+    assert set(offer.offer().syntaxes) == {str(uid) for uid in served}, "both receivers serve the same"
     others = [uid for uid in served if uid not in named]
     storage = {c.abstract_syntax for c in AllStoragePresentationContexts}
     assert set(others) <= storage
@@ -142,7 +145,7 @@ def test_the_sop_classes_served() -> None:
 
 def test_the_transfer_syntaxes_taken() -> None:
     assert table("Transfer syntaxes taken", 0, 1) == {
-        (UID(uid).name, str(uid)) for uid in scp.TRANSFER_SYNTAXES
+        (UID(uid).name, str(uid)) for uid in offer.TRANSFER_SYNTAXES
     }
 
 
@@ -172,14 +175,20 @@ def hexadecimal(*numbers: int) -> set[tuple[str]]:
 
 def test_the_statuses_answered() -> None:
     constants = ("SUCCESS", "DUPLICATE_SOP_INSTANCE", "OUT_OF_RESOURCES", "DOES_NOT_MATCH_SOP_CLASS",
-                 "CANNOT_UNDERSTAND")  # fmt: skip
+                 "CANNOT_UNDERSTAND", "PROCESSING_FAILURE")  # fmt: skip
     known = [getattr(intake, name) for name in constants]
     source = Path(str(intake.__file__)).read_text(encoding="utf-8")
     statuses = re.findall(r"^[A-Z_]+ = (0x[0-9A-F]{4})\b", source, re.M)
     assert {int(text, 16) for text in statuses} == set(known)
-    assert table("C-STORE statuses answered", 0) == hexadecimal(*known, scp.PROCESSING_FAILURE)
+    assert table("C-STORE statuses answered", 0) == hexadecimal(*known, conversation.SOP_CLASS_NOT_SUPPORTED)
     answers = (commitment.SUCCESS, commitment.INVALID_ARGUMENT, commitment.PROCESSING_FAILURE)
-    assert table("N-EVENT-REPORT statuses answered", 0) == hexadecimal(*answers)
+    expected = hexadecimal(*answers, conversation.NO_SUCH_SOP_CLASS)
+    assert table("N-EVENT-REPORT statuses answered", 0) == expected
+    assert table("Statuses of other requests", 0) == hexadecimal(
+        conversation.SOP_CLASS_NOT_SUPPORTED,
+        conversation.NO_SUCH_SOP_CLASS,
+        conversation.UNRECOGNISED_OPERATION,
+    )
 
 
 def test_what_is_done_about_the_statuses_got() -> None:
@@ -214,7 +223,7 @@ def test_the_association_policies() -> None:
         "Implementation Class UID": IMPLEMENTATION_CLASS_UID,
         "Implementation Version Name": IMPLEMENTATION_VERSION_NAME,
         "Application context name": "1.2.840.10008.3.1.1.1",
-        "Largest PDU taken by the listener": str(scp.MAXIMUM_PDU_BYTES),
+        "Largest PDU taken by the listener": str(limits.MAXIMUM_PDU_BYTES),
         "Largest PDU taken as initiator": str(peer.max_pdu_bytes),
         "Associations at a time, as acceptor": processes,
         "Associations at a time, as initiator": "1 for each destination, 1 for all archives",

@@ -25,16 +25,20 @@ from node import transport
 from node.deliver import Courier, carrier_to
 from node.deliver import run as carry
 from node.domain.errors import PermanentError
-from node.intake import MEGABYTE, Intake, Received, _understood
-from node.scp import Listener, open_socket
+from node.domain.instance import Instance
+from node.filemeta import file_head
+from node.intake import Intake
+from node.scp import listener_of, open_socket
 from node.settings import Destination, Scp, Settings, Tls
 from node.spool import Spool
 from node.store.records import Records, open_records
 from node.transport import Server
+from node.wholeness import MEGABYTE, Announced, understood
 from tests.certificates import make_certificate
 from tests.factories import ct_series
 from tests.integration.test_housekeeping import Place
 from tests.peers import eventually, free_port
+from tests.receivers import RECEIVERS
 
 TIMEOUT_S = 2.0
 SPARE = 8
@@ -51,7 +55,7 @@ class Node:
         self.records: Records = open_records(self.settings)
         self.spool = Spool(folder / "spool")
         listening = open_socket(self.settings.scp)
-        self.listener = Listener(
+        self.listener = listener_of(
             self.settings, self.records, Intake(self.spool, self.records, time.time, self.settings.scp)
         )
         self.listener.start(listening)
@@ -82,11 +86,13 @@ class Node:
 Starter = Callable[..., Node]
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+@pytest.fixture(params=RECEIVERS)
+def start(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Starter]:
     monkeypatch.setattr(Server, "serve_forever", lambda self: BaseServer.serve_forever(self, 0.02))
     with ExitStack() as stack:
-        yield lambda **scp: Node(tmp_path / f"n{free_port()}", stack, **scp)
+        yield lambda **scp: Node(tmp_path / f"n{free_port()}", stack, receiver=request.param, **scp)
 
 
 def is_closed(peer: socket.socket) -> bool:
@@ -209,17 +215,19 @@ def deflated(data: bytes) -> bytes:
 
 
 class TestBombs:
-    def received(self, data: bytes) -> Received:
+    def understood(self, data: bytes) -> Instance:
         (ds,) = ct_series(1, rows=16, name="bomb")
         syntax = str(DeflatedExplicitVRLittleEndian)
-        return Received(str(ds.SOPClassUID), str(ds.SOPInstanceUID), syntax, "CT1", "a", data)
+        announced = Announced(str(ds.SOPClassUID), str(ds.SOPInstanceUID), syntax, "CT1", "a")
+        head = file_head(announced)
+        return understood(announced, io.BytesIO(head + data), len(head), 16 * MEGABYTE)
 
     def test_what_inflates_beyond_the_limit_is_refused_without_inflating_it(self) -> None:
         bomb = deflated(bytes(200 * MEGABYTE))
         assert len(bomb) < MEGABYTE // 4
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(PermanentError) as caught:
-            _understood(self.received(bomb), b"", 16 * MEGABYTE)
+            self.understood(bomb)
         assert caught.value.code == "INSTANCE_TOO_LARGE"
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024, "KiB"
 
@@ -230,7 +238,7 @@ class TestBombs:
         dcmwrite(stream, ds, enforce_file_format=True)
         whole = stream.getvalue()
         at = 144 + struct.unpack("<I", whole[140:144])[0]
-        instance = _understood(self.received(whole[at:]), whole[:at], 16 * MEGABYTE)
+        instance = self.understood(whole[at:])
         assert instance.sop_instance_uid == ds.SOPInstanceUID
 
 

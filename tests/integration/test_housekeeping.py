@@ -24,7 +24,7 @@ from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState, SeriesState
 from node.housekeeping import SILENT_S, Housekeeper
-from node.intake import Intake, Received
+from node.intake import Intake
 from node.liveness import process_name
 from node.retention import IN_FLIGHT_S, Retention
 from node.scan import AT_REST_S, MISSING, Fate, Scan, summary
@@ -35,6 +35,7 @@ from node.store.deliveries import NewDelivery
 from node.store.incidents import Code
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
+from node.wholeness import Announced
 from tests.factories import ct_series
 from tests.queueing import Ring, ringing
 
@@ -60,15 +61,16 @@ class Place:
     def receive(self, ds: Dataset, association: str = "a1") -> int:
         stream = io.BytesIO()
         dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
-        received = Received(
+        announced = Announced(
             sop_class_uid=str(ds.SOPClassUID),
             sop_instance_uid=str(ds.SOPInstanceUID),
             transfer_syntax_uid="1.2.840.10008.1.2.1",
             calling_ae="CT1",
             association_id=association,
-            data=stream.getvalue(),
         )
-        return Intake(self.spool, self.records, lambda: self.now, self.limits).receive(received)
+        return Intake(self.spool, self.records, lambda: self.now, self.limits).receive(
+            announced, stream.getvalue()
+        )
 
     def study(self, name: str, slices: int = 3, **attributes: Any) -> str:
         """A study received; returns its UID."""

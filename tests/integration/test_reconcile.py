@@ -28,7 +28,7 @@ from node.intake import Intake
 from node.liveness import process_name
 from node.query import FIND, MOVE, Archivist
 from node.reconcile import LONGEST_COMPARISON_S, MOST_ATTEMPTS, PATIENCE_S, Reconciler
-from node.scp import Listener, open_socket
+from node.scp import listener_of, open_socket
 from node.scu import Parcel, Peer
 from node.settings import Archive, Destination, Scp, Settings
 from node.store.records import Records, open_records
@@ -106,7 +106,7 @@ def compare(settings: Settings, records: Records, **changes: Any) -> dict[str, d
 @contextmanager
 def listening(settings: Settings, records: Records) -> Iterator[None]:
     listens_on = open_socket(settings.scp)
-    listener = Listener(settings, records, Intake(spool_of(settings), records, time.time, settings.scp))
+    listener = listener_of(settings, records, Intake(spool_of(settings), records, time.time, settings.scp))
     listener.start(listens_on)
     yield
     listener.stop()

@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from socketserver import BaseServer
 from typing import Any
@@ -45,16 +46,20 @@ from sqlalchemy import select, text
 
 from node import scp as node_scp
 from node.domain.errors import PermanentError, SettingsError, TransientError
-from node.intake import Intake, Received, _file_head, _understood
-from node.scp import Listener, open_socket
+from node.domain.instance import Instance
+from node.filemeta import file_head
+from node.intake import Intake
+from node.scp import listener_of, open_socket
 from node.settings import Scp, Settings, Tls
 from node.spool import Spool, SpoolFull
 from node.store.arrivals import Arrivals, Known
 from node.store.records import Records, open_records
 from node.store.tables import associations, instances
 from node.transport import Server
+from node.wholeness import Announced, understood
 from tests.factories import ct_series
 from tests.peers import eventually, free_port, requires
+from tests.receivers import RECEIVERS
 
 SUCCESS, NO_ROOM, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000
 TIMEOUT_S = 3.0
@@ -90,20 +95,26 @@ class Running:
 Starter = Callable[..., Running]
 
 
+@pytest.fixture(params=RECEIVERS)
+def receiver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+def start(receiver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
     """Starts listeners; keywords are settings of [scp]. They stop within 20 ms, for the tests' sake."""
     monkeypatch.setattr(Server, "serve_forever", lambda self: BaseServer.serve_forever(self, 0.02))
     with ExitStack() as stack:
 
         def make(**scp: Any) -> Running:
             data_dir = tmp_path / f"node{free_port()}"
-            options = {"port": free_port(), "processes": 1, "timeout_s": TIMEOUT_S, **scp}
+            usual = {"port": free_port(), "processes": 1, "timeout_s": TIMEOUT_S, "receiver": receiver}
+            options = {**usual, **scp}
             settings = Settings(data_dir=data_dir, scp=Scp(**options))
             (data_dir / "spool").mkdir(parents=True)
             records, spool = open_records(settings), Spool(data_dir / "spool")
             listening = open_socket(settings.scp)
-            listener = Listener(settings, records, Intake(spool, records, time.time, settings.scp))
+            listener = listener_of(settings, records, Intake(spool, records, time.time, settings.scp))
             listener.start(listening)
             stack.callback(records.close)
             stack.callback(listening.close)
@@ -421,6 +432,11 @@ class TestRefused:
         assert associate(node.port, calling="STRANGER").is_rejected
 
 
+def understood_in(announced: Announced, data: bytes) -> Instance:
+    head = file_head(announced)
+    return understood(announced, BytesIO(head + data), len(head))
+
+
 class TestTruncated:
     """No prefix of a CT image is ever taken for the image."""
 
@@ -435,22 +451,19 @@ class TestTruncated:
         ],
         ids=lambda syntax: syntax.keyword,
     )
-    def test_every_prefix_is_refused(self, syntax: UID, node: Running, tmp_path: Path) -> None:
+    def test_every_prefix_is_refused(self, syntax: UID, tmp_path: Path) -> None:
         path = file_in(syntax, tmp_path)
         whole = body(path)
         meta = dcmread(path).file_meta
         sop = (str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID))
 
-        def received(data: bytes) -> Received:
-            return Received(*sop, str(syntax), "CT1", "a1", data)
-
-        head = _file_head(received(whole))
-        assert _understood(received(whole), head).sop_instance_uid == sop[1]
+        announced = Announced(*sop, str(syntax), "CT1", "a1")
+        assert understood_in(announced, whole).sop_instance_uid == sop[1]
         taken = []
         lengths = {*range(1200), *range(1200, len(whole) - 100, 97), *range(len(whole) - 100, len(whole))}
         for length in sorted(n for n in lengths if 0 <= n < len(whole)):
             try:
-                _understood(received(whole[:length]), head)
+                understood_in(announced, whole[:length])
             except PermanentError:
                 continue
             taken.append(length)
@@ -465,12 +478,11 @@ class TestTruncated:
         ds.add_new(0x00420011, "OB", b"x" * 64)
         ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
         whole = body(write(tmp_path / "a.dcm", ds))
-        received = Received(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian, "CT1", "a1", whole)
-        head = _file_head(received)
-        assert _understood(received, head).modality == "SR"
+        announced = Announced(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian, "CT1", "a1")
+        assert understood_in(announced, whole).modality == "SR"
         for missing in range(1, 76):  # the value, and its header
             with pytest.raises(PermanentError):
-                _understood(replace(received, data=whole[:-missing]), head)
+                understood_in(announced, whole[:-missing])
 
     def test_a_truncated_image_is_answered_with_c000(self, node: Running, tmp_path: Path) -> None:
         ds = one_slice()
@@ -490,6 +502,7 @@ class TestAssociations:
         eventually(lambda: all(a["closed_at"] for a in node.associations()))
         assert [a["outcome"] for a in node.associations()] == ["released"] * 24
 
+    @pytest.mark.parametrize("receiver", ["pynetdicom"])
     def test_a_slow_thread_does_not_make_a_release_an_abort(
         self, start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -667,11 +680,12 @@ class Prefork:
 
 
 @pytest.fixture
-def prefork(tmp_path: Path) -> Iterator[Prefork]:
+def prefork(receiver: str, tmp_path: Path) -> Iterator[Prefork]:
     port, config, log = free_port(), tmp_path / "node.toml", tmp_path / "log"
     settings = Settings(data_dir=tmp_path / "data", scp=Scp(port=port))
     config.write_text(
         f"data_dir = {json.dumps(str(tmp_path / 'data'))}\n[scp]\nport = {port}\nprocesses = 2\n"
+        f"receiver = '{receiver}'\n"
         "[spool]\nreserve_mb = 1\n"
     )
     with log.open("wb") as stream:

@@ -13,10 +13,11 @@ from pydicom.dataset import Dataset
 
 from node.compose import Composer
 from node.domain.lifecycle import JobState
-from node.intake import SUCCESS, Intake, Received
+from node.intake import SUCCESS, Intake
 from node.settings import Settings
 from node.settle import Clock
 from node.store.jobs import Job
+from node.wholeness import Announced
 from tests import nonheads
 from tests.factories import bleed, ct_series, enhanced
 from tests.integration.test_validators import UNKNOWN_TO_DCIODVFY, errors, run, save
@@ -56,7 +57,7 @@ class Node:
             stream = io.BytesIO()
             dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
             request = (str(ds.SOPClassUID), str(ds.SOPInstanceUID), "1.2.840.10008.1.2.1", "CT1", "a1")
-            assert intake.receive(Received(*request, stream.getvalue())) == SUCCESS
+            assert intake.receive(Announced(*request), stream.getvalue()) == SUCCESS
 
     def work(self, rounds: int = 3) -> list[Job]:
         """The jobs that came of it, all of them done and composed."""

@@ -1,0 +1,87 @@
+"""Bytes of one connection, read into one buffer that is used again and again. Knows no PDU.
+
+What is handed out of the buffer is valid until more is read; `before_refill` is called just before.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+BUFFER_BYTES = 256 * 1024
+"""As much as stays in a core's cache while it is hashed and written."""
+
+
+class ConnectionOver(Exception):
+    """The peer closed or reset the connection."""
+
+
+class PeerTooSlow(Exception):
+    """What was due did not come before `deadline`."""
+
+
+class Stream:
+    """A connection for reading and writing, with one deadline for whatever is waited for."""
+
+    def __init__(self, connection: socket.socket, before_refill: Callable[[], None]) -> None:
+        self._connection = connection
+        self._before_refill = before_refill
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self.deadline = 0.0
+        """Of time.monotonic()."""
+
+    def read(self, count: int) -> bytes:
+        """Exactly `count` bytes. Raises ConnectionOver or PeerTooSlow."""
+        if self._end - self._start >= count:
+            self._start += count
+            return bytes(self._view[self._start - count : self._start])
+        return b"".join(self.pieces(count, copied=True))
+
+    def pieces(self, count: int, copied: bool = False) -> Iterator[memoryview | bytes]:
+        """`count` bytes as they come, without copying them unless that is wanted."""
+        while count:
+            if self._start == self._end:
+                self._refill()
+            piece = self._view[self._start : min(self._end, self._start + count)]
+            self._start += len(piece)
+            count -= len(piece)
+            yield bytes(piece) if copied else piece
+
+    def send(self, data: bytes) -> None:
+        """All of it before the deadline. Raises ConnectionOver or PeerTooSlow."""
+        try:
+            self._connection.settimeout(self._left_s())
+            self._connection.sendall(data)
+        except TimeoutError as error:
+            raise PeerTooSlow from error
+        except OSError as error:
+            raise ConnectionOver from error
+
+    def discard(self, most_bytes: int) -> None:
+        """Read on until `most_bytes` came. Raises ConnectionOver or PeerTooSlow, as is hoped for."""
+        while most_bytes > 0:
+            self._refill()
+            most_bytes -= self._end
+
+    def _refill(self) -> None:
+        """The buffer is used up. Raises ConnectionOver or PeerTooSlow."""
+        self._before_refill()
+        self._start = self._end = 0
+        try:
+            self._connection.settimeout(self._left_s())
+            count = self._connection.recv_into(self._view)
+        except TimeoutError as error:
+            raise PeerTooSlow from error
+        except OSError as error:
+            raise ConnectionOver from error
+        if not count:
+            raise ConnectionOver
+        self._end = count
+
+    def _left_s(self) -> float:
+        if (left_s := self.deadline - time.monotonic()) <= 0:
+            raise PeerTooSlow
+        return left_s

@@ -1,0 +1,47 @@
+"""Preamble and file meta information (PS3.10 7.1) that make received bytes a DICOM file. Judges no value."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.wholeness import Announced
+
+META_LENGTH_AT = 128 + 4 + 8
+"""Where the length of the file meta information stands: behind preamble, prefix and its tag (PS3.10 7.1)."""
+_VERSION = struct.pack("<HH2sHI2s", 2, 0x0001, b"OB", 0, 2, b"\x00\x01")
+
+
+def file_head(announced: Announced) -> bytes:
+    """What stands before the data set."""
+    meta = b"".join(
+        (
+            _VERSION,
+            _element(0x0002, b"UI", announced.sop_class_uid),
+            _element(0x0003, b"UI", announced.sop_instance_uid),
+            _element(0x0010, b"UI", announced.transfer_syntax_uid),
+            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+            _element(0x0016, b"AE", announced.calling_ae[:16]),
+        )
+    )
+    return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta)) + meta
+
+
+def _element(number: int, vr: bytes, text: str) -> bytes:
+    """Of group 0002, in Explicit VR Little Endian; UI is padded with NUL, text with a blank (PS3.5 6.2)."""
+    value = text.encode("latin-1", "replace")
+    if len(value) % 2:
+        value += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of the data set in a file that the intake wrote, as it is recorded."""
+    with file.open("rb") as stream:
+        stream.seek(META_LENGTH_AT)
+        (length,) = struct.unpack("<I", stream.read(4))
+        stream.seek(META_LENGTH_AT + 4 + length)
+        return hashlib.file_digest(stream, "sha256").hexdigest()

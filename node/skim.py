@@ -1,0 +1,136 @@
+"""The header elements that the node decides by, read from the first bytes of a data set.
+
+Gives up on anything unusual, and leaves it to pydicom: big endian, deflated, multi-frame objects, filled
+sequences among the wanted elements, VRs it does not know, elements out of order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from node.headers import HEADER_TAGS
+
+PIXEL_DATA, FLOAT_PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009)
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+FIRST = 0x00080001
+"""Below lie command and file meta elements, and group 0008's own length; none begins a data set here."""
+DEEPEST = 8
+_NUMBER_OF_FRAMES = 0x00280008
+_WANTED = {int(tag): BaseTag(tag) for tag in HEADER_TAGS}
+_SEQUENCES = frozenset(tag for tag in _WANTED if dictionary_VR(tag) == "SQ")
+_LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
+_SHORT = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO")) | frozenset(
+    (b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
+)
+_TAG_LENGTH = struct.Struct("<HHI")
+_EXPLICIT = struct.Struct("<HH2sH")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Skimmed:
+    """The wanted elements, raw, and where the value of Pixel Data begins in the data set, with its length."""
+
+    header: Dataset
+    pixels_at: int
+    pixels_length: int
+
+
+class _Unusual(Exception):
+    """Left to pydicom."""
+
+
+def skim(data: bytes, syntax: UID) -> Skimmed | None:
+    """`data` are the first bytes of a data set. None when more of them would be needed, or more skill."""
+    if not syntax.is_little_endian or syntax.is_deflated:
+        return None
+    try:
+        return _skim(data, bool(syntax.is_implicit_VR))
+    except (_Unusual, struct.error):
+        return None
+
+
+def _skim(data: bytes, is_implicit: bool) -> Skimmed:
+    found: dict[BaseTag, RawDataElement] = {}
+    at, last = 0, FIRST - 1
+    if is_implicit and data[4:6] in _SHORT | _LONG:
+        raise _Unusual  # explicit after all
+    while True:
+        tag, vr, length, at = _element(data, at, is_implicit)
+        if tag <= last:
+            raise _Unusual
+        last = tag
+        if tag == PIXEL_DATA:
+            return Skimmed(Dataset(found), at, length)
+        if tag > PIXEL_DATA or tag in FLOAT_PIXELS or tag == _NUMBER_OF_FRAMES:
+            raise _Unusual
+        wanted = _WANTED.get(tag)
+        if length == UNDEFINED:
+            if wanted is not None or vr not in (None, "SQ"):
+                raise _Unusual
+            at = _behind_items(data, at, is_implicit, DEEPEST)
+            continue
+        end = at + length
+        if end > len(data):
+            raise _Unusual
+        if wanted is not None:
+            if tag in _SEQUENCES and length:
+                raise _Unusual
+            found[wanted] = RawDataElement(wanted, vr, length, data[at:end], at, is_implicit, True)
+        at = end
+
+
+def _element(data: bytes, at: int, is_implicit: bool) -> tuple[int, str | None, int, int]:
+    """(tag, VR, length, where the value begins)."""
+    if is_implicit:
+        group, element, length = _TAG_LENGTH.unpack_from(data, at)
+        return group << 16 | element, None, length, at + 8
+    group, element, vr, length = _EXPLICIT.unpack_from(data, at)
+    if vr in _SHORT:
+        return group << 16 | element, vr.decode(), length, at + 8
+    if vr not in _LONG:
+        raise _Unusual
+    return group << 16 | element, vr.decode(), _LENGTH.unpack_from(data, at + 8)[0], at + 12
+
+
+def _behind_items(data: bytes, at: int, is_implicit: bool, depth: int) -> int:
+    """Where a sequence of undefined length ends (PS3.5 7.5.2)."""
+    if not depth:
+        raise _Unusual
+    while True:
+        group, element, length = _TAG_LENGTH.unpack_from(data, at)
+        at += 8
+        tag = group << 16 | element
+        if tag == SEQUENCE_END and length == 0:
+            return at
+        if tag != ITEM:
+            raise _Unusual
+        at = _behind_elements(data, at, at + length if length != UNDEFINED else None, is_implicit, depth - 1)
+
+
+def _behind_elements(data: bytes, at: int, end: int | None, is_implicit: bool, depth: int) -> int:
+    """Where an item ends; without an `end` of its own it has a delimiter."""
+    while at != end:
+        group, element, length = _TAG_LENGTH.unpack_from(data, at)
+        if end is None and group << 16 | element == ITEM_END and length == 0:
+            return at + 8
+        tag, vr, length, at = _element(data, at, is_implicit)
+        if tag >= ITEM or (end is not None and at > end):
+            raise _Unusual
+        if length != UNDEFINED:
+            at += length
+        elif vr in (None, "SQ"):
+            at = _behind_items(data, at, is_implicit, depth)
+        else:
+            raise _Unusual
+        if end is not None and at > end:
+            raise _Unusual
+    return at

@@ -1,0 +1,42 @@
+"""The record of one association: made with its first instance, closed at its end. Knows no protocol."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+
+from node.domain.errors import TransientError
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+
+class Visit:
+    """A peer that is connected to a listener process."""
+
+    def __init__(self, records: Records, listener: str, calling_ae: str, address: str) -> None:
+        self._records = records
+        self._listener = listener
+        self._peer = (calling_ae, address)
+        self._id = ""
+
+    def association_id(self) -> str:
+        """Recorded with the first instance: one that only echoes leaves no row. Raises TransientError."""
+        if not self._id:
+            made = str(uuid.uuid4())
+            self._records.arrivals.open_association(made, self._listener, self._peer, time.time())
+            self._id = made
+        return self._id
+
+    def close(self, released: bool) -> None:
+        """Its end counts once."""
+        if not self._id:
+            return
+        outcome = "released" if released else "aborted"
+        try:
+            self._records.arrivals.close_association(self._id, outcome, time.time())
+        except TransientError as error:
+            log.error("association %s stays open in the records: %s", self._id, error)
+        else:
+            self._id = ""

@@ -1,0 +1,168 @@
+"""Skimming a header gives what reading it gives, or nothing."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from node.domain.errors import PermanentError
+from node.domain.instance import Instance
+from node.filemeta import file_digest, file_head
+from node.frames import UNREADABLE
+from node.headers import instance_of
+from node.skim import skim
+from node.wholeness import Announced, understood
+from tests.factories import ct_series, enhanced
+from tests.raw_peer import stored
+
+FIRST = 16 * 1024
+
+
+def encoded(ds: Dataset, syntax: UID, folder: Path) -> bytes:
+    """The data set as it would come over the wire."""
+    ds.file_meta.TransferSyntaxUID = syntax
+    dcmwrite(folder / "a.dcm", ds, enforce_file_format=True)
+    return stored(folder / "a.dcm").data
+
+
+def read(data: bytes, syntax: str) -> Instance | None:
+    """What pydicom makes of it; None where that is refused."""
+    try:
+        ds = dcmread(
+            BytesIO(file_head(Announced("1", "2", syntax, "A", "a")) + data), stop_before_pixels=True
+        )
+        return instance_of(ds, syntax)
+    except (PermanentError, OSError, *UNREADABLE):
+        return None
+
+
+def skimmed(data: bytes, syntax: str) -> Instance | None:
+    found = skim(data[:FIRST], UID(syntax))
+    try:
+        return instance_of(found.header, syntax) if found else None
+    except PermanentError:
+        return None
+
+
+def one() -> Dataset:
+    """With sequences of both lengths, nested, and private elements before and between."""
+    (ds,) = ct_series(1, rows=16, name="skim")
+    inner, outer = Dataset(), Dataset()
+    inner.CodeValue, inner.CodeMeaning = "T-D1100", "Head"
+    outer.PurposeOfReferenceCodeSequence = Sequence([inner])
+    outer.ReferencedSOPInstanceUID = "1.2.3"
+    outer["PurposeOfReferenceCodeSequence"].is_undefined_length = True
+    ds.ReferencedImageSequence = Sequence([outer, outer])
+    ds["ReferencedImageSequence"].is_undefined_length = True
+    ds.ReferencedStudySequence = Sequence([inner])
+    ds.private_block(0x0009, "MAKER", create=True).add_new(1, "UN", b"\0\1\2\3")
+    return ds
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_ct_image_is_skimmed_to_the_same_instance(syntax: UID, tmp_path: Path) -> None:
+    data = encoded(one(), syntax, tmp_path)
+    found = skim(data[:FIRST], syntax)
+    assert found and skimmed(data, syntax) == read(data, syntax)
+    assert (found.pixels_length, len(data) - found.pixels_at) == (16 * 16 * 2,) * 2
+
+
+def test_encapsulated_pixels_are_found(tmp_path: Path) -> None:
+    ds = one()
+    ds.compress(RLELossless, generate_instance_uid=False)
+    found = skim(encoded(ds, RLELossless, tmp_path)[:FIRST], RLELossless)
+    assert found and found.pixels_length == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_other_encodings_are_left_alone(syntax: UID, tmp_path: Path) -> None:
+    (ds,) = ct_series(1, rows=16, name="skim")
+    assert skim(encoded(ds, syntax, tmp_path), syntax) is None
+
+
+def test_multi_frame_objects_and_filled_sequences_are_left_alone(tmp_path: Path) -> None:
+    ds = one()
+    ds.AnatomicRegionSequence = ds.ReferencedStudySequence
+    assert skim(encoded(ds, ExplicitVRLittleEndian, tmp_path), ExplicitVRLittleEndian) is None
+    many = enhanced(ct_series(2, rows=16, name="skim"))
+    assert skim(encoded(many, ExplicitVRLittleEndian, tmp_path), ExplicitVRLittleEndian) is None
+
+
+def test_a_header_that_is_longer_than_what_is_held_is_left_alone(tmp_path: Path) -> None:
+    ds = one()
+    ds.private_block(0x0009, "MAKER").add_new(2, "OB", bytes(FIRST))
+    assert skim(encoded(ds, ExplicitVRLittleEndian, tmp_path)[:FIRST], ExplicitVRLittleEndian) is None
+
+
+@seed(20261121)
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.data())
+def test_noise_is_never_read_otherwise_than_by_pydicom(data: st.DataObject) -> None:
+    syntax = data.draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]))
+    noisy = bytearray(_PLAIN[syntax])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(noisy) - 1))
+        noisy[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    found = skimmed(bytes(noisy), syntax)
+    assert found is None or found == read(bytes(noisy), syntax)
+
+
+def test_real_headers_are_skimmed_to_the_same_instances() -> None:
+    folder = os.environ.get("ICHNODE_TEST_DATA")
+    if not folder:
+        pytest.skip("ICHNODE_TEST_DATA names no folder with real head CTs")
+    paths = sorted(Path(folder).rglob("*.dcm"))[::97][:60]
+    same = 0
+    for path in paths:
+        what = stored(path)
+        found = skimmed(what.data, what.transfer_syntax_uid)
+        same += found is not None
+        assert found is None or found == read(what.data, what.transfer_syntax_uid), path
+    assert same > len(paths) // 2
+
+
+def test_the_head_of_a_file_is_what_pydicom_writes(tmp_path: Path) -> None:
+    (ds,) = ct_series(1, rows=16, name="head")
+    announced = Announced(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian, "CT1", "a")
+    data = encoded(ds, ExplicitVRLittleEndian, tmp_path)
+    path = tmp_path / "ours.dcm"
+    path.write_bytes(file_head(announced) + data)
+    meta = dcmread(path).file_meta
+    assert (meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID) == (
+        ds.SOPInstanceUID,
+        ExplicitVRLittleEndian,
+    )
+    assert (meta.SourceApplicationEntityTitle, meta.FileMetaInformationVersion) == ("CT1", b"\0\1")
+    again = BytesIO()
+    dcmwrite(again, dcmread(path), enforce_file_format=True)
+    assert again.getvalue()[: len(file_head(announced))] == file_head(announced)
+    with path.open("rb") as stream:
+        assert understood(announced, stream, len(file_head(announced))).sop_instance_uid == ds.SOPInstanceUID
+    assert len(file_digest(path)) == 64
+
+
+def _plain(syntax: UID) -> bytes:
+    stream, ds = BytesIO(), one()
+    ds.file_meta.TransferSyntaxUID = syntax
+    dcmwrite(stream, ds, enforce_file_format=True)
+    whole = stream.getvalue()
+    return whole[144 + int.from_bytes(whole[140:144], "little") :]
+
+
+_PLAIN = {syntax: _plain(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)}
