@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -59,7 +59,7 @@ def skim(data: bytes, syntax: UID) -> Skimmed | None:
 
 
 def _skim(data: bytes, is_implicit: bool) -> Skimmed:
-    found: dict[BaseTag, RawDataElement] = {}
+    found: dict[BaseTag, DataElement | RawDataElement] = {}
     at, last = 0, FIRST - 1
     if is_implicit and data[4:6] in _SHORT | _LONG:
         raise _Unusual  # explicit after all
