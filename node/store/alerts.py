@@ -213,8 +213,11 @@ class Alerts:
                 of["pending" if state == AlertState.PENDING else "given_up"] += count
                 of["urgent"] += count if urgent else 0
             for name, of in found.items():
-                last = select(func.max(alerts.c.sent_at)).where(alerts.c.channel == name)
-                of["last_sent_at"] = connection.execute(last).scalar()
+                went = (alerts.c.channel == name, alerts.c.sent_at.is_not(None))
+                last = select(alerts.c.sent_at).where(*went).order_by(alerts.c.id.desc()).limit(1)
+                of["last_sent_at"] = connection.execute(
+                    last
+                ).scalar()  # of the newest; the latest takes a scan
                 troubled = (
                     select(alerts.c.last_error)
                     .where(alerts.c.channel == name, alerts.c.state == AlertState.PENDING)
