@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Select, and_, case, delete, func, insert, select
+from sqlalchemy import ColumnElement, Engine, Select, and_, case, delete, false, func, insert, or_, select
 
 from node.domain.lifecycle import DeliveryState, JobState
 from node.domain.orders import OrderPriority
@@ -59,17 +59,22 @@ class Console:
 
     def unsent(self, state: DeliveryState, limit: int = 50, destination: str = "") -> list[Row]:
         """Deliveries waiting or given up, positive results first, and the oldest of each first."""
-        query = (
-            select(deliveries, objects.c.output, jobs.c.study_instance_uid, studies.c.patient_id)
-            .add_columns(studies.c.accession_number)
-            .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
-            .join(jobs, jobs.c.id == deliveries.c.job_id)
-            .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-            .where(deliveries.c.state == state)
-            .order_by(deliveries.c.urgent.desc(), deliveries.c.created_at)
-            .limit(limit)
-        )
+        order = (deliveries.c.urgent.desc(), deliveries.c.created_at)
+        query = _deliveries().where(deliveries.c.state == state).order_by(*order).limit(limit)
         return self._rows(query.where(deliveries.c.destination == destination) if destination else query)
+
+    def uncommitted(self, sent_before: Mapping[str, float], limit: int = 50) -> list[Row]:
+        """What each destination took before that time and never committed to, the oldest first."""
+        late = _is_late(sent_before)
+        return self._rows(_deliveries().where(late).order_by(deliveries.c.sent_at).limit(limit))
+
+    def count_uncommitted(self, sent_before: Mapping[str, float]) -> dict[str, int]:
+        """How many of them there are, by destination."""
+        query = select(deliveries.c.destination, func.count()).where(_is_late(sent_before))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.group_by(deliveries.c.destination)).all()
+        found: dict[str, int] = {row[0]: row[1] for row in rows}
+        return {name: found.get(name, 0) for name in sent_before}
 
     def given_up(self, destination: str = "", limit: int = 5000) -> list[int]:
         """Ids of given-up deliveries, to be tried again."""
@@ -159,6 +164,31 @@ class Console:
     def _rows(self, query: Select[Any]) -> list[Row]:
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _is_late(sent_before: Mapping[str, float]) -> ColumnElement[bool]:
+    return or_(
+        false(),
+        *(
+            and_(
+                deliveries.c.destination == name,
+                deliveries.c.state == DeliveryState.SENT,
+                deliveries.c.sent_at < before,
+            )
+            for name, before in sent_before.items()
+        ),
+    )
+
+
+def _deliveries() -> Select[Any]:
+    """With what they carry, and of whom."""
+    return (
+        select(deliveries, objects.c.output, jobs.c.study_instance_uid, studies.c.patient_id)
+        .add_columns(studies.c.accession_number)
+        .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
+        .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
+    )
 
 
 def _jobs() -> Select[Any]:

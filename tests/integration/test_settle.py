@@ -529,6 +529,37 @@ class TestPatients:
         assert place.series() == {"Head": SeriesState.ACCEPTED}
         assert [job.state for job in place.jobs()] == [JobState.SUPERSEDED, JobState.QUEUED]
 
+    @pytest.mark.parametrize("same_series", [True, False])
+    def test_slices_of_another_patient_that_come_after_the_analysis_are_an_incident(
+        self, same_series: bool, place: Place
+    ) -> None:
+        """The report that stands rests on one patient alone; nothing of the newcomer is analysed."""
+        *most, last = head("1.2.2", "Head", patient_id="A")
+        place.send(most, T0)
+        place.clock.tick(T0 + QUIET_S)
+        assert [job.state for job in place.jobs()] == [JobState.QUEUED]
+        late = [last] if same_series else head("1.2.3", "Head too")
+        place.send([replace(one, patient_id="B") for one in late], T0 + MAX_WAIT_S)
+        for _ in range(3):
+            place.clock.tick(T0 + 2 * MAX_WAIT_S)
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == "PATIENTS_MIXED"
+        assert incident["series_instance_uid"] == ("1.2.2" if same_series else "1.2.3")
+        assert len(place.jobs()) == 1, "no job for the mixture"
+
+    def test_slices_that_come_after_the_refusal_of_a_mixed_study_are_an_incident_again(
+        self, place: Place
+    ) -> None:
+        first, *others = self.persons("A", "B")
+        place.send(others, T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        place.send([first], T0 + 2 * MAX_WAIT_S)
+        place.clock.tick(T0 + 2 * MAX_WAIT_S + QUIET_S)
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["times"]) == ("PATIENTS_MIXED", 2)
+        assert place.records.jobs.to_report() == []
+
     def test_another_spelling_of_the_name_is_no_other_patient(self, place: Place) -> None:
         first, *others = head("1.2.2", "Head", patient_id="A", patient_name="Mueller^Jorg")
         place.send([replace(first, patient_name="Müller^Jörg"), *others], T0)

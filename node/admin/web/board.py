@@ -13,6 +13,8 @@ from node.store import pauses
 Row = dict[str, Any]
 DAY_S = 24 * 3600
 SHOWN = 25
+LATE_AFTER = 2
+"""A storage commitment is missed after so many of commitment_wait_s: it was asked for again by then."""
 INCIDENT_DAYS = 7
 
 
@@ -41,6 +43,7 @@ def gather(site: Site, now: float) -> Row:
         "alerts_pending": records.alerts.unsent(AlertState.PENDING, SHOWN),
         "alerts_given_up": records.alerts.unsent(AlertState.FAILED, SHOWN),
         "oldest_alert": records.alerts.oldest_unsent_positive(),
+        "uncommitted": console.uncommitted(commitment_due(site, now), SHOWN),
         "oldest_positive": console.oldest_unsent_positive(),
         "hours": plots.by_hour(console.times(now - DAY_S), now),
         "incidents": records.incidents.since(now - INCIDENT_DAYS * DAY_S)[:SHOWN],
@@ -64,6 +67,12 @@ def channels(site: Site, paused: Row) -> list[Row]:
         }
         for name, of in site.records.alerts.channels(list(by_name)).items()
     ]
+
+
+def commitment_due(site: Site, now: float) -> dict[str, float]:
+    """By destination that is asked for storage commitment: what it took before then is overdue."""
+    wanted = (d for d in site.settings.destination if d.commitment)
+    return {d.name: now - LATE_AFTER * d.commitment_wait_s for d in wanted}
 
 
 def disk(site: Site, now: float) -> Row:

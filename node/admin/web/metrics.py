@@ -81,6 +81,11 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         for state, key in ((DeliveryState.PENDING, "pending"), (DeliveryState.FAILED, "given_up")):
             unsent.append(("", {"destination": name, "state": state.value}, standing[name][key]))
     yield "deliveries_unsent", "Deliveries waiting (PENDING) or given up (FAILED).", unsent
+    late: list[Sample] = [
+        ("", {"destination": name}, count)
+        for name, count in console.count_uncommitted(board.commitment_due(site, now)).items()
+    ]
+    yield "deliveries_uncommitted", "Sent, and no storage commitment although it was asked for twice.", late
     positive: list[Sample] = [("", {"destination": name}, standing[name]["urgent"]) for name in names]
     yield "deliveries_unsent_positive", "Of those, results that should change the order of reading.", positive
     age = now - oldest["created_at"] if oldest else 0.0
