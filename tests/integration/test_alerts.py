@@ -21,7 +21,7 @@ from node.domain.findings import Reason
 from node.settings import Settings, Webhook
 from node.spool import Spool
 from node.store.records import Records
-from node.store.tables import alerts
+from node.store.tables import alerts, instances, jobs, studies
 from tests.alerting import SUBJECT, House, alert_of, house
 from tests.site import SUBDURAL, findings
 
@@ -93,6 +93,13 @@ class TestTelling:
 
     def test_a_result_nobody_wants_makes_none(self, one: House) -> None:
         one.alarmed(findings=CLEAR)
+        assert one.rows() == []
+
+    def test_the_phantom_that_the_node_sends_itself_alarms_nobody(self, one: House) -> None:
+        job = one.site.running("1.1")
+        with one.records.engine.begin() as connection:
+            connection.execute(update(jobs).values(canary=1))
+        assert one.word(job, SUBDURAL) and one.word(job, SUBDURAL, FINAL)
         assert one.rows() == []
 
     def test_a_job_done_twice_tells_once(self, one: House) -> None:
@@ -385,8 +392,6 @@ class TestKeeping:
     def test_records_stay_while_an_alert_waits_and_go_with_their_alerts(self, one: House) -> None:
         one.alarmed()
         with one.records.engine.begin() as connection:
-            from node.store.tables import instances, studies
-
             connection.execute(instances.delete())
             connection.execute(update(studies).values(files_removed_at=1.0))
         assert one.records.keeping.forget(T0) == 0
