@@ -14,7 +14,7 @@ from tests.alerting import Receiver
 from tests.integration.test_hl7 import EngineOfTheSite
 from workers.phantom_series import write_series
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 
 def test_a_haemorrhage_is_told_before_it_is_measured_and_outlives_a_crash(
