@@ -23,12 +23,13 @@ HOURS = (26, 22, 19, 17, 16, 17, 22, 32, 46, 56, 62, 63, 61, 60, 60, 61, 62, 63,
 """How studies are spread over the hours of a day, as weights: assumed, two peaks and a quiet night."""
 SERVICE_S = (1.0,)
 """CPU seconds of a study on one core, as tests.bench.service printed them."""
-COMPOSE_S = 0.6
+COMPOSE_S = 0.65
 """CPU seconds to build SR, SEG and SC of 32 slices, as tests.bench.outputs printed them, rounded up."""
 QUIET_S = 10.5
 """`completeness.quiet_s` and a tick of the clock."""
 SEND_S = 0.5
 """To bring the report into the PACS, once it is composed."""
+TICKS_S = (15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 
 
 @dataclass(frozen=True)
@@ -137,60 +138,80 @@ def studies_a_day(service_s: Sequence[float], busy: float = 0.7) -> float:
     return busy * HOUR_S / mean * sum(HOURS) / max(HOURS)
 
 
-def plot(file: Path, calm: Sequence[Outcome], after: Sequence[Outcome]) -> None:
+def counts(service_s: Sequence[float]) -> list[int]:
+    """Numbers of workers worth a look: from hardly enough for the busiest hour to far more."""
+    mean = sum(service_s) / len(service_s)
+    needed = Site().studies_a_day * max(HOURS) / sum(HOURS) * mean / HOUR_S
+    enough = {max(1, math.ceil(needed * factor)) for factor in (0.9, 1.0, 1.2, 1.5, 2.0, 3.0)}
+    return sorted(enough | {min(enough) + 1})
+
+
+Family = tuple[float, list[Outcome], list[Outcome]]
+"""How many times the work of the default model; outcomes of usual days, and of days with a backlog."""
+
+
+def plot(file: Path, families: Sequence[Family]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for outcomes, style, words in ((calm, "-", "a usual day"), (after, "--", "an hour's backlog at 13 h")):
-        for part, colour in ((0.5, "tab:blue"), (0.95, "tab:orange"), (0.99, "tab:red")):
-            label = f"{part:.0%}, {words}".replace("50%", "median")
-            values = [o.quantile(part) for o in outcomes]
+    for (times, calm, after), colour in zip(families, ("tab:blue", "tab:orange", "tab:red"), strict=False):
+        for outcomes, style, words in ((calm, "-", "usual days"), (after, "--", "an hour's backlog at 13 h")):
+            name = "the default model" if times == 1 else f"{times:.0f} times its work"
             left.plot(
-                [o.workers for o in outcomes], values, style, marker="o", ms=3, color=colour, label=label
+                [o.workers for o in outcomes],
+                [o.quantile(0.95) for o in outcomes],
+                style,
+                marker="o",
+                ms=3,
+                color=colour,
+                label=f"{name}, {words}",
             )
-    left.set(xlabel="workers of one core", ylabel="last slice to report, s", yscale="log")
+    left.set(xlabel="workers of one core each", ylabel="last slice to report, 95 %", yscale="log")
     left.legend(fontsize=7)
     left.grid(alpha=0.3)
-    fewest = calm[0]
-    right.step(range(25), [*HOURS, HOURS[-1]], where="post", color="0.6", label="studies (share of the day)")
-    right.set(xlabel="hour of the day", ylabel="weight of the hour", xlim=(0, 24), ylim=(0, None))
+    times, calm, _ = families[-1]
+    right.step(range(25), [*HOURS, HOURS[-1]], where="post", color="0.7", label="studies, by weight")
+    right.set(xlabel="hour of the day", ylabel="weight of the hour", xlim=(0, 24), ylim=(0, 1.4 * max(HOURS)))
     other = right.twinx()
     for outcome, colour in zip(calm[:3], ("tab:red", "tab:orange", "tab:blue"), strict=False):
         values = [quantile(hour, 0.95) for hour in outcome.by_hour]
+        hours = [hour + 0.5 for hour in range(24)]
         other.plot(
-            [h + 0.5 for h in range(24)], values, color=colour, label=f"95 %, {outcome.workers} workers"
+            hours, values, color=colour, label=f"{outcome.workers} workers, {times:.0f} times the work"
         )
-    other.set(ylabel="last slice to report, s", yscale="log" if fewest.quantile(0.95) > 300 else "linear")
+    other.set(ylabel="last slice to report, 95 %", yscale="log")
+    other.margins(y=0.25)
+    for axis in (left.yaxis, other.yaxis):
+        axis.set_major_locator(FixedLocator(TICKS_S))
+        axis.set_major_formatter(lambda seconds, _: span(seconds))
+        axis.set_minor_locator(NullLocator())
     other.legend(fontsize=7, loc="upper left")
     figure.savefig(file, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--service", type=Path, help="JSON of tests.bench.service in place of the figures kept here"
-    )
+    parser.add_argument("--service", type=Path, help="JSON of tests.bench.service, in place of SERVICE_S")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, nargs="*", default=[])
     options = parser.parse_args()
-    service_s = json.loads(options.service.read_text()) if options.service else SERVICE_S
-    mean = sum(service_s) / len(service_s)
-    needed = 2000 * max(HOURS) / sum(HOURS) * mean / HOUR_S
-    counts = options.workers or sorted({max(1, math.ceil(needed * f)) for f in (0.9, 1.0, 1.2, 1.5, 2, 3, 4)})
-    print(
-        f"{mean:.2f} s of a core a study ({min(service_s)} to {max(service_s)}); "
-        f"{needed:.2f} cores at the busiest hour"
-    )
-    print(f"{studies_a_day(service_s):.0f} studies a day and core at 70 % in the busiest hour")
-    calm = [simulate(n, Site(), service_s, options.seed) for n in counts]
-    after = [simulate(n, Site(backlog_after_h=1), service_s, options.seed) for n in counts]
-    print(table(calm), table(after), sep="\n\n")
+    measured = json.loads(options.service.read_text()) if options.service else SERVICE_S
+    families: list[Family] = []
+    for times in (1.0, 20.0, 100.0):
+        service_s = [times * one for one in measured]
+        mean = sum(service_s) / len(service_s)
+        print(f"\n{mean:.1f} s of a core a study, {times:.0f} times the default model:")
+        print(f"{studies_a_day(service_s):.0f} studies a day and core at 70 % in the busiest hour")
+        calm = [simulate(n, Site(), service_s, options.seed) for n in counts(service_s)]
+        after = [simulate(n, Site(backlog_after_h=1), service_s, options.seed) for n in counts(service_s)]
+        print(table(calm), "with a backlog of an hour each day:", table(after), sep="\n\n")
+        families.append((times, calm, after))
     if options.plot:
-        plot(options.plot, calm, after)
+        plot(options.plot, families)
 
 
 if __name__ == "__main__":
