@@ -119,11 +119,14 @@ class Candidate:
         over = threading.Event()
 
         def look_again() -> None:
+            away = False
             while True:
                 try:
                     self.look(time.time())
+                    away = False
                 except TransientError as error:
-                    log.warning("who leads cannot be told: %s", error)
+                    log.log(logging.DEBUG if away else logging.WARNING, "who leads cannot be told: %s", error)
+                    away = True
                 if over.wait(LOOK_S):
                     return
 

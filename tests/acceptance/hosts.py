@@ -215,7 +215,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ichnode-hosts"))
     parser.add_argument("--pause", type=float, default=8.0, help="longest time between two kills, in seconds")
     parser.add_argument("--minutes", type=float, help="stop killing after so long, whatever the count")
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS), help="whom to kill")
     options = parser.parse_args()
+    targets = {name: TARGETS[name] for name in options.targets}
     began = time.monotonic()
     hosts = Hosts(
         options.folder,
@@ -224,7 +226,7 @@ def main() -> None:
     )
     try:
         hosts.pause_s = options.pause
-        ledger = hosts.run(options.kills, options.minutes and options.minutes * 60, TARGETS)
+        ledger = hosts.run(options.kills, options.minutes and options.minutes * 60, targets)
     finally:
         hosts.close()
     print(json.dumps({**asdict(ledger), "clock_led_by": hosts.led_by}, indent=2))
