@@ -100,12 +100,15 @@ def _result(job: Row) -> str:
 
 
 def jobs_table(rows: Sequence[Row]) -> Table:
-    table = _table("job", "state", "priority", "patient", "series", "rev", "tries", "queued", "reason")
+    table = _table(
+        "job", "state", "priority", "ordered", "patient", "series", "rev", "tries", "queued", "reason"
+    )
     for job in rows:
         table.add_row(
             str(job["id"]),
             word(job["state"]),
             word(job["priority"]),
+            job["order_priority"] or "",
             job["patient_id"],
             job["description"] or job["series_instance_uid"],
             str(job["revision"]),

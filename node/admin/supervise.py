@@ -156,8 +156,7 @@ class Node:
 
 def roles_of(settings: Settings) -> list[str]:
     """The roles that these settings give something to do, in the order in which they start."""
-    idle = {"announce": not settings.alert, "orders": not (settings.orders.has_peers or settings.ups.port)}
-    return [role for role in START_ORDER if not idle.get(role)]
+    return [role for role in START_ORDER if role not in settings.idle_roles]
 
 
 def _only_one(data_dir: Path) -> TextIO:

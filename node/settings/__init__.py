@@ -120,6 +120,13 @@ class Settings(Section):
         return tuple(alert.audience for alert in self.alert)
 
     @property
+    def idle_roles(self) -> frozenset[str]:
+        """The roles that nothing here gives anything to do."""
+        ordering = self.orders.has_peers or self.ups.port
+        idle = {"announce": not self.alert, "orders": not ordering}
+        return frozenset(role for role, is_idle in idle.items() if is_idle)
+
+    @property
     def database_url(self) -> str:
         return self.database.url or f"sqlite:///{self.data_dir.resolve() / 'ichnode.sqlite3'}"
 

@@ -97,4 +97,4 @@ def has_no_room(site: Site) -> bool:
 
 
 def roles(site: Site, now: float) -> list[Row]:
-    return words.roles(site.records.views.processes(now), now, bool(site.settings.alert))
+    return words.roles(site.records.views.processes(now), now, site.settings.idle_roles)

@@ -57,7 +57,7 @@ class Site:
         """What must be seen on every page: who is missing, what is paused, how many alarms nobody read."""
         records = self.records
         return {
-            "roles": words.roles(records.views.processes(now), now, bool(self.settings.alert)),
+            "roles": words.roles(records.views.processes(now), now, self.settings.idle_roles),
             "paused": records.pauses.all(),
             "canary_trouble": canary.trouble(self.settings, records, now),
             "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),

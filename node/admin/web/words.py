@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any
@@ -22,8 +22,8 @@ WITHOUT = {  # what stands still when no process of the role is alive
     "worker": "nothing is analysed",
     "deliver": "no result is sent",
     "announce": "no alert goes out",
+    "orders": "no order is asked for or heard, no workitem served",
 }
-ONLY_WITH_ALERTS = "announce"
 WAITING_WORDS = {
     "RECEIVING": "Images are still arriving.",
     "DECIDING": "Complete; the series to analyse is being chosen.",
@@ -145,12 +145,12 @@ def rate(found: Rate) -> str:
     return f"{share(found.value)} ({100 * (found.low or 0):.0f}–{100 * (found.high or 0):.0f} %)"
 
 
-def roles(processes: Sequence[Row], now: float, alerting: bool = True) -> list[dict[str, Any]]:
+def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> list[dict[str, Any]]:
     """How each role stands: how many processes live, which are gone and were not replaced.
 
-    Where nothing is `alerting`, nobody misses the role that announces.
+    Nobody misses a role that is `idle`.
     """
-    needed = [name for name in WITHOUT if alerting or name != ONLY_WITH_ALERTS]
+    needed = [name for name in WITHOUT if name not in idle]
     names = [*needed, *sorted({p["role"] for p in processes} - {*needed})]
     found = []
     for name in names:
