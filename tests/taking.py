@@ -23,6 +23,8 @@ def main(folder: Path) -> None:
     @app.task(name=broker.ANALYSE_TASK, ignore_result=True)
     def analyse(job_id: int) -> None:
         nonlocal owed
+        with (folder / "rung").open("a") as file:
+            file.write(f"{job_id}\n")
         now = time.time()
         taken = records.queue.take(job_id, "w:1", now + 30, now, Line(settings.orders.rules, owed))
         if taken is None:

@@ -252,4 +252,6 @@ def test_celery_workers_take_a_filled_queue_in_order(settings: Settings) -> None
         worker.wait(timeout=20)
     order = [int(job) for job in taken.read_text().split()]
     assert order == [late, old, stat, *rest]
+    rung = [int(job) for job in (settings.data_dir / "rung").read_text().split()]
+    assert set(rung[:3]) == {late, old, stat}, "the messages of the STAT queue are heard first, too"
     records.close()
