@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -14,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.domain.errors import IchnodeError
+from node.domain.findings import SUBTYPES
+from node.domain.opinion import Opinion, Wrong
 from node.settings import Settings, load
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from node.admin.web.deeds import Deeds
+    from node.admin.web.gate import Visitor
     from node.store.records import Records
 
+WRONG = [why.value.lower().replace("_", "-") for why in Wrong]
 COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
 OWN = {
@@ -32,6 +36,9 @@ OWN = {
     "backup": "node.admin.safekeeping",
     "restore": "node.admin.safekeeping",
     "upgrade": "node.admin.safekeeping",
+    "pause": "node.admin.hands",
+    "resume": "node.admin.hands",
+    "echo": "node.admin.hands",
     "canary": "node.admin.watching",
     "quality": "node.admin.watching",
 }
@@ -213,38 +220,70 @@ def removals(settings: Settings, as_json: bool, limit: int) -> None:
     show(stored(settings).keeping.removed(limit), as_json, removals_table)
 
 
-def _action(group: click.Group, name: str, act: Callable[[Records, int], None], text: str, done: str) -> None:
-    """`group name ID`; --config and --data-dir may stand before or after it."""
+Act = Callable[["Deeds", "Visitor", int], object]
+
+
+def _action(group: click.Group, name: str, act: Act, text: str, done: str) -> None:
+    """`group name ID`; --config and --data-dir may stand before or after it. Leaves a line in the trail."""
 
     @group.command(name, help=text)
     @click.argument("number", metavar="ID", type=int)
     @with_settings_of_group
     def command(settings: Settings, number: int) -> None:
-        act(stored(settings), number)
+        from node.admin.hands import at_hand
+
+        act(*at_hand(settings), number)
         click.echo(done.format(number))
 
 
-_action(
-    jobs,
-    "retry",
-    lambda records, number: records.jobs.retry(number),
-    "Queue a failed or cancelled job again.",
-    "job {} is queued again",
-)
-_action(
-    jobs,
-    "cancel",
-    lambda records, number: records.jobs.cancel(number),
-    "Cancel a job that is not composed yet.",
-    "job {} is cancelled",
-)
-_action(
-    deliveries,
-    "retry",
-    lambda records, number: records.deliveries.retry(number, time.time()),
-    "Send a waiting or given-up delivery at once.",
-    "delivery {} is due now",
-)
+def _actions() -> None:
+    """What the buttons of the console do to one job or delivery."""
+    of_jobs: tuple[tuple[str, Act, str, str], ...] = (
+        (
+            "retry",
+            lambda d, v, n: d.retry_job(v, n),
+            "Queue a failed or cancelled job again.",
+            "is queued again",
+        ),
+        ("cancel", lambda d, v, n: d.cancel(v, n), "Cancel a job that is not composed yet.", "is cancelled"),
+        ("reanalyse", lambda d, v, n: d.reanalyse(v, n), "Analyse a composed job again.", "is queued again"),
+        ("acknowledge", lambda d, v, n: d.acknowledge(v, n), "Its result was read.", "is acknowledged"),
+        ("unread", lambda d, v, n: d.mark_unread(v, n), "Back to unread.", "is unread"),
+    )
+    for name, act, text, done in of_jobs:
+        _action(jobs, name, act, text, f"job {{}} {done}")
+    again = "Send a waiting or given-up delivery at once."
+    _action(deliveries, "retry", lambda d, v, n: d.retry_delivery(v, n), again, "delivery {} is due now")
+
+
+_actions()
+
+
+@jobs.command()
+@click.argument("number", metavar="ID", type=int)
+@click.argument("opinion", type=click.Choice(["agree", "disagree"]))
+@click.option("--why", type=click.Choice(WRONG), default=WRONG[0], show_default=True, help="What is wrong.")
+@click.option("--actual", type=click.Choice(SUBTYPES), multiple=True, help="A kind that the images show.")
+@with_settings_of_group
+def judge(settings: Settings, number: int, opinion: str, why: str, actual: tuple[str, ...]) -> None:
+    """Agree or disagree with the result of job ID; acknowledges it too."""
+    from node.admin.hands import at_hand
+
+    deeds, visitor = at_hand(settings)
+    wrong = Wrong(why.upper().replace("-", "_"))
+    deeds.judge(visitor, number, Opinion(opinion.upper()), wrong, actual)
+    click.echo(f"job {number}: {opinion}")
+
+
+@deliveries.command("retry-all")
+@click.option("--destination", default="", help="Of this destination alone.")
+@with_settings_of_group
+def retry_all(settings: Settings, destination: str) -> None:
+    """Try everything again that was given up."""
+    from node.admin.hands import at_hand
+
+    deeds, visitor = at_hand(settings)
+    click.echo(f"{deeds.retry_deliveries(visitor, destination)} deliveries are due now")
 
 
 @main.command()

@@ -48,6 +48,10 @@ PAGES = (
     ("missing", "/missing"),
     ("routing", "/routing"),
     ("routing, searched", "/routing?q=PID-4711"),
+    ("quality, by scanner", "/quality"),
+    ("quality, by month, all", "/quality?by=month&within=all"),
+    ("quality, by model, all", "/quality?by=model&within=all"),
+    ("scanner", "/quality/scanner?name=CT+1"),
     ("audit trail", "/audit"),
     ("audit trail of a user", "/audit?who=anna"),
     ("CSV, 30 days", "/worklist.csv?within=30d"),
@@ -142,6 +146,11 @@ def fill(records: Records, studies: int, instances: int) -> None:
         tables.reviews,
         ({"job_id": n + 1, "acknowledged_by": "anna", "acknowledged_at": at[n] + 900} for n in said),
     )
+    put(
+        records,
+        tables.analyses,
+        (_analysis(n, at[n], priorities[n]) for n in range(studies) if priorities[n]),
+    )
     put(records, tables.audit, (_entry(n, at[n]) for n in range(studies)))
     put(records, tables.gaps, (_gap(n, at[n]) for n in range(0, studies, 20)))
     with records.engine.begin() as connection:
@@ -229,6 +238,40 @@ _WHOLE = {
 }
 _LIGHT = {priority: {**found, "slices": []} for priority, found in _WHOLE.items()}
 """Without the slices: of all but the latest studies, to save room."""
+
+
+def _analysis(n: int, at: float, priority: Priority | None) -> dict[str, Any]:
+    """Of four scanners and two models; readers judged most alarms and a few negatives."""
+    alarm = priority is Priority.STAT
+    told = (alarm and n % 10 < 7) or n % 20 == 0
+    wrong = int(n % 17 == 0) if told else None
+    return {
+        "job_id": n + 1,
+        "study_instance_uid": f"2.25.{n}",
+        "analysed_at": at + 15,
+        "model_name": "default",
+        "model_version": "1" if n % 2 else "2",
+        "model_sha256": "a",
+        "scanner": f"CT {n % 4}",
+        "verdict": str(priority),
+        "any_probability": 0.9 if alarm else (n % 97) / 500,
+        "present": int(alarm),
+        "evaluated": 63,
+        "kernel": "H31s",
+        "kvp": 120.0,
+        "slice_thickness_mm": 5.0,
+        "pixel_mm": 0.4 + (n % 13) / 100,
+        "slices": 30 + n % 5,
+        "head_hu": 33 + (n % 11) / 10,
+        "head_share": 0.7,
+        "told": 63 if told else None,
+        "wrong": wrong,
+        "opinion": ("DISAGREE" if wrong else "AGREE") if told else None,
+        "why": "UNSPECIFIED" if wrong else None,
+        "opinion_by": "anna" if told else None,
+        "opinion_at": at + 900 if told else None,
+        "sampled_at": at if n % 40 == 0 and not alarm else None,
+    }
 
 
 def _object(n: int, k: int, at: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -48,7 +49,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     @router.post("/quality/sample")
     async def draw(request: Request, visitor: Visitor = gate.admin) -> Response:
         form = await fields(request)
-        count = int(form["count"]) if form.get("count", "").isdecimal() else 0
+        count = int(form["count"]) if re.fullmatch(r"\d{1,4}", form.get("count", ""), re.ASCII) else 0
         since = period_start(form.get("within", ""), time.time())
         await run_in_threadpool(deeds.draw_sample, visitor, count, since)
         return await back(request)

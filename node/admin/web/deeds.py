@@ -5,22 +5,36 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from node.admin.web.gate import NotAllowed, Visitor
-from node.admin.web.site import Site
 from node.channels.catalogue import channel_of
 from node.deliver import carrier_to
 from node.domain.errors import IchnodeError, IllegalTransition, SettingsError
 from node.domain.opinion import Opinion, Word, Wrong
 from node.reconcile import check_days
+from node.settings import Settings
 from node.store import pauses
+from node.store.records import Records
 
 MOST_AT_ONCE = 5000
 MOST_DRAWN = 500
 
 
+class Desk(Protocol):
+    """Where deeds are done: the console, or the command line."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def records(self) -> Records: ...
+
+    def note(self, visitor: Visitor, action: str, study_uid: str | None = None, detail: str = "") -> None: ...
+
+
 class Deeds:
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Desk) -> None:
         self._site = site
         self._records = site.records
 
