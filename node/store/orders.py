@@ -82,7 +82,7 @@ class Orders:
         query = (
             select(studies, inquiries.c.attempts)
             .outerjoin(inquiries, inquiries.c.study_instance_uid == studies.c.study_instance_uid)
-            .where(studies.c.last_received_at >= received_since)
+            .where(studies.c.last_received_at >= received_since, studies.c.canary == 0)
             .where(or_(inquiries.c.study_instance_uid.is_(None), unanswered))
             .order_by(studies.c.last_received_at.desc())
             .limit(limit)

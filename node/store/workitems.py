@@ -83,7 +83,7 @@ class Workitems:
             select(jobs.c.id, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.study_instance_uid)
             .outerjoin(workitems, workitems.c.job_id == jobs.c.id)
             .where(workitems.c.job_id.is_(None), jobs.c.priority.in_(priorities), jobs.c.canary == 0)
-            .where(jobs.c.state.not_in(_TAKEN_BACK), jobs.c.created_at >= since)
+            .where(jobs.c.state.not_in(_TAKEN_BACK), jobs.c.created_at >= since, jobs.c.canary == 0)
         )
         with reading(self._engine) as connection:
             rows = connection.execute(lacking).all()

@@ -19,11 +19,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     UnifiedProcedureStepPush,
     Verification,
 )
+from sqlalchemy import update
 
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import Consistency, Priority
 from node.settings import Destination, Settings, Ups
 from node.store.records import Records, open_records
+from node.store.tables import jobs
 from node.store.worklist import Reading, Wanted
 from node.ups.scp import UpsScp
 from node.ups.service import Service, workitem_uid
@@ -237,6 +239,13 @@ def test_every_result_is_offered_where_that_is_wanted(tmp_path: Path) -> None:
     ((status, found),) = service.find(asked)
     assert (status, found.ScheduledProcedureStepPriority) == (0xFF00, "LOW")
     records.close()
+
+
+def test_the_node_s_own_phantom_is_offered_to_nobody(place: Place, reader: Reader) -> None:
+    job = place.site.composed("1.2", SUBDURAL)
+    with place.records.engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job).values(canary=1))
+    assert reader.find() == []
 
 
 def test_a_database_that_is_away_is_told_as_such(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
