@@ -16,13 +16,14 @@ from fastapi.testclient import TestClient
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, JPEGLosslessSV1, RLELossless
+from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, JPEGLosslessSV1, RLELossless
 from sqlalchemy import text
 
 from node.admin.cli import main
 from node.admin.roles import spool_of
 from node.admin.web.app import make_app
 from node.compose import Composer
+from node.deliver import Courier, carrier_to
 from node.domain.findings import Reason
 from node.scu import Parcel, Peer
 from node.settings import Destination, Route, Settings
@@ -91,6 +92,20 @@ def test_a_positive_goes_to_the_viewer_on_call_with_its_images(records: Records,
     assert urgent == {1}
     study = records.worklist.study(str(head("negative")[0].StudyInstanceUID))
     assert study and study["current"]["routing"]["on-call"]["why"].startswith("no rule fits: rule 1 wants")
+
+
+def test_the_courier_brings_report_and_images_in_this_order(records: Records, site: Site) -> None:
+    series = head("carried")
+    site.pictured(series, {"any": 0.93})
+    assert site.settings
+    with Pacs(classes=(CTImageStorage, Comprehensive3DSRStorage)) as pacs:
+        there = ON_CALL.model_copy(update={"port": pacs.port})
+        courier = Courier(there, carrier_to(there, "ICHNODE"), records, spool_of(site.settings))
+        assert courier.round(lambda: 4e9)
+        kept = pacs.kept
+    assert [ds.Modality for ds in kept] == ["SR", "CT", "CT", "CT", "CT"]
+    assert {ds.SOPInstanceUID for ds in kept[1:]} == {ds.SOPInstanceUID for ds in series}
+    assert {row["state"] for row in records.views.deliveries() if row["destination"] == "on-call"} == {"SENT"}
 
 
 def test_results_of_another_study_do_not_wait_behind_images(records: Records, site: Site) -> None:
