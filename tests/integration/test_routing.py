@@ -17,7 +17,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, JPEGLosslessSV1, RLELossless
-from sqlalchemy import text
+from sqlalchemy import delete, text
 
 from node.admin.cli import main
 from node.admin.roles import spool_of
@@ -29,6 +29,7 @@ from node.scu import Parcel, Peer
 from node.settings import Destination, Route, Settings
 from node.store.keeping import Keeping
 from node.store.records import Records, open_records
+from node.store.tables import instances
 from node.stow import WebPeer
 from node.transcode import FALL_BACK
 from tests import factories
@@ -164,6 +165,11 @@ def test_an_image_that_is_handed_on_still_counts_as_received(records: Records, s
     site.pictured(series, {"any": 0.93})
     known = records.arrivals.known(str(series[0].SOPInstanceUID))
     assert not known.own and known.file
+    with records.engine.begin() as connection:  # as retention does
+        connection.execute(
+            delete(instances).where(instances.c.series_instance_uid == series[0].SeriesInstanceUID)
+        )
+    assert not records.arrivals.known(str(series[0].SOPInstanceUID)).own
     study = str(series[0].StudyInstanceUID)
     job_ids = [job["id"] for job in (records.worklist.study(study) or {})["jobs"]]
     assert "source" not in {o["output"] for o in records.worklist.objects(job_ids)}
