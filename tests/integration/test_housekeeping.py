@@ -174,7 +174,8 @@ class TestScan:
         first, second, third = ct_series(3, rows=16, name="crash")
         assert place.receive(first) == SUCCESS
         with monkeypatch.context() as patched:
-            patched.setattr(place.records.arrivals, "record", _killed)
+            for name in ("record", "record_new"):
+                patched.setattr(place.records.arrivals, name, _killed)
             with pytest.raises(Killed):
                 place.receive(second)
         assert len(place.files()) == 2 and len(place.recorded()) == 1
