@@ -393,7 +393,7 @@ def test_the_composer_goes_on_after_a_round_without_a_database(
 ) -> None:
     rounds: list[int] = []
 
-    def broken_round() -> int:
+    def broken_round(*_: object) -> int:
         rounds.append(1)
         raise TransientError("database: gone")
 
