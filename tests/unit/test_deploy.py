@@ -104,7 +104,7 @@ class TestCompose:
     def test_every_role_runs_and_shares_settings_and_spool(self) -> None:
         services = documents(self.file)["services"]
         commands = {name: of["command"] for name, of in services.items() if "ICHNODE_CONFIG" in str(of)}
-        assert {words[0] for words in commands.values()} == {*ROLES, "announce"}
+        assert {words[0] for words in commands.values()} == {*ROLES, "announce", "orders"}
         for name in commands:
             assert "spool:/var/lib/ichnode" in services[name]["volumes"], name
             assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"]
