@@ -160,7 +160,10 @@ class _Header:
         return "\\".join(self.texts(keyword))
 
     def texts(self, keyword: str) -> tuple[str, ...]:
-        item = self._ds.get_item(_TAGS[keyword])
+        try:
+            item = self._ds.get_item(_TAGS[keyword])
+        except UNREADABLE as error:  # a value representation that no standard knows, say
+            raise PermanentError("HEADER_UNREADABLE", f"{keyword} cannot be read: {error}") from error
         if item is None or item.value is None or isinstance(item.value, Sequence):
             return ()
         if isinstance(item, RawDataElement):
