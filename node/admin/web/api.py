@@ -274,7 +274,7 @@ def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
         return Done()
 
     @router.post("/alerts/{number}/retry", tags=["queue"])
-    def retry_alert(number: int, visitor: Visitor = gate.admin) -> Done:
+    def retry_alert(number: RowId, visitor: Visitor = gate.admin) -> Done:
         """Send a waiting or given-up alert at once."""
         deeds.retry_alert(visitor, number)
         return Done()
