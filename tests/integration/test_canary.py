@@ -22,8 +22,8 @@ from node.domain.announcing import Audience
 from node.domain.canary import Outcome, State, differences
 from node.domain.errors import IllegalTransition, PermanentError
 from node.domain.findings import Findings, ModelIdentity, Priority
+from node.filemeta import file_digest
 from node.headers import read_instance
-from node.intake import file_digest
 from node.maps import Maps, pack
 from node.settings import Canary as Wanted
 from node.settings import Completeness, Destination, Drift, Scp, Settings
