@@ -61,6 +61,9 @@ def resume(settings: Settings, what: str) -> None:
 @click.argument("destination")
 @with_settings
 def echo(settings: Settings, destination: str) -> None:
-    """Send a C-ECHO to a destination (or ask its DICOMweb service), and show what came of it."""
+    """Send a C-ECHO to a destination (or ask its DICOMweb service). Exit code 1 when it does not answer."""
     deeds, visitor = at_hand(settings)
-    click.echo(f"{destination}: {deeds.echo(visitor, destination)}")
+    answered, words = deeds.echo(visitor, destination)
+    click.echo(f"{destination}: {words}")
+    if not answered:
+        raise SystemExit(1)

@@ -66,7 +66,7 @@ def test_what_is_not_possible_is_one_line(records: Records) -> None:
     assert "there is no job 7" in run("jobs", "acknowledge", "7", fails=True)
     assert "cannot be paused" in run("pause", "destination:nowhere", fails=True)
     assert "no destination" in run("echo", "nowhere", fails=True)
-    assert "cannot be reached" in run("echo", "pacs")
+    assert "cannot be reached" in run("echo", "pacs", fails=True)
 
 
 def test_pausing(records: Records) -> None:

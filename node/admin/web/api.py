@@ -319,7 +319,7 @@ def _administering(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     @router.post("/destinations/{name}/echo", tags=["queue"])
     def echo(name: str, visitor: Visitor = gate.admin) -> Echoed:
         """Send a C-ECHO now."""
-        return Echoed(text=deeds.echo(visitor, name))
+        return Echoed(text=deeds.echo(visitor, name)[1])
 
 
 def description(app: FastAPI, gate: Gate) -> APIRouter:

@@ -123,8 +123,8 @@ class Deeds:
         self._site.note(visitor, "resume", detail=name)
         self._records.pauses.resume(name)
 
-    def echo(self, visitor: Visitor, destination: str) -> str:
-        """C-ECHO, or a question to its DICOMweb service; returns what came of it, in words."""
+    def echo(self, visitor: Visitor, destination: str) -> tuple[bool, str]:
+        """C-ECHO, or a question to its DICOMweb service; returns whether it answered, and that in words."""
         named = [d for d in self._site.settings.destination if d.name == destination]
         if not named:
             raise NotAllowed(404, f"the settings name no destination {destination!r}")
@@ -138,7 +138,7 @@ class Deeds:
         except IchnodeError as error:
             ok, words = False, str(error)
         self._records.console.echoed(destination, ok, words, time.time())
-        return words
+        return ok, words
 
     def compare(self, visitor: Visitor, archive: str, days: tuple[str, str]) -> None:
         """Ask for a comparison of these StudyDates (DA), both included; the role `deliver` makes it."""
