@@ -784,7 +784,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
     def test_listeners_that_hear_no_sigterm_end_with_their_parent_all_the_same(
-        self, number: signal.Signals, request: pytest.FixtureRequest
+        self, number: signal.Signals, receiver: str, request: pytest.FixtureRequest
     ) -> None:
         """SIGTERM is blocked in parent and children, as if it were missed; the port must become free."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by the node

@@ -139,6 +139,7 @@ def test_slices_follow_the_slider_and_the_marks_their_boxes(page: Page, site: Si
     page.uncheck("#heat")
     eventually(lambda: "heat=false" in str(picture.get_attribute("src")), 60)
     assert picture.evaluate("image => image.complete && image.naturalWidth") == 64
+    page.locator("#plot").scroll_into_view_if_needed()
     box = page.locator("#plot").bounding_box()
     assert box
     page.mouse.click(box["x"] + box["width"] * 0.15, box["y"] + box["height"] / 2)

@@ -15,7 +15,17 @@ import pytest
 import redis
 
 from node import broker
-from node.broker import ANALYSE_TASK, QUEUE, BundledRedis, Doorbell, broker_url, make_app, ping, socket_path
+from node.broker import (
+    ANALYSE_TASK,
+    QUEUE,
+    STAT_QUEUE,
+    BundledRedis,
+    Doorbell,
+    broker_url,
+    make_app,
+    ping,
+    socket_path,
+)
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.settings import Broker, Settings
 from tests.peers import requires
@@ -83,14 +93,14 @@ def test_a_broker_in_the_settings_is_used() -> None:
 
 def test_a_message_carries_the_task_and_the_job_alone(server: Redis) -> None:
     doorbell = Doorbell(server.settings)
-    assert doorbell.waiting() == 0
+    assert doorbell.waiting() == {STAT_QUEUE: 0, QUEUE: 0}
     doorbell.ring(17)
     (message,) = server.messages()
     headers = message["headers"]
     assert isinstance(headers, dict)
     assert (headers["task"], headers["argsrepr"]) == (ANALYSE_TASK, "(17,)")
     assert headers["expires"]
-    assert doorbell.waiting() == 1
+    assert doorbell.waiting() == {STAT_QUEUE: 0, QUEUE: 1}
 
 
 def test_ringing_a_broker_that_is_away_is_transient_and_quick(folder: Path) -> None:
