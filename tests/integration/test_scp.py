@@ -57,7 +57,7 @@ from node.store.records import Records, open_records
 from node.store.tables import associations, instances
 from node.transport import Server
 from node.wholeness import Announced, understood
-from tests.factories import ct_series
+from tests.factories import ct_series, enhanced
 from tests.peers import eventually, free_port, requires
 from tests.receivers import RECEIVERS
 
@@ -270,6 +270,20 @@ class TestTaken:
         for ds in series:
             path = next(r["path"] for r in node.rows() if r["sop_instance_uid"] == ds.SOPInstanceUID)
             assert dcmread(node.spool.absolute(path)).PixelData == ds.PixelData
+
+    def test_dcmtk_sends_an_enhanced_object_whose_frames_are_recorded(
+        self, node: Running, tmp_path: Path
+    ) -> None:
+        requires("storescu")
+        whole = enhanced(ct_series(24, 128, name="frames"))
+        path = write(tmp_path / "enhanced.dcm", whole)
+        subprocess.run(
+            ["storescu", "-aec", "ICHNODE", "127.0.0.1", str(node.port), str(path)], check=True, timeout=60
+        )
+        (row,) = node.rows()
+        assert row["header"]["frames"] == len(row["header"]["per_frame"]) == 24
+        (kept,) = node.files()
+        assert dcmread(kept).PixelData == whole.PixelData
 
     @pytest.mark.parametrize(
         "sop_class",
