@@ -22,6 +22,16 @@ def session(tls: PeerTls, owner: str) -> requests.Session:
     return made
 
 
+def unreachable(name: str, error: Exception) -> str:
+    """`name` cannot be reached, why, and what to look at; the reason lies some exceptions deep."""
+    cause: BaseException = error
+    while deeper := cause.__cause__ or cause.__context__:
+        cause = deeper
+    words = "".join(c for c in f"{type(cause).__name__}: {cause}"[:120] if c.isprintable())
+    why = getattr(cause, "strerror", None) or words
+    return f"{name} cannot be reached ({why}); is it running, and are host and port of its url right?"
+
+
 class Bearer(requests.auth.AuthBase):
     """An Authorization header (RFC 6750), whatever ~/.netrc says."""
 

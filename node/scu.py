@@ -60,16 +60,17 @@ class AssociationBroke(TransientError):
 
 
 class Peer:
-    """A destination that speaks DIMSE, as seen from the node's own AE title."""
+    """A destination that speaks DIMSE, as seen from the node's own AE title; `called` so in its errors."""
 
-    def __init__(self, destination: Destination, calling_ae: str) -> None:
+    def __init__(self, destination: Destination, calling_ae: str, called: str = "destination") -> None:
         self.destination = destination
+        self._called = called
         self._calling_ae = calling_ae
 
     @property
     def name(self) -> str:
         d = self.destination
-        return f"destination {d.name} ({d.ae_title} at {d.host}:{d.port})"
+        return f"{self._called} {d.name} ({d.ae_title} at {d.host}:{d.port})"
 
     def check(self) -> None:
         """Raises SettingsError when the certificates of this destination cannot be used."""

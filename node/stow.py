@@ -145,7 +145,7 @@ class WebPeer:
     def _away(self, error: Exception) -> str:
         if isinstance(error, requests.exceptions.SSLError):
             return f"{self.name}: TLS failed, is the authority of its certificate in tls.ca? {error}"
-        return f"{self.name} cannot be reached: {type(error).__name__}"
+        return https.unreachable(self.name, error)
 
 
 def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, details: Dataset) -> Outcome:

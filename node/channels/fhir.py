@@ -83,10 +83,9 @@ class FhirChannel:
         done = [entry.get("response", {}).get("status", "") for entry in _json(answer).get("entry") or []]
         failed = [status for status in done if not status.startswith("2")]
         if failed or len(done) != len(parts):
-            text = (
-                f"{self._name} answered {len(done)} of {len(parts)} entries: {', '.join(failed) or 'too few'}"
-            )
-            raise TransientError(text)
+            what = f"{len(done)} of {len(parts)} entries: {', '.join(failed) or 'too few'}"
+            step = "its log says why; or set transaction = false"
+            raise TransientError(f"{self._name} answered {what}; {step}")
         return Receipt(True, f"HTTP {answer.status}", f"{len(done)} resources")
 
     def _ask(self, session: requests.Session, part: Resource) -> Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from datetime import datetime
@@ -71,11 +72,14 @@ class Hl7Channel:
     def _receipt(self, answer: str, identifier: str) -> Receipt:
         code, to, text = acknowledgement(answer)
         if code not in ACCEPTED + REFUSED:
-            raise TransientError(f"{self._name}: its answer is no acknowledgement: {answer[:60]!r}")
+            said = f"its answer is no acknowledgement: {answer[:60]!r}"
+            raise TransientError(f"{self._name}: {said}; is this a port that takes results?")
         if to != identifier:
-            raise TransientError(f"{self._name} acknowledged {to!r:.40} where {identifier} was sent")
+            said = f"acknowledged {to!r:.40} where {identifier} was sent"
+            raise TransientError(f"{self._name} {said}; its MSA-2 must repeat MSH-10")
         if code in REFUSED:
-            raise Rejected(code, f"{self._name} answered {code}: {text or 'without a word'}")
+            said = f"answered {code}: {text or 'without a word'}"
+            raise Rejected(code, f"{self._name} {said}; change the template, or what it accepts")
         return Receipt(True, code, text)
 
     def _template(self) -> tuple[Segment, ...]:
@@ -91,17 +95,21 @@ class Hl7Channel:
         try:
             return asyncio.run(asyncio.wait_for(work, seconds))
         except TimeoutError as error:
-            raise TransientError(f"{self._name} does not answer within {seconds:g} s") from error
+            text = f"{self._name} does not answer within {seconds:g} s; does it acknowledge what it takes?"
+            raise TransientError(text) from error
         except asyncio.IncompleteReadError as error:
             how = "in the middle of its answer" if error.partial else "without an answer"
-            raise TransientError(f"{self._name} closed the connection {how}") from error
+            text = f"{self._name} closed the connection {how}; its log says why"
+            raise TransientError(text) from error
         except ssl.SSLError as error:
             raise TransientError(f"{self._name}: TLS failed, is the authority in tls.ca? {error}") from error
         except (InvalidBlockError, ValueError) as error:
-            raise TransientError(f"{self._name} does not speak MLLP: {error}") from error
+            text = f"{self._name} does not speak MLLP ({error}); is this the port of an HL7 listener?"
+            raise TransientError(text) from error
         except OSError as error:
-            text = error.strerror or type(error).__name__
-            raise TransientError(f"{self._name} cannot be reached: {text}") from error
+            why = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+            step = "is it running, and are host and port right?"
+            raise TransientError(f"{self._name} cannot be reached ({why}); {step}") from error
 
     async def _exchange(self, data: bytes) -> bytes:
         async with self._connection() as (reader, writer):

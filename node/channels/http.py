@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import requests
 
+from node import https
 from node.channels.contract import Rejected
 from node.domain.errors import TransientError
 
@@ -19,6 +20,8 @@ HINTS = {
     403: "it must allow us to write",
     404: "check the url",
     405: "check the url",
+    413: "raise the size that it takes",
+    429: "it is asked again later",
 }
 
 
@@ -43,18 +46,23 @@ def exchange(session: requests.Session, request: requests.Request, timeout_s: fl
     except requests.exceptions.SSLError as error:
         raise TransientError(f"{name}: TLS failed, is the authority in tls.ca? {error}") from error
     except requests.Timeout as error:
-        raise TransientError(f"{name} does not answer within {timeout_s:g} s") from error
+        text = f"{name} does not answer within {timeout_s:g} s; is it busy, or does a firewall drop us?"
+        raise TransientError(text) from error
     except requests.RequestException as error:
-        raise TransientError(f"{name} cannot be reached: {type(error).__name__}") from error
+        raise TransientError(https.unreachable(name, error)) from error
     if 200 <= answer.status < 300:
         return answer
     status = f"HTTP {answer.status}"
-    hint = "; it points elsewhere, check the url" if 300 <= answer.status < 400 else ""
-    hint = f"; {HINTS[answer.status]}" if answer.status in HINTS else hint
-    text = f"{name}: {status} {reason}{hint}{_words(answer.body)}"
+    text = f"{name}: {status} {reason}; {_next_step(answer.status)}{_words(answer.body)}"
     if answer.status >= 500 or answer.status in TRY_LATER:
         raise TransientError(text)
     raise Rejected(status, text)
+
+
+def _next_step(status: int) -> str:
+    if 300 <= status < 400:
+        return "it points elsewhere, check the url"
+    return HINTS.get(status, "its log says why")
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:

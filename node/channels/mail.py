@@ -25,6 +25,14 @@ from node.domain.errors import SettingsError, TransientError
 from node.settings import Email
 
 PERMANENT = 500  # RFC 5321 4.2.1: 5yz, permanent negative
+STEPS = {
+    530: "set username and password",
+    534: "check username and password",
+    535: "check username and password",
+    550: "check sender and recipients",
+    553: "check sender and recipients",
+}
+"""RFC 4954 6 and RFC 5321 4.2.2."""
 
 
 class EmailChannel:
@@ -75,17 +83,19 @@ class EmailChannel:
             raise TransientError(str(error)) from error
         except smtplib.SMTPRecipientsRefused as error:
             code, words = next(iter(error.recipients.values()))
-            raise self._refusal(code, f"takes mail for none of the recipients: {_text(words)}") from error
+            text = f"takes mail for none of the recipients: {_text(words)}; check recipients"
+            raise self._refusal(code, text) from error
         except smtplib.SMTPNotSupportedError as error:
             raise TransientError(f"{self._name}: {error}; set `security` to what it offers") from error
         except smtplib.SMTPResponseException as error:
-            raise self._refusal(error.smtp_code, _text(error.smtp_error)) from error
+            step = STEPS.get(error.smtp_code, "its log says why")
+            raise self._refusal(error.smtp_code, f"{_text(error.smtp_error)}; {step}") from error
         except ssl.SSLError as error:
             raise TransientError(f"{self._name}: TLS failed, is the authority in tls.ca? {error}") from error
         except (OSError, smtplib.SMTPException) as error:
-            raise TransientError(
-                f"{self._name} cannot be reached: {type(error).__name__}: {error}"
-            ) from error
+            why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            step = "is it running, are host and port right, and is `security` what it speaks?"
+            raise TransientError(f"{self._name} cannot be reached ({why}); {step}") from error
 
     def _refusal(self, code: int, words: str) -> Exception:
         text = f"{self._name} answered {code} {words}"

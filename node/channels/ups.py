@@ -62,8 +62,8 @@ class UpsChannel:
             port=settings.port,
             tls=settings.tls,
         )
-        self._peer = Peer(where, calling_ae)
-        self._name = f"UPS {settings.name} ({settings.ae_title} at {settings.host}:{settings.port})"
+        self._peer = Peer(where, calling_ae, "UPS")
+        self._name = self._peer.name
 
     def check(self) -> None:
         self._peer.check()
@@ -74,7 +74,8 @@ class UpsChannel:
         try:
             taken = {context.abstract_syntax for context in assoc.accepted_contexts}
             if UnifiedProcedureStepPush not in taken:
-                raise TransientError(f"{self._name} answers, and does not take UPS Push")
+                text = f"{self._name} answers, and does not take UPS Push; is this a worklist manager?"
+                raise TransientError(text)
         finally:
             assoc.release()
         return f"{self._name} takes UPS Push"
@@ -114,13 +115,14 @@ class UpsChannel:
         try:
             status, _ = assoc.send_n_create(ds, UnifiedProcedureStepPush, UID(uid))
         except (ValueError, RuntimeError) as error:
-            raise TransientError(f"{self._name}: the workitem cannot be sent: {error}") from error
+            text = f"{self._name}: the workitem cannot be sent ({error}); its log says why"
+            raise TransientError(text) from error
         if "Status" not in status:
-            raise TransientError(f"{self._name} does not answer within {self._settings.timeout_s:g} s")
+            raise TransientError(self._silent())
         code = int(status.Status)
         if code in CREATED or code == DUPLICATE:
             return code
-        text = f"{self._name} answers the workitem with {words(status)}"
+        text = f"{self._name} answers the workitem with {words(status)}; its log says why"
         if code in TRY_LATER:
             raise TransientError(text)
         raise Rejected(f"0x{code:04X}", text)
@@ -132,18 +134,23 @@ class UpsChannel:
         try:
             status, _ = assoc.send_n_action(asked, REQUEST_CANCEL, UnifiedProcedureStepPush, UID(uid))
         except (ValueError, RuntimeError) as error:
-            raise TransientError(f"{self._name}: cannot ask to cancel a workitem: {error}") from error
+            text = f"{self._name}: cannot ask to cancel a workitem ({error}); its log says why"
+            raise TransientError(text) from error
         if "Status" not in status:
-            raise TransientError(f"{self._name} does not answer within {self._settings.timeout_s:g} s")
+            raise TransientError(self._silent())
         code = int(status.Status)
         if code in TRY_LATER:
-            raise TransientError(f"{self._name} answers a request to cancel with {words(status)}")
+            text = f"{self._name} answers a request to cancel with {words(status)}; its log says why"
+            raise TransientError(text)
         if code != SUCCESS:
             log.log(
                 logging.INFO if code in OVER else logging.WARNING,
                 "%s: workitem %s is not cancelled: %s",
                 *(self._name, uid, OVER.get(code) or words(status)),
             )
+
+    def _silent(self) -> str:
+        return f"{self._name} does not answer within {self._settings.timeout_s:g} s; is it busy or stuck?"
 
     def _dataset(self, told: Announcement) -> Dataset:
         subject = told.subject

@@ -50,7 +50,7 @@ class WebhookChannel:
                 timeout_s = self._settings.timeout_s
                 answer = session.options(self._settings.url, timeout=timeout_s, allow_redirects=False)
             except requests.RequestException as error:
-                raise TransientError(f"{self._name} cannot be reached: {type(error).__name__}") from error
+                raise TransientError(https.unreachable(self._name, error)) from error
         return f"{self._name} answers OPTIONS with HTTP {answer.status_code}"
 
     def send(self, told: Announcement) -> Receipt:

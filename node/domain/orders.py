@@ -40,7 +40,7 @@ _WORDS = {
 }
 _BY_WORD = {word: priority for priority, spellings in _WORDS.items() for word in spellings}
 """DICOM's terms of (0040,1003) and (0032,000C); the letters of HL7 tables 0485, 0027 and v3 ActPriority,
-mapped as IHE Radiology suggests for its order messages: A, P and C are HIGH, T is MEDIUM."""
+mapped to the former by ourselves: A, P and C are HIGH, T is MEDIUM."""
 
 
 def read_priority(text: str) -> OrderPriority | None:

@@ -35,7 +35,7 @@ class Worklist:
         where = Destination(
             name="worklist", ae_title=peer.ae_title, host=peer.host, port=peer.port, tls=peer.tls
         )
-        self._peer = Peer(where, calling_ae)
+        self._peer = Peer(where, calling_ae, "modality")
 
     @property
     def name(self) -> str:

@@ -58,8 +58,8 @@ class Console:
         return self._rows(_jobs().where(done).order_by(jobs.c.analysed_at.desc()).limit(limit))
 
     def unsent(self, state: DeliveryState, limit: int = 50, destination: str = "") -> list[Row]:
-        """Deliveries waiting or given up, positive results first, and the oldest of each first."""
-        order = (deliveries.c.urgent.desc(), deliveries.c.created_at)
+        """Deliveries waiting or given up: positive results first, then the oldest, then as they are sent."""
+        order = (deliveries.c.urgent.desc(), deliveries.c.created_at, deliveries.c.rank, deliveries.c.id)
         query = _deliveries().where(deliveries.c.state == state).order_by(*order).limit(limit)
         return self._rows(query.where(deliveries.c.destination == destination) if destination else query)
 

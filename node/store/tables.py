@@ -59,6 +59,17 @@ studies = Table(
     Index("studies_by_patient", "patient_id"),
     Index("studies_by_accession", "accession_number"),
 )
+BEGINNINGS = {  # indexes on how they begin, whatever the case of their letters: node.store.beginnings
+    "studies_by_patient_beginning": "patient_id",
+    "studies_by_accession_beginning": "accession_number",
+}
+for _index, _column in BEGINNINGS.items():
+    for _dialect, _what in (
+        ("postgresql", f"lower({_column}) text_pattern_ops"),
+        ("sqlite", f"{_column} COLLATE NOCASE"),
+    ):
+        _made = DDL(f"CREATE INDEX {_index} ON studies ({_what})").execute_if(dialect=_dialect)
+        event.listen(studies, "after_create", _made)
 
 series = Table(
     "series",

@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from node.domain.findings import Priority
 from node.domain.lifecycle import DeliveryState, JobState
+from node.store.beginnings import begins
 from node.store.engine import reading
 from node.store.jobs import SOURCE
 from node.store.tables import deliveries, instances, jobs, objects, reviews, series, studies
@@ -216,8 +217,8 @@ def _searched(words: str) -> Select[Any]:
 def matching(words: str) -> ColumnElement[bool]:
     """Studies whose patient ID or accession number begins like this, or with this Study Instance UID."""
     named = or_(
-        studies.c.patient_id.istartswith(words, autoescape=True),
-        studies.c.accession_number.istartswith(words, autoescape=True),
+        begins(studies.c.patient_id, words),
+        begins(studies.c.accession_number, words),
         studies.c.study_instance_uid == words,
     )
     return and_(named, studies.c.canary == 0)

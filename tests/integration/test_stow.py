@@ -322,7 +322,7 @@ class TestAnswers:
     def test_nobody_there(self, place: Place) -> None:
         place.compose("pacs")
         assert not place.courier(web(f"http://127.0.0.1:{free_port()}/d")).round(lambda: T0)
-        assert "cannot be reached: ConnectionError" in place.rows()[0].last_error
+        assert "cannot be reached (Connection refused); is it running" in place.rows()[0].last_error
 
 
 class TestCredentials:

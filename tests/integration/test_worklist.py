@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 
 import pytest
+from sqlalchemy import select
 
 from node.domain.findings import Consistency, Priority, Reason
 from node.domain.lifecycle import DeliveryState
+from node.store.deliveries import NewDelivery
+from node.store.jobs import NewObject
 from node.store.pauses import QUEUE, of_destination
 from node.store.records import Records
-from node.store.worklist import Reading, Shown, Wanted
+from node.store.tables import BEGINNINGS, studies
+from node.store.worklist import Reading, Shown, Wanted, matching
 from tests.site import SUBDURAL, Site, findings
 
 
@@ -157,3 +161,29 @@ def test_a_review_goes_with_its_job(site: Site) -> None:
     with site.records.engine.begin() as connection:
         connection.execute(delete(tables.jobs))
         assert connection.execute(select(tables.reviews)).all() == []
+
+
+def test_a_beginning_is_found_by_an_index(records: Records) -> None:
+    """However many studies there are; empty databases are scanned, so the planner is told not to."""
+    query = select(studies.c.study_instance_uid).where(matching("pid-4711"))
+    sqlite = records.engine.dialect.name == "sqlite"
+    words = str(query.compile(records.engine, compile_kwargs={"literal_binds": True}))
+    with records.engine.begin() as connection:
+        if not sqlite:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        how = "EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN "
+        plan = str(connection.exec_driver_sql(how + words).all())
+    for index in BEGINNINGS:
+        assert index in plan, plan
+    assert "SCAN studies" not in plan
+
+
+def test_what_is_sent_first_stands_first(site: Site) -> None:
+    job = site.analysed("1.1", SUBDURAL)
+    kinds = ("sr", "seg", "sc")
+    made = [NewObject(f"2.25.9{n}", "1.2", "1.1.8", kind, f"{kind}.dcm", 10) for n, kind in enumerate(kinds)]
+    wanted = [NewDelivery(one.sop_instance_uid, "pacs", n, True) for n, one in enumerate(made)]
+    stored = site.records.jobs.get(job)
+    assert stored
+    assert site.records.jobs.store_objects(stored, made, wanted[::-1], time.time())
+    assert [row["output"] for row in site.records.console.unsent(DeliveryState.PENDING)] == list(kinds)

@@ -1,4 +1,4 @@
-"""Each kind of DICOM Audit Message against the schema of PS3.15 A.5.1 and the tables of A.5.3."""
+"""Each kind of DICOM Audit Message against our schema after PS3.15 A.5.1 and the tables of A.5.3."""
 
 from __future__ import annotations
 

@@ -19,12 +19,25 @@ from pydicom.uid import (
     JPEG2000MC,
     MPEG2MPML,
     UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+    UID_dictionary,
 )
 
 from node.domain.errors import PermanentError
+from node.offer import LOSSY, TRANSFER_SYNTAXES
 from node.pixels import hounsfield, lossy_words
 from tests.factories import ct_series
 from tests.peers import requires
@@ -199,3 +212,65 @@ def test_what_nobody_decodes_is_named(syntax: UID) -> None:
     with pytest.raises(PermanentError, match=syntax.name[:20]) as caught:
         hounsfield(encapsulated(source(False), b"\0\1\2\3" * 40, syntax))
     assert caught.value.code == "PIXELS_UNDECODABLE"
+
+
+def eight_bits(folder: Path) -> Dataset:
+    """Baseline JPEG holds no more: the same head in steps of 16 HU, by an encoder of JPEG itself."""
+    ds = source(False)
+    pixels = (np.frombuffer(ds.PixelData, "<u2").reshape(64, 48) >> 4).astype(np.uint8)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.RescaleSlope = 8, 8, 7, 16
+    return encapsulated(ds, imagecodecs.jpeg8_encode(pixels, level=98), JPEGBaseline8Bit)
+
+
+WRITTEN: dict[UID, Callable[[Path], Dataset]] = {
+    **{
+        syntax: lambda folder, words=words: converted(source(False), folder, *words)
+        for syntax, words in {
+            ImplicitVRLittleEndian: DCMTK["implicit little endian"],
+            ExplicitVRLittleEndian: DCMTK["explicit little endian"],
+            ExplicitVRBigEndian: DCMTK["explicit big endian"],
+            DeflatedExplicitVRLittleEndian: DCMTK["deflated"],
+            RLELossless: DCMTK["RLE"],
+            JPEGLosslessSV1: DCMTK["JPEG lossless SV1"],
+            JPEGLossless: DCMTK["JPEG lossless, predictor 6"],
+            JPEGExtended12Bit: ("dcmcjpeg", "+ee", "+q", "95"),
+            JPEGLSLossless: DCMTK["JPEG-LS"],
+            JPEGLSNearLossless: ("dcmcjpls", "+en", "+md", "2"),
+        }.items()
+    },
+    JPEGBaseline8Bit: eight_bits,
+    **{
+        syntax: lambda _, syntax=syntax, encode=encode: encapsulated(
+            source(False),
+            encode(np.frombuffer(source(False).PixelData, "<u2").reshape(64, 48)),
+            syntax,
+        )
+        for syntax, encode in ENCODED.values()
+    },
+}
+"""A real slice in every transfer syntax that is on offer."""
+
+
+@pytest.mark.parametrize("syntax", TRANSFER_SYNTAXES, ids=lambda uid: uid.name)
+def test_whatever_is_on_offer_is_decoded(syntax: UID, tmp_path: Path) -> None:
+    made = WRITTEN[syntax](tmp_path)
+    assert made.file_meta.TransferSyntaxUID == syntax
+    difference = np.abs(hounsfield(made) - hounsfield(source(False))).max()
+    assert difference <= (80 if syntax in LOSSY else 0)  # HU; air and bone are 2000 apart
+
+
+NOT_ON_OFFER = [
+    UID(uid)
+    for uid, about in UID_dictionary.items()
+    if about[1] == "Transfer Syntax" and uid not in TRANSFER_SYNTAXES
+]
+
+
+@pytest.mark.parametrize("syntax", NOT_ON_OFFER, ids=lambda uid: uid.name)
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_decoded_is_on_offer(syntax: UID) -> None:
+    """Else somebody could be told at the door that the node lacks what it has."""
+    for _, stream, ds in STREAMS.values():
+        with pytest.raises(PermanentError) as caught:
+            hounsfield(encapsulated(ds.copy(), stream, syntax))
+        assert caught.value.code == "PIXELS_UNDECODABLE"
