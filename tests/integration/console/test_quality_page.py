@@ -5,33 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import time
-from pathlib import Path
 
-import pytest
 from fastapi.testclient import TestClient
 
-from node.admin.web.app import make_app
 from node.domain.acquisition import Acquisition
 from node.domain.opinion import Opinion, Word
-from node.settings import Destination, Settings
-from node.store.records import open_records
 from tests.site import SUBDURAL, Site, findings
 
 HTML = {"Accept": "text/html"}
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    (tmp_path / "spool").mkdir()
-    settings = Settings(data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS"),))
-    return Site(open_records(settings), settings)
-
-
-@pytest.fixture
-def client(site: Site) -> TestClient:
-    assert site.settings
-    app = make_app(site.settings, site.records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers=HTML, follow_redirects=False)
 
 
 def press(client: TestClient, path: str, **form: str | list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,10 @@ from node.admin.web.app import make_app, needs, routes
 from node.admin.web.gate import COOKIE
 from node.domain.errors import SettingsError
 from node.domain.permissions import Role, lesser
-from node.settings import Destination, Proxy, Settings, Web
+from node.settings import Proxy, Settings, Web
 from node.store import tables
 from node.store.audit import Actor
-from node.store.records import Records, open_records
+from node.store.records import Records
 from tests.site import SUBDURAL, Site
 
 SECRET = "correct horse battery"
@@ -34,19 +34,11 @@ Browser = Callable[..., TestClient]
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    (tmp_path / "spool").mkdir()
-    return Settings(data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS"),))
-
-
-@pytest.fixture
-def node(settings: Settings) -> Iterator[Records]:
+def node(records: Records) -> Records:
     """Records with an admin, anna, and a viewer, victor."""
-    opened = open_records(settings)
-    opened.people.add("anna", Role.ADMIN, STORED, time.time())
-    opened.people.add("victor", Role.VIEWER, STORED, time.time())
-    yield opened
-    opened.close()
+    records.people.add("anna", Role.ADMIN, STORED, time.time())
+    records.people.add("victor", Role.VIEWER, STORED, time.time())
+    return records
 
 
 @pytest.fixture

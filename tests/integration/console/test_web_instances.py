@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -14,13 +13,13 @@ from fastapi.testclient import TestClient
 from pydicom import dcmread
 
 from node.admin.passwords import hashed
-from node.admin.web.app import HERE, make_app
+from node.admin.web.app import HERE
 from node.admin.web.instances import elements
 from node.domain.findings import Reason
 from node.domain.permissions import Role
 from node.domain.reconciliation import ArchivedStudy, Kind, Missing
-from node.settings import Archive, Destination, Settings
-from node.store.records import Records, open_records
+from node.settings import Archive, Settings
+from node.store.records import Records
 from tests import factories
 from tests.site import SUBDURAL, Site
 
@@ -29,33 +28,20 @@ STUDY_UID, SERIES_UID = str(SERIES[0].StudyInstanceUID), str(SERIES[0].SeriesIns
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[Records]:
-    (tmp_path / "spool").mkdir()
-    settings = Settings(
-        data_dir=tmp_path,
-        destination=(Destination(name="pacs", ae_title="PACS"),),
-        archive=(Archive(name="old", ae_title="OLD"),),
-    )
-    opened = open_records(settings)
-    site = Site(opened, settings)
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"archive": (Archive(name="old", ae_title="OLD"),)})
+
+
+@pytest.fixture
+def records(records: Records, settings: Settings) -> Records:
+    """With a study that has images, two in trouble, and one that came in part."""
+    site = Site(records, settings)
     site.pictured(SERIES, {"any": 0.93})
     site.failed("1.5", Reason("NO_VOLUME", "no volume"))
     site.given_up("1.6", SUBDURAL)
     gap = Missing(Kind.SLICES, ArchivedStudy("1.7", "P"), "1.7.1", "Head", 30, 28)
-    opened.gaps.note("old", [], [gap], time.time())
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(tmp_path: Path, records: Records) -> TestClient:
-    settings = Settings(
-        data_dir=tmp_path,
-        destination=(Destination(name="pacs", ae_title="PACS"),),
-        archive=(Archive(name="old", ae_title="OLD"),),
-    )
-    app = make_app(settings, records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
+    records.gaps.note("old", [], [gap], time.time())
+    return records
 
 
 def test_each_instance_has_its_header_and_its_file(client: TestClient, records: Records) -> None:
@@ -92,7 +78,7 @@ def test_names_are_shown_to_people_who_logged_in_alone(client: TestClient, recor
     token = re.search(r'name="csrf" (?:content|value)="(\w+)"', client.get("/login").text)
     assert token
     form = {"csrf": token[1], "name": "anna", "password": "correct horse battery"}
-    assert client.post("/login", data=form).status_code == 200
+    assert client.post("/login", data=form).status_code == 303
     assert "Müller^Jörg" in client.get(f"/header/{uid}").text
 
 

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,10 +16,9 @@ from node.admin.passwords import hashed
 from node.admin.web.app import make_app
 from node.domain.findings import Reason
 from node.domain.permissions import Role
-from node.settings import Destination, Settings
-from node.store.records import Records, open_records
+from node.store.records import Records
 from tests import factories
-from tests.integration.test_web import lose
+from tests.integration.console.test_web import lose
 from tests.peers import eventually, requires
 from tests.site import SUBDURAL, Site
 
@@ -46,14 +44,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    (tmp_path / "spool").mkdir()
-    settings = Settings(data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS"),))
-    opened = open_records(settings)
+def site(site: Site) -> Site:
+    """With an admin, anna, and a viewer, victor."""
     for name, role in (("anna", Role.ADMIN), ("victor", Role.VIEWER)):
-        opened.people.add(name, role, STORED, time.time())
-    yield Site(opened, settings)
-    opened.close()
+        site.records.people.add(name, role, STORED, time.time())
+    return site
 
 
 @pytest.fixture

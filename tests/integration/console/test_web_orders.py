@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from node.admin.supervise import roles_of
-from node.admin.web.app import make_app
 from node.domain.orders import OrderPriority, Said, Source, Subject
 from node.domain.workitems import StepState
 from node.settings import Hl7Orders, Orders, Settings, Ups, WorklistPeer
 from node.store.audit import Actor
-from node.store.records import Records, open_records
+from node.store.records import Records
 from node.ups.service import Service
 from tests.site import SUBDURAL, Site, findings
 
@@ -27,19 +25,6 @@ def settings(tmp_path: Path) -> Settings:
     (tmp_path / "spool").mkdir()
     orders = Orders(age_min=30, worklist=WorklistPeer(ae_title="RIS"))
     return Settings(data_dir=tmp_path, orders=orders, ups=Ups(port=11114))
-
-
-@pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(settings: Settings, records: Records) -> TestClient:
-    app = make_app(settings, records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
 
 
 def ordered(records: Records, study: str, priority: OrderPriority) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from node.admin.cli import main
 from node.domain.lifecycle import JobState
 from node.domain.opinion import Opinion
 from node.settings import Settings
-from node.store.records import Records, open_records
+from node.store.records import Records
 from tests.site import SUBDURAL, Site
 
 
@@ -23,13 +22,6 @@ def settings(no_settings_around: Path) -> Settings:
     (no_settings_around / "ichnode.toml").write_text(text)
     (no_settings_around / "data" / "spool").mkdir(parents=True)
     return Settings(data_dir=no_settings_around / "data")
-
-
-@pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
 
 
 def run(*words: str, fails: bool = False) -> str:

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from node.admin.doctor import examine
 from node.admin.web.app import make_app
 from node.channels.contract import Receipt, Rejected
 from node.settings import Settings, Webhook
-from node.store.records import Records, open_records
+from node.store.records import Records
 from tests.alerting import House, Receiver, alert_of
 from tests.site import findings
 
@@ -35,21 +34,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def of(records: Records, settings: Settings) -> House:
     return House(records, settings)
-
-
-@pytest.fixture
-def client(settings: Settings, records: Records) -> TestClient:
-    app = make_app(settings, records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers=HTML, follow_redirects=False)
 
 
 def press(client: TestClient, path: str) -> int:

@@ -6,19 +6,15 @@ import csv
 import io
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from node.admin.web import words
-from node.admin.web.app import make_app
 from node.admin.web.plots import along_slices, by_hour, waterfall
 from node.domain.findings import Priority, Reason
 from node.domain.lifecycle import JobState
-from node.settings import Destination, Settings
 from node.store.records import Records, open_records
 from tests import factories
 from tests.queueing import Ring, ringing
@@ -27,31 +23,6 @@ from tests.site import SUBDURAL, Site, findings
 HOSTILE = '<script>alert("x")</script>'
 ESCAPED = "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;"
 HTML = {"Accept": "text/html"}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    (tmp_path / "spool").mkdir()
-    return Settings(data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS"),))
-
-
-@pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def client(settings: Settings, records: Records) -> TestClient:
-    """A browser on the machine of a node without users."""
-    app = make_app(settings, records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers=HTML, follow_redirects=False)
-
-
-@pytest.fixture
-def site(records: Records, settings: Settings) -> Site:
-    return Site(records, settings)
 
 
 def press(client: TestClient, path: str, **form: str) -> int:

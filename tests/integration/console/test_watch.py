@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from node.admin import doctor
 from node.admin.web.app import make_app
 from node.domain.errors import PermanentError
 from node.settings import Drift, Settings
-from node.store.records import Records, open_records
+from node.store.records import Records
 from node.store.tables import analyses
 from node.watch import Watch, look
 
@@ -28,13 +27,6 @@ DRIFT = Drift.model_validate(RECENT)
 def settings(tmp_path: Path) -> Settings:
     (tmp_path / "spool").mkdir()
     return Settings(data_dir=tmp_path, drift=DRIFT)
-
-
-@pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
 
 
 def fill(records: Records, scanner: str, numbers: range, ago: float = 0, **more: Any) -> None:
