@@ -153,9 +153,9 @@ def _add_errors(app: FastAPI, site: Site) -> None:
     def failed(request: Request, error: HTTPException) -> Response:
         if is_page(request) and "hx-request" not in request.headers:
             visitor = getattr(request.state, "visitor", None)
-            return HTMLResponse(
-                site.refusal(visitor, error.status_code, str(error.detail)), error.status_code
-            )
+            nowhere = (error.status_code, error.detail) == (404, "Not Found")  # as Starlette says it
+            text = f"There is no page {request.url.path}; is the address whole?" if nowhere else error.detail
+            return HTMLResponse(site.refusal(visitor, error.status_code, str(text)), error.status_code)
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pictures import Pictures
@@ -141,11 +142,18 @@ def _names_somebody(element: DataElement) -> bool:
     return element.VR == "PN" or element.keyword in NAMING
 
 
+def _named(value: Any) -> str:
+    """A UID, with what the standard calls it (PS3.6 Table A-1) where it does."""
+    name = UID(value).name
+    return value if name == value else f"{value} ({name})"
+
+
 def text_of(element: DataElement) -> str:
     if element.VR in BULK:
         return f"{len(element.value or b'')} bytes"
     if element.value is None:
         return ""
     value = element.value
-    text = "\\".join(map(str, value)) if element.VM > 1 else str(value)
+    said = _named if element.VR == "UI" else str
+    text = "\\".join(map(said, value)) if element.VM > 1 else said(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"

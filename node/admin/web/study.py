@@ -65,6 +65,8 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
         "orders": site.records.orders.of_study(uid),
         "inquiry": site.records.orders.inquiry(uid),
         "result": words.result(row["status"], word),
+        "revisions": {job["id"]: job["revision"] for job in row["jobs"]},
+        "revised": len({job["revision"] for job in row["jobs"]}) > 1,
         "outdated": bool(word and current and word["id"] != current["id"]),
         "classes": classes(stack, word),
         "bars": plots.waterfall(stages(mine, current, made)),

@@ -85,6 +85,7 @@ def log_in(page: Page, name: str) -> None:
     page.fill("input[name=password]", SECRET)
     page.press("input[name=password]", "Enter")
     page.wait_for_selector("#live")
+    page.wait_for_load_state("load")  # keys mean nothing before the scripts have run
 
 
 def seen(records: Records, study: str) -> dict[str, object] | None:
@@ -187,3 +188,33 @@ def test_the_open_page_follows_the_records_and_says_when_it_cannot(page: Page, s
     page.wait_for_selector("#stale:not([hidden])")
     assert "Not live: the database does not answer. Shown is " in page.inner_text("#stale")
     assert "SECOND" in page.inner_text("table.studies")
+
+
+BROKEN_WORDS = """() => [...document.querySelectorAll("td.word, td.whole, td span.whole")].filter(cell => {
+  const text = cell.innerText.trim(), range = document.createRange();
+  if (!text || /\\s/.test(text)) return false;
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
+}).map(cell => cell.innerText)"""
+
+
+def test_no_page_is_wider_than_its_window_and_no_word_is_broken(page: Page, site: Site) -> None:
+    for number in range(3):
+        site.given_up(f"1.{number}", SUBDURAL, patient_id="PID-1234567890-1234567890", ago=90_000)
+    long = "1.2.826.0.1.3680043.8.498." + "1" * 34
+    site.composed(long, SUBDURAL, patient_id="PID-9", accession_number="ACC2026-000001")
+    log_in(page, "anna")
+    for path in (
+        "/?within=all",
+        "/queue",
+        f"/study/{long}",
+        f"/series/{long}.1",
+        "/quality",
+        "/routing",
+        "/audit",
+    ):
+        page.goto(path)
+        for width in (1400, 1000, 800, 600):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+            assert page.evaluate(BROKEN_WORDS) == [], (path, width)

@@ -199,3 +199,16 @@ def test_text_stands_out_from_every_ground_by_7_to_1() -> None:
     assert contrast(colours["red"], colours["red-ground"]) >= 7
     assert contrast("#ffffff", colours["red-solid"]) >= 7
     assert contrast("#ffe1a1", "#30280f") >= 7
+
+
+def test_a_uid_has_its_name(client: TestClient) -> None:
+    page = client.get(f"/header/{SERIES[0].SOPInstanceUID}").text
+    assert "1.2.840.10008.5.1.4.1.1.2 (CT Image Storage)" in page
+    assert "1.2.840.10008.1.2.1 (Explicit VR Little Endian)" in page
+    assert f"<td>{SERIES_UID}</td>" in page
+
+
+def test_a_page_that_is_not_there_is_named(client: TestClient) -> None:
+    page = client.get("/nothing/at-all")
+    assert page.status_code == 404 and "There is no page /nothing/at-all" in page.text
+    assert "/login" not in page.text
