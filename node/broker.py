@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 ANALYSE_TASK = "ichnode.analyse"
 """Task name; its argument is a job id. `node` knows the name alone, `workers` the body."""
 
+PREPARE_TASK = "ichnode.prepare"
+"""Its arguments are a Series Instance UID and its revision: analyse it, should nothing else be to do."""
+
 QUEUE = "ichnode"
 STAT_QUEUE = "ichnode.stat"
 """What was ordered STAT, or has waited so long that it counts as such (node.store.queue)."""
 QUEUES = (STAT_QUEUE, QUEUE)
 """In the order in which a worker looks at them."""
+AHEAD_QUEUE = "ichnode.ahead"
+"""Behind them: what may be worth doing before it is known to be wanted."""
+AHEAD_EXPIRES_S = 10
 WORKER_MODULE = "workers.tasks"
 LONGEST_SOCKET_PATH = 100
 SENTINEL_PORT = 26379
@@ -86,12 +92,18 @@ class Doorbell:
 
     def ring(self, job_id: int, stat: bool = False) -> None:
         """Raises TransientError when the broker does not answer; the clock rings again later."""
+        self._send(ANALYSE_TASK, (job_id,), STAT_QUEUE if stat else QUEUE, 600)
+
+    def prepare(self, series_uid: str, revision: int) -> None:
+        """Ask an idle worker to begin with a series that may become a job. Raises TransientError."""
+        self._send(PREPARE_TASK, (series_uid, revision), AHEAD_QUEUE, AHEAD_EXPIRES_S)
+
+    def _send(self, task: str, args: tuple[Any, ...], queue: str, expires_s: float) -> None:
         from kombu.exceptions import OperationalError
         from redis.exceptions import RedisError
 
         try:
-            queue = STAT_QUEUE if stat else QUEUE
-            self._app.send_task(ANALYSE_TASK, args=(job_id,), queue=queue, retry=False, expires=600)
+            self._app.send_task(task, args=args, queue=queue, retry=False, expires=expires_s)
         except (OperationalError, RedisError, OSError) as error:
             raise TransientError(f"broker: {error}") from error
 

@@ -18,9 +18,10 @@ from node.domain.errors import TransientError
 from node.retry import Breaker, back_off_s, is_hopeless
 from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
+from node.shipment import StreamingPeer
 from node.spool import Spool
 from node.store.commitments import Asked
-from node.store.deliveries import Due
+from node.store.deliveries import Due, Taken
 from node.store.leaders import of_destination
 from node.store.records import Records
 
@@ -30,6 +31,9 @@ TICK_S = 0.25
 LEASE_S = 2.0 * (CONNECTION_TIMEOUT_S + 2 * RESPONSE_TIMEOUT_S)
 """Twice the longest silence: connecting, associating, one object."""
 BATCH = 100
+NOTED_AT_ONCE = 50
+NOTED_AFTER_S = 0.2
+"""What a destination took is written down in one transaction for so many objects, or after that long."""
 MOST_BREAKS = 2
 """A peer that breaks off at one object may take the next; one that does so again is left alone for now."""
 
@@ -49,8 +53,10 @@ class Carrier(Protocol):
 
 def carrier_to(destination: Destination, calling_ae: str) -> Carrier:
     """The carrier that the settings of a destination ask for."""
-    if not destination.url:
+    if not destination.url and destination.sender == "pynetdicom":
         return Peer(destination, calling_ae)
+    if not destination.url:
+        return StreamingPeer(destination, calling_ae)
     from node.stow import WebPeer  # a node without DICOMweb need not load it
 
     return WebPeer(destination)
@@ -74,6 +80,9 @@ class Courier:
         self._spool = spool
         self._moves = moves
         self._breaker = Breaker(destination.retry_base_s)
+        self._taken: list[Taken] = []
+        """…by the destination, and not written down yet."""
+        self._noted_at = time.monotonic()
 
     def pause_s(self) -> float:
         """A round did not reach the destination: how many seconds to leave it alone."""
@@ -116,9 +125,20 @@ class Courier:
         """Over one association; takes out of `left` what got an answer."""
         leased_until = now() + LEASE_S
         parcels = [Parcel(d.id, self._spool.absolute(d.path), d.sop_class_uid) for d in left.values()]
+        try:
+            self._take_outcomes(parcels, left, leased_until, now)
+        finally:
+            self._note()
+
+    def _take_outcomes(
+        self, parcels: Sequence[Parcel], left: dict[int, Due], leased_until: float, now: Callable[[], float]
+    ) -> None:
         for outcome in self._peer.send(parcels):
             self._write_down(left.pop(outcome.key), outcome, now())
+            if len(self._taken) >= NOTED_AT_ONCE or time.monotonic() - self._noted_at >= NOTED_AFTER_S:
+                self._note()
             if outcome.accepted and self._breaker.answered():
+                self._note()
                 count = self._records.deliveries.hasten(self._destination.name, now())
                 log.info("%s is back; %d deliveries are due", self._peer.name, count)
             if left and leased_until - now() < LEASE_S / 2:
@@ -131,13 +151,21 @@ class Courier:
         if outcome.accepted:
             if outcome.text:
                 log.warning("%s took %s with %s", self._peer.name, due.sop_instance_uid, outcome.text)
-            deliveries.sent(due.id, outcome.status, now)
-        elif is_hopeless(due, self._destination, now):
+            self._taken.append(Taken(due.id, outcome.status, now))
+            return
+        self._note()
+        if is_hopeless(due, self._destination, now):
             log.error("delivery %d is given up: %s", due.id, outcome.text)
             deliveries.give_up(due.id, outcome.text, outcome.status)
         else:
             delay = back_off_s(due.attempts, self._destination, random.random())
             deliveries.failed(due.id, outcome.text, outcome.status, now + delay)
+
+    def _note(self) -> None:
+        """Write down what the destination took. A crash before that sends the same again, under its UID."""
+        taken, self._taken, self._noted_at = self._taken, [], time.monotonic()
+        if taken:
+            self._records.deliveries.sent_all(taken)
 
     def _ask(self, now: Callable[[], float]) -> bool:
         """Ask the destination to commit to what it took lately."""

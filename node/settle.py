@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from node.broker import Doorbell
@@ -17,6 +17,8 @@ from node.domain.errors import TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState, SeriesState
 from node.domain.patients import mixed, same_person
+from node.domain.sender import Habit, Peer, is_done
+from node.headstart import AFTER_RELEASE_S, HeadStart
 from node.liveness import is_gone
 from node.settings import Settings
 from node.store.decisions import SeriesRow
@@ -27,6 +29,11 @@ from node.store.records import Records
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+SHORTEST_TICK_S = 0.05
+"""How soon the clock looks again where it knows that something will be due by then."""
+HABIT_KEPT_S = 60.0
+"""For so long the clock trusts what it found about a sender."""
+HABIT_SINCE_S = 14 * 86400.0
 PAUSE_S = 5.0
 """After a database that is away."""
 SEEN_SILENT_S = 12.0
@@ -55,15 +62,22 @@ class Clock:
         """The lease of each running job as last seen, and since when it was not renewed."""
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
+        self._head_start = HeadStart(records, doorbell, self._rules())
+        self._habits: dict[Peer, tuple[Habit, float]] = {}
+        """What is known of senders, and when it was looked up."""
+        self.next_look_s = TICK_S
+        """How long to wait for the next round."""
 
     def tick(self, now: float) -> None:
         """Raises TransientError when the database is away."""
         wait = self._settings.completeness
-        for row in self._records.decisions.receiving(silent_since=now - wait.quiet_s):
+        receiving = self._records.decisions.receiving(silent_since=now)
+        self.next_look_s = self._until_next(receiving, now)
+        for row in receiving:
             if self._elapsed() < self._look_again.get(row.series_instance_uid, 0.0):
                 continue
             with _stopping_nobody_else(f"series {row.series_instance_uid}"):
-                self._settle_series(row, now)
+                self._look_at(row, now)
         if reopened := self._records.decisions.reopen_second_choices():
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.decisions.undecided_studies():
@@ -75,22 +89,65 @@ class Clock:
         self._recover_jobs(now)
         self._ring(now)
 
-    def _settle_series(self, row: SeriesRow, now: float) -> None:
+    def _thresholds_s(self) -> list[float]:
+        """After how much silence a series is looked at, for one reason or another."""
+        ahead, quiet_s = self._settings.ahead, self._settings.completeness.quiet_s
+        wanted = [AFTER_RELEASE_S] if ahead.head_start else []
+        wanted += [ahead.sure_quiet_s] if ahead.sure_quiet_s else []
+        return [seconds for seconds in wanted if seconds < quiet_s] + [quiet_s]
+
+    def _until_next(self, receiving: Sequence[SeriesRow], now: float) -> float:
+        """Seconds to the next moment at which a series may be due; a whole tick where there is none."""
+        moments = [row.last_received_at + s - now for row in receiving for s in self._thresholds_s()]
+        return max(min((left for left in moments if left > 0), default=TICK_S), SHORTEST_TICK_S)
+
+    def _look_at(self, row: SeriesRow, now: float) -> None:
         """A series of thousands of slices that waits takes no more than a tenth of the clock's time."""
+        silent_s = now - row.last_received_at
+        if silent_s < self._thresholds_s()[0]:
+            return
         began, uid = self._elapsed(), row.series_instance_uid
-        if self._judge_completeness(row, now):
+        if self._settle_series(row, now, silent_s):
             self._look_again.pop(uid, None)
         else:
             self._look_again[uid] = self._elapsed() + 9 * (self._elapsed() - began)
 
-    def _judge_completeness(self, row: SeriesRow, now: float) -> bool:
+    def _settle_series(self, row: SeriesRow, now: float, silent_s: float) -> bool:
+        """True once the series is no longer looked at."""
+        ahead, quiet_s = self._settings.ahead, self._settings.completeness.quiet_s
+        sure_s = ahead.sure_quiet_s or quiet_s
+        is_sure = sure_s <= silent_s < quiet_s and self._sender_is_done(row.study_instance_uid, now)
+        if (silent_s >= quiet_s or is_sure) and self._judge_completeness(row, now, is_sure):
+            return True
+        if ahead.head_start:
+            self._head_start.look(row.study_instance_uid, now)
+        return False
+
+    def _sender_is_done(self, study_uid: str, now: float) -> bool:
+        """Nothing more of the study is to be expected of whoever sent it."""
+        carriage = self._records.decisions.carriage(study_uid)
+        if not carriage.said_all or len(carriage.peers) != 1:
+            return False
+        (peer,) = carriage.peers
+        habit, known_at = self._habits.get(peer, (Habit(), -HABIT_KEPT_S))
+        if not habit.is_whole or self._elapsed() - known_at >= HABIT_KEPT_S:
+            habit = self._records.decisions.habit(peer, now - HABIT_SINCE_S, study_uid)
+            self._habits[peer] = habit, self._elapsed()
+        return is_done(carriage, habit)
+
+    def _judge_completeness(self, row: SeriesRow, now: float, is_sure: bool) -> bool:
         """True once the series is no longer looked at."""
         wait = self._settings.completeness
         gathered = self._records.decisions.gather(row.series_instance_uid)
         evidence = Evidence(
-            row.last_received_at, gathered.associations_open, gathered.instances, gathered.aborted
+            row.last_received_at,
+            gathered.associations_open,
+            gathered.instances,
+            gathered.aborted,
+            sender_is_done=is_sure,
         )
-        verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s)
+        sure_s = self._settings.ahead.sure_quiet_s if is_sure else wait.quiet_s
+        verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s, sure_s)
         if not isinstance(verdict, Complete):
             return False
         notes = [note.text for note in verdict.notes]
@@ -125,6 +182,7 @@ class Clock:
         job_id = self._records.decisions.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
+        self._head_start.forget(study_uid)
 
     def _refuse_mixed(self, study_uid: str, open_rows: list[SeriesRow], now: float) -> bool:
         """True when the study holds several patients: then none of its series is analysed."""
@@ -236,7 +294,7 @@ def run(clock: Clock, stopping: Callable[[float], bool], leads: Callable[[], boo
         try:
             if leads():
                 clock.tick(time.time())
-            wait_s = TICK_S
+            wait_s = clock.next_look_s
         except TransientError as error:
             log.error("the clock skips a round: %s", error)
             wait_s = PAUSE_S

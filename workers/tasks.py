@@ -1,4 +1,7 @@
-"""The Celery task: claim a job, analyse it, store what was found. One process, one model; sends nothing."""
+"""The Celery tasks: claim a job, analyse it, store what was found; or begin before there is a job.
+
+One process, one model; sends nothing. What is found before there is a job is told to nobody.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery import current_app, shared_task
 from celery.signals import celeryd_after_setup, worker_shutdown
 
-from node.broker import ANALYSE_TASK
-from node.domain.acquisition import Acquisition
+from node.broker import ANALYSE_TASK, PREPARE_TASK
 from node.domain.announcing import Stage
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
@@ -28,7 +30,8 @@ from node.spool import Spool
 from node.store.jobs import Job, Word
 from node.store.queue import Line
 from node.store.records import Records, open_records
-from workers.analyse import Analysis, analyse, with_loading, with_prior
+from workers.ahead import Finished, Shelf, Source
+from workers.analyse import analyse, with_loading, with_prior
 from workers.head import require_head
 from workers.load import acquired, load_volume
 from workers.models.contract import Pipeline
@@ -38,6 +41,14 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 30.0
 RENEW_S = 5.0
+
+
+class _JobWaits(Exception):
+    """Whoever works ahead stops: another job, claimed just now, comes first."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.id)
+        self.job = job
 
 
 class Worker:
@@ -50,24 +61,43 @@ class Worker:
         self.spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
         self.name = process_name()
         self.jobs_done = 0
+        self.jobs_ahead = 0
+        """…of these: analysed before the job was there."""
+        self.shelf = Shelf(settings.ahead.keep_mb * 2**20)
         self._owed = False
         self._over = threading.Event()
 
     def run(self, rung: int) -> None:
         """Do the job whose turn it is, whichever rang. Every outcome is a state in the database."""
+        job = self._take(rung)
+        if job is None:
+            log.info("job %d is taken or over, and none waits", rung)
+            return
+        self._do(job)
+
+    def _take(self, rung: int) -> Job | None:
+        """Claim the job whose turn it is."""
         now = time.time()
         orders = self.settings.orders
         line = Line(orders.rules, self._owed, orders.only_stat)
         taken = self.records.queue.take(rung, self.name, now + LEASE_S, now, line)
         if taken is None:
-            log.info("job %d is taken or over, and none waits", rung)
-            return
-        job, self._owed = taken.job, taken.owed
+            return None
+        self._owed = taken.owed
         if taken.turn is not Turn.ROUTINE:
-            log.info("job %d goes first: %s", job.id, taken.turn.value)
+            log.info("job %d goes first: %s", taken.job.id, taken.turn.value)
+        return taken.job
+
+    def _do(self, job: Job) -> None:
+        with self._held(job):
+            self._analyse(job)
+
+    @contextmanager
+    def _held(self, job: Job) -> Iterator[None]:
+        """The block works on a claimed job, under a lease; what it raises becomes the job's next state."""
         try:
             with self._leased(job):
-                self._analyse(job)
+                yield
         except PermanentError as error:
             self._fail(job, Reason(error.code, str(error)))
         except TransientError as error:
@@ -77,30 +107,90 @@ class Worker:
             self._put_back(job, Reason("WORKER_ERROR", f"{type(error).__name__}: {error}"))
         self.jobs_done += 1
 
-    def _analyse(self, job: Job) -> None:
+    def prepare(self, series_uid: str, revision: int) -> None:
+        """Analyse a series that may become a job, unless one waits. What goes wrong, its job will tell."""
+        try:
+            if not self.settings.ahead.head_start or not self.records.queue.is_empty():
+                return
+            self._begin(Source.of(series_uid, revision, self.records.arrivals.paths(series_uid)))
+        except _JobWaits as waiting:
+            log.info("series %s: the head start makes way for job %d", series_uid, waiting.job.id)
+            self._do(waiting.job)
+        except IchnodeError as error:
+            log.info("series %s: no head start: %s", series_uid, error)
+        except Exception:
+            log.exception("the head start of series %s broke", series_uid)
+
+    def _begin(self, source: Source) -> None:
+        """The analysis waits on the shelf for its job, or becomes the job, should that come meanwhile."""
         began = time.perf_counter()
-        paths = [self.spool.absolute(p) for p in self.records.arrivals.paths(job.series_instance_uid)]
-        notes = self.records.decisions.notes(job.series_instance_uid)
+        adopted: list[Job] = []
+        with ExitStack() as held:
+            held.enter_context(self._watched(f"the head start of series {source.series_instance_uid}"))
+
+            def on_classified(early: Findings) -> None:
+                job = self._take(0)
+                if job is None:
+                    return
+                if self._source(job) != source:
+                    raise _JobWaits(job)
+                held.enter_context(self._held(job))
+                adopted.append(job)
+                self._speak(job, early)
+
+            finished = self._work(source, on_classified)
+            if adopted:
+                self.jobs_ahead += 1
+                self._store(adopted[0], finished)
+            else:
+                self.shelf.put(source, finished)
+        took_s = time.perf_counter() - began
+        log.info("series %s: analysed ahead in %.1f s", source.series_instance_uid, took_s)
+
+    def _source(self, job: Job) -> Source:
+        paths = self.records.arrivals.paths(job.series_instance_uid)
+        return Source.of(job.series_instance_uid, job.revision, paths)
+
+    def _speak(self, job: Job, early: Findings) -> None:
+        """The priority, as soon as the classes are known."""
+        assert early.priority is not None
+        log.info("job %d: %s", job.id, early.priority.value)
+        word = Word(Stage.PRELIMINARY, early, self.settings.audiences, time.time())
+        self.records.jobs.store_priority(job.id, self.name, early.priority, word)
+
+    def _work(self, source: Source, on_classified: Callable[[Findings], None]) -> Finished:
+        """The same for a job and ahead of it: from files to an analysis."""
+        began = time.perf_counter()
+        paths = [self.spool.absolute(path) for path in source.paths]
         volume = load_volume(paths)
         evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
         acquisition = acquired(paths, volume, evidence)
         load_s = time.perf_counter() - began
+        words: list[Findings] = []
 
-        def on_classified(early: Findings) -> None:
-            assert early.priority is not None
-            log.info("job %d: %s", job.id, early.priority.value)
-            word = Word(Stage.PRELIMINARY, early, self.settings.audiences, time.time())
-            self.records.jobs.store_priority(job.id, self.name, early.priority, word)
+        def hear(early: Findings) -> None:
+            words.append(early)
+            on_classified(early)
 
         analysis = analyse(
             volume,
             self.pipeline,
-            series_instance_uid=job.series_instance_uid,
-            revision=job.revision,
-            on_classified=on_classified,
+            series_instance_uid=source.series_instance_uid,
+            revision=source.revision,
+            on_classified=hear,
         )
-        analysis = with_prior(analysis, self._prior(job))
-        self._store(job, with_loading(analysis, load_s, notes), acquisition)
+        return Finished(words[0], analysis, acquisition, load_s)
+
+    def _analyse(self, job: Job) -> None:
+        began, source = time.perf_counter(), self._source(job)
+        finished = self.shelf.take(source)
+        if finished is not None:
+            self.jobs_ahead += 1
+            log.info("job %d: was analysed ahead", job.id)
+            self._speak(job, finished.early)
+        else:
+            finished = self._work(source, lambda early: self._speak(job, early))
+        self._store(job, finished)
         log.info("job %d: analysed in %.1f s", job.id, time.perf_counter() - began)
 
     def _prior(self, job: Job) -> Prior:
@@ -108,11 +198,19 @@ class Worker:
         now, candidates = self.records.priors.candidates(job.series_instance_uid)
         return latest(now, candidates) if now else Prior(None)
 
-    def _store(self, job: Job, analysis: Analysis, acquisition: Acquisition) -> None:
+    def _store(self, job: Job, finished: Finished) -> None:
+        notes = self.records.decisions.notes(job.series_instance_uid)
+        analysis = with_loading(with_prior(finished.analysis, self._prior(job)), finished.load_s, notes)
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
         self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
         stored = self.records.jobs.store_analysis(
-            job.id, self.name, analysis.findings, path, time.time(), self.settings.audiences, acquisition
+            job.id,
+            self.name,
+            analysis.findings,
+            path,
+            time.time(),
+            self.settings.audiences,
+            finished.acquisition,
         )
         if not stored:
             log.warning("job %d was taken away meanwhile; its analysis is thrown away", job.id)
@@ -130,25 +228,35 @@ class Worker:
 
     @contextmanager
     def _leased(self, job: Job) -> Iterator[None]:
-        """Renews the lease while the block runs, and ends the whole process when it hangs.
+        """Renews the lease while the block runs."""
 
-        No exception reaches native code that never returns; the lease it holds would keep the job for ever.
+        def renew() -> None:
+            try:
+                self.records.jobs.renew(job.id, self.name, time.time() + LEASE_S)
+            except TransientError as error:
+                log.warning("lease of job %d: %s", job.id, error)
+
+        with self._watched(f"job {job.id}", renew):
+            yield
+
+    @contextmanager
+    def _watched(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Ends the whole process when the block hangs, and calls `meanwhile` now and then until it is over.
+
+        No exception reaches native code that never returns; a lease it holds would keep the job for ever.
         """
         over = threading.Event()
         deadline = time.monotonic() + self.settings.model.timeout_s
 
-        def renew() -> None:
+        def watch() -> None:
             while not over.wait(min(RENEW_S, max(deadline - time.monotonic(), 0))):
                 if time.monotonic() >= deadline:
-                    log.critical("job %d hangs: longer than model.timeout_s; this worker ends", job.id)
+                    log.critical("%s hangs: longer than model.timeout_s; this worker ends", what)
                     logging.shutdown()
                     os.kill(os.getpid(), signal.SIGKILL)
-                try:
-                    self.records.jobs.renew(job.id, self.name, time.time() + LEASE_S)
-                except TransientError as error:
-                    log.warning("lease of job %d: %s", job.id, error)
+                meanwhile()
 
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread = threading.Thread(target=watch, name="lease", daemon=True)
         thread.start()
         try:
             yield
@@ -161,6 +269,7 @@ class Worker:
         identity = self.pipeline.identity
         while True:
             detail = {"model": identity.name, "version": identity.version, "jobs_done": self.jobs_done}
+            detail |= {"jobs_ahead": self.jobs_ahead}
             try:
                 self.records.views.beat(f"worker@{self.name}", "worker", detail, time.time())
             except TransientError as error:
@@ -199,6 +308,12 @@ def analyse_job(job_id: int) -> None:
     if _worker is None:
         raise PermanentError("NO_MODEL", f"{current_app.main}: this process was not started as a worker")
     _worker.run(job_id)
+
+
+@shared_task(name=PREPARE_TASK, ignore_result=True)
+def prepare_series(series_uid: str, revision: int) -> None:
+    if _worker is not None:
+        _worker.prepare(series_uid, revision)
 
 
 def check_model(settings: Settings) -> str:

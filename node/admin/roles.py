@@ -261,9 +261,10 @@ def worker(settings: Settings) -> None:
 
 def worker_arguments(settings: Settings) -> list[str]:
     """Celery's command line: one job at a time, and the queues in their order."""
-    from node.broker import QUEUES, STAT_QUEUE
+    from node.broker import AHEAD_QUEUE, QUEUES, STAT_QUEUE
 
-    queues = STAT_QUEUE if settings.orders.only_stat else ",".join(QUEUES)
+    ahead = (AHEAD_QUEUE,) if settings.ahead.head_start else ()
+    queues = STAT_QUEUE if settings.orders.only_stat else ",".join((*QUEUES, *ahead))
     arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1", f"--queues={queues}"]
     silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     name = f"--hostname=ichnode-{os.getpid()}@%h"

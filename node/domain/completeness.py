@@ -31,6 +31,7 @@ class Evidence:
     `associations_open` counts associations that carried the series, are still open, and have not moved
     on to another series: a PACS may keep one association for hours. `aborted` says that the last of them
     broke off, so the sender may try again. `expected_instances` is a count from elsewhere (C-FIND), if any.
+    `sender_is_done`: nothing more is to be expected of whoever sent the series (node.domain.sender).
     """
 
     last_received_at: float
@@ -38,6 +39,7 @@ class Evidence:
     instances: Sequence[Instance]
     aborted: bool = False
     expected_instances: int | None = None
+    sender_is_done: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,23 @@ class Gap:
     to_mm: float
 
 
-def completeness(evidence: Evidence, now: float, quiet_s: float, max_wait_s: float) -> Complete | Wait:
-    """Complete when released, gapless and quiet for `quiet_s`; after `max_wait_s` complete in any case."""
-    quiet_until = evidence.last_received_at + quiet_s
+def completeness(
+    evidence: Evidence, now: float, quiet_s: float, max_wait_s: float, sure_quiet_s: float = math.inf
+) -> Complete | Wait:
+    """Complete when released, gapless and quiet for `quiet_s`; after `max_wait_s` complete in any case.
+
+    Where nothing speaks against it and the sender is done, or all that are expected are there, being quiet
+    for `sure_quiet_s` is enough, where that is shorter.
+    """
+    doubts = _doubts(evidence)
+    counted = evidence.expected_instances is not None
+    is_sure = not doubts and (evidence.sender_is_done or counted)
+    wait_s = min(quiet_s, sure_quiet_s) if is_sure else quiet_s
+    quiet_until = evidence.last_received_at + wait_s
     if now < quiet_until:
         return Wait(
-            quiet_until, Reason("QUIET", f"waiting until {quiet_s:g} s have passed without an instance")
+            quiet_until, Reason("QUIET", f"waiting until {wait_s:g} s have passed without an instance")
         )
-    doubts = _doubts(evidence)
     deadline = max(evidence.last_received_at + max_wait_s, quiet_until)
     if doubts and now < deadline:
         return Wait(deadline, doubts[0])

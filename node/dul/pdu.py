@@ -13,6 +13,7 @@ ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABO
 APPLICATION_CONTEXT, CONTEXT_RQ, CONTEXT_AC, USER_INFORMATION = 0x10, 0x20, 0x21, 0x50
 ABSTRACT_SYNTAX, TRANSFER_SYNTAX = 0x30, 0x40
 MAXIMUM_LENGTH, IMPLEMENTATION_CLASS, ROLE, IMPLEMENTATION_VERSION = 0x51, 0x52, 0x54, 0x55  # PS3.7 D.3.3
+OPERATIONS_WINDOW = 0x53  # PS3.7 D.3.3.3
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
 PROTOCOL_VERSION = 1
 _FIXED = struct.Struct(">HH16s16s32s")
@@ -104,7 +105,7 @@ def read_request(body: bytes) -> AssociateRequest:
         raise InvalidPdu(f"an A-ASSOCIATE-RQ of {len(body)} bytes")
     version, _, called, calling, _ = _FIXED.unpack_from(body)
     application, contexts, user = "", [], _UserInformation()
-    for kind, value in _items(body[_FIXED.size :]):
+    for kind, value in items(body[_FIXED.size :]):
         if kind == APPLICATION_CONTEXT:
             application = _uid(value)
         elif kind == CONTEXT_RQ:
@@ -127,7 +128,7 @@ def read_request(body: bytes) -> AssociateRequest:
     )
 
 
-def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+def items(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, value) of the items that follow one another (PS3.8 9.3.2)."""
     at = 0
     while at < len(data):
@@ -144,7 +145,7 @@ def _read_context(value: bytes) -> ProposedContext:
     if len(value) < 4:
         raise InvalidPdu("a presentation context is cut short")
     abstract, transfer = "", []
-    for kind, item in _items(value[4:]):
+    for kind, item in items(value[4:]):
         if kind == ABSTRACT_SYNTAX:
             abstract = _uid(item)
         elif kind == TRANSFER_SYNTAX:
@@ -155,7 +156,7 @@ def _read_context(value: bytes) -> ProposedContext:
 def _read_user_information(value: bytes) -> _UserInformation:
     """Other items, such as user identity (PS3.7 D.3.3.7), are left unanswered, which declines them."""
     user = _UserInformation()
-    for kind, item in _items(value):
+    for kind, item in items(value):
         if kind == MAXIMUM_LENGTH and len(item) == 4:
             (user.maximum_length,) = struct.unpack(">I", item)
         elif kind == IMPLEMENTATION_CLASS:

@@ -14,6 +14,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 
 from node.domain.announcing import Audience
 from node.domain.errors import SettingsError
+from node.settings.ahead import Ahead
 from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, UpsPush, Webhook
 from node.settings.audit import AuditRepository
 from node.settings.base import AeTitle, PeerTls, Section, Tls
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_OUTPUTS",
     "OUTPUT_NAMES",
     "AeTitle",
+    "Ahead",
     "Alert",
     "AnyAlert",
     "Archive",
@@ -77,6 +79,7 @@ class Settings(Section):
     scp: Scp = Scp()
     spool: Spool = Spool()
     completeness: Completeness = Completeness()
+    ahead: Ahead = Ahead()
     eligibility: Eligibility = Eligibility()
     database: Database = Database()
     broker: Broker = Broker()

@@ -38,6 +38,10 @@ class Destination(Section):
     transfer_syntax: tuple[Encoding, ...] = ("explicit",)
     """Most wanted first; what the destination declines goes in Explicit, else Implicit VR Little Endian."""
     max_pdu_bytes: int = Field(131072, ge=4096, le=2**24)
+    sender: Literal["streaming", "pynetdicom"] = "streaming"
+    """How objects go by C-STORE: on the node's own upper layer, or by pynetdicom as a plain fall-back."""
+    operations: int = Field(1, ge=1, le=64)
+    """C-STORE requests that may be outstanding at a time, where the peer agrees (PS3.7 D.3.3.3)."""
     commitment: bool = False
     """Ask for storage commitment, and send again what the destination does not commit to."""
     commitment_wait_s: float = Field(300, gt=0)

@@ -15,9 +15,13 @@ from node.domain.findings import Reason
 from node.domain.instance import Instance
 from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, sources
 from node.domain.patients import Person
+from node.domain.sender import Carriage, Habit, Peer
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import supersede_older
 from node.store.tables import associations, instances, jobs, series, studies
+
+HABIT_OF = 20
+"""Associations of a peer, the latest, by which its habit is judged."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,51 @@ class Decisions:
                 .limit(1)
             ).scalar()
         return Gathered(tuple(Instance.from_json(h) for h in headers), still_open, last_outcome == "aborted")
+
+    def carriage(self, study_uid: str) -> Carriage:
+        """Over which associations a study came, whatever its series."""
+        query = (
+            select(associations.c.id, associations.c.calling_ae, associations.c.address)
+            .add_columns(associations.c.outcome)
+            .join(instances, instances.c.association_id == associations.c.id)
+            .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+            .where(series.c.study_instance_uid == study_uid)
+            .distinct()
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        peers = frozenset(Peer(row.calling_ae, row.address) for row in rows)
+        return Carriage(peers, len(rows), sum(row.outcome == "released" for row in rows))
+
+    def habit(self, peer: Peer, since: float, but_study: str, limit: int = HABIT_OF) -> Habit:
+        """How many associations each study took that the latest `limit` associations of a peer brought."""
+        latest = (
+            select(associations.c.id)
+            .where(
+                associations.c.closed_at >= since,
+                associations.c.calling_ae == peer.calling_ae,
+                associations.c.address == peer.address,
+            )
+            .order_by(associations.c.closed_at.desc())
+            .limit(limit)
+        )
+        count = func.count(func.distinct(instances.c.association_id))
+        brought = instances.c.association_id.in_(latest)
+        touched = select(series.c.study_instance_uid).join(
+            instances, instances.c.series_instance_uid == series.c.series_instance_uid
+        )
+        query = (
+            select(count)
+            .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+            .where(
+                series.c.study_instance_uid.in_(touched.where(brought)),
+                series.c.study_instance_uid != but_study,
+            )
+            .group_by(series.c.study_instance_uid)
+            .having(func.count() >= 2)
+        )
+        with reading(self._engine) as connection:
+            return Habit(tuple(connection.execute(query).scalars()))
 
     def persons(self, study_uid: str) -> dict[str, set[Person]]:
         """Whom the instances of each series of a study name as their patient."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Update, func, or_, select, update
+from sqlalchemy import Connection, Engine, Update, bindparam, func, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import DELIVERIES, DeliveryEvent, DeliveryState, after, sources
@@ -40,6 +40,15 @@ class Due:
     attempts: int
     created_at: float
     urgent: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a destination accepted, and when; from then on its commitment may be asked for."""
+
+    id: int
+    status: str
+    at: float
 
 
 class Deliveries:
@@ -108,19 +117,20 @@ class Deliveries:
             )
 
     def sent(self, delivery_id: int, status: str, now: float) -> bool:
-        """`now` is also when its commitment may first be asked for."""
-        statement = _move(delivery_id, DeliveryEvent.ACCEPTED_BY_PEER).values(
-            sent_at=now,
-            next_try_at=now,
-            last_status=status,
-            last_error=None,
-            attempts=deliveries.c.attempts + 1,
-            lease_until=None,
-        )
+        """False when it was no longer PENDING."""
+        return self.sent_all([Taken(delivery_id, status, now)]) == 1
+
+    def sent_all(self, taken: Sequence[Taken]) -> int:
+        """In one transaction; those that are no longer PENDING stay as they are. Returns how many moved."""
+        moved = 0
         with writing(self._engine) as connection:
-            moved = connection.execute(statement).rowcount == 1
-            if moved and is_wanted(connection):
-                enqueue_sent(connection, _event(connection, delivery_id, now))
+            wanted = is_wanted(connection)
+            for one in taken:
+                values = {"delivery": one.id, "status": one.status, "now": one.at}
+                if connection.execute(_SENT, values).rowcount == 1:
+                    moved += 1
+                    if wanted:
+                        enqueue_sent(connection, _event(connection, one.id, one.at))
         return moved
 
     def failed(self, delivery_id: int, error: str, status: str, next_try_at: float) -> bool:
@@ -246,6 +256,20 @@ def move(event: DeliveryEvent) -> Update:
         .where(deliveries.c.state.in_(came_from))
         .values(state=DELIVERIES[came_from[0], event])
     )
+
+
+_SENT = (  # built once: it runs for every object
+    move(DeliveryEvent.ACCEPTED_BY_PEER)
+    .where(deliveries.c.id == bindparam("delivery"))
+    .values(
+        sent_at=bindparam("now"),
+        next_try_at=bindparam("now"),
+        last_status=bindparam("status"),
+        last_error=None,
+        attempts=deliveries.c.attempts + 1,
+        lease_until=None,
+    )
+)
 
 
 def _move(delivery_id: int, event: DeliveryEvent) -> Update:

@@ -91,6 +91,14 @@ class Queue:
         aged_waits = other is not None and other.since < aged_before
         return *found, found[1] is Turn.STAT and aged_waits
 
+    def is_empty(self) -> bool:
+        """No job waits for a worker, in a queue that is not paused."""
+        waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(1)
+        with reading(self._engine) as connection:
+            if pauses.is_paused(connection, pauses.QUEUE):
+                return False
+            return connection.execute(waiting).first() is None
+
     def to_ring(self, rung_before: float, now: float, rules: Rules, limit: int = 200) -> list[Ring]:
         """QUEUED jobs whose doorbell was not rung since then, or not yet as STAT; STAT and the oldest first.
 

@@ -39,6 +39,9 @@ from tests import factories
 class Silent:
     """A doorbell nobody hears."""
 
+    def prepare(self, series_uid: str, revision: int) -> None:
+        """A head start is asked for, and nobody has time."""
+
     def ring(self, job_id: int, stat: bool = False) -> None:
         pass
 

@@ -41,6 +41,9 @@ class Bell:
         self.rung: list[int] = []
         self.broken = False
 
+    def prepare(self, series_uid: str, revision: int) -> None:
+        """A head start is asked for, and nobody has time."""
+
     def ring(self, job_id: int, stat: bool = False) -> None:
         if self.broken:
             raise TransientError("broker: gone")

@@ -33,6 +33,9 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[int] = []
 
+    def prepare(self, series_uid: str, revision: int) -> None:
+        """A head start is asked for, and nobody has time."""
+
     def ring(self, job_id: int, stat: bool = False) -> None:
         self.rung.append(job_id)
 

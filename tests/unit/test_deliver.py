@@ -15,7 +15,7 @@ from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
 from node.scu import AssociationBroke, Outcome, Parcel
 from node.settings import Destination
 from node.spool import Spool
-from node.store.deliveries import Due
+from node.store.deliveries import Due, Taken
 
 PACS = Destination(name="pacs", ae_title="PACS", retry_base_s=5, retry_max_s=600, give_up_h=72)
 
@@ -63,8 +63,8 @@ class Rows:
         self.log.append(("hasten", destination))
         return 0
 
-    def sent(self, delivery_id: int, status: str, now: float) -> None:
-        self.log.append(("sent", delivery_id, status))
+    def sent_all(self, taken: Sequence[Taken]) -> None:
+        self.log += [("sent", one.id, one.status) for one in taken]
 
     def failed(self, delivery_id: int, error: str, status: str, next_try_at: float) -> None:
         self.log.append(("failed", delivery_id, status, next_try_at))

@@ -1,0 +1,211 @@
+"""How long a result takes: from the last C-STORE response to the SR in the PACS, step by step.
+
+`python -m tests.bench.arrival [--repeats 5] [--slices 32] [--rates 0 10] [--quiet-s 10]`. Two whole nodes
+stand side by side, one that does everything after a series is complete ("plain", `[ahead]` switched off) and
+one that works ahead, each with an Orthanc of its own. They get the same series in turn, so that what else the
+machine does hits both; judged are the ratios of pairs. A rate of 0 sends as fast as it goes; 10 is a scanner
+or PACS that sends 10 images a second. Four series that are not counted go first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.settings import load
+from node.store.records import Records, open_records
+from tests.peers import free_port
+from tests.raw_peer import RawPeer, store_pdus, stored
+from workers.demo import Orthanc, orthanc_executable
+from workers.phantom_series import SeriesLabels, write_series
+
+STEPS = ("complete", "taken", "analysed", "composed", "SR in the PACS", "all in the PACS")
+"""Moments of a study, each after the one before; the first counts from the last C-STORE response."""
+WORK = ("load", "classify", "segment", "explain", "measure")
+"""Of the analysis itself, as the findings tell."""
+WARM_UP = 4
+"""Series that are not counted: caches, imports, and what a node learns of a sender."""
+LONGEST_S = 240.0
+SWITCHES = {
+    "plain": "[ahead]\nhead_start = false\nsure_quiet_s = 0\n",
+    "ahead": "",
+}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds after the last C-STORE response, by step; and of the work, by its parts."""
+
+    steps: dict[str, float]
+    work: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that runs, and its records."""
+
+    port: int
+    records: Records
+
+
+@contextlib.contextmanager
+def running(folder: Path, quiet_s: float, switches: str, outputs: str) -> Iterator[Node]:
+    folder.mkdir()
+    port, web = free_port(), free_port()
+    pacs = Orthanc(str(orthanc_executable()), folder / "pacs")
+    config = folder / "ichnode.toml"
+    config.write_text(
+        f'data_dir = "{folder / "data"}"\n'
+        f"scp = {{ port = {port}, processes = 1 }}\nweb = {{ port = {web} }}\nspool = {{ reserve_mb = 64 }}\n"
+        f"completeness = {{ quiet_s = {quiet_s} }}\n{switches}\n"
+        f'[[destination]]\nname = "pacs"\nae_title = "ORTHANC"\nport = {pacs.port}\noutputs = {outputs}\n'
+    )
+    with (folder / "node.log").open("wb") as log:
+        command = [sys.executable, "-m", "node", "up", "--config", str(config)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _await(process, web, folder / "node.log")
+        records = open_records(load(config))
+        yield Node(port, records)
+        records.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        pacs.close()
+
+
+def _await(process: subprocess.Popen[bytes], web: int, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if b"ichnode is up" in log.read_bytes():
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{web}/healthz", timeout=5).close()
+                return
+        time.sleep(0.2)
+    raise SystemExit(f"the node did not start: {log.read_text()[-2000:]}")
+
+
+def send(node: Node, files: Sequence[Path], rate: float) -> float:
+    """One association, `rate` images a second; the moment of the last response, in UNIX seconds."""
+    images = [stored(path) for path in files]
+    peer = RawPeer(node.port, [(images[0].sop_class_uid, [images[0].transfer_syntax_uid])])
+    began = time.monotonic()
+    for number, one in enumerate(images):
+        if rate:
+            time.sleep(max(began + number / rate - time.monotonic(), 0))
+        peer.socket.sendall(store_pdus(one, number + 1, min(peer.longest, 131072)))
+        if peer.status() != 0:
+            raise SystemExit(f"image {number} was refused")
+    last = time.time()
+    peer.release()
+    return last
+
+
+def time_one(node: Node, files: Sequence[Path], rate: float, study_uid: str) -> Timed:
+    """Send a study and wait until all its objects are in the PACS."""
+    last = send(node, files, rate)
+    deadline = time.monotonic() + LONGEST_S
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = _finished(node.records, study_uid, last)
+        if found:
+            return found
+    raise SystemExit(f"no result of {study_uid} within {LONGEST_S} s")
+
+
+def _finished(records: Records, study_uid: str, last: float) -> Timed | None:
+    jobs = records.jobs.latest_of_study(study_uid)
+    if not jobs or jobs[0].findings is None or records.deliveries.waiting(jobs[0].id):
+        return None
+    row = next(row for row in records.views.jobs(50) if row["id"] == jobs[0].id)
+    sent = {d["output"]: d["sent_at"] for d in records.views.deliveries_of(jobs[0].id)}
+    if not sent:
+        return None
+    moments = (
+        row["created_at"], row["started_at"], row["analysed_at"], row["reported_at"], sent["sr"],
+        max(sent.values()),
+    )  # fmt: skip
+    return Timed(
+        dict(zip(STEPS, (moment - last for moment in moments), strict=True)), dict(jobs[0].findings.timings_s)
+    )
+
+
+def make_series(folder: Path, number: int, slices: int) -> tuple[list[Path], str]:
+    """A phantom head of its own study, every other one with a bleed; files and Study Instance UID."""
+    uid = f"2.25.{os.getpid()}{int(time.time())}{number}"
+    labels = SeriesLabels(patient_id=f"BENCH{number}", accession_number=f"A{number}", study_instance_uid=uid)
+    bleeds = ("intraparenchymal",) if number % 2 else ()
+    return write_series(folder / str(number), number, bleeds, labels=labels, slices=slices), uid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=32)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 10.0])
+    parser.add_argument("--quiet-s", type=float, default=10.0)
+    parser.add_argument("--only", nargs="+", choices=list(SWITCHES), default=list(SWITCHES))
+    parser.add_argument("--outputs", default='["sr", "seg", "sc"]')
+    parser.add_argument("--plain", default=SWITCHES["plain"], help="settings of the plain node, as TOML")
+    options = parser.parse_args()
+    SWITCHES["plain"] = options.plain
+    with tempfile.TemporaryDirectory(prefix="ichnode-arrival-") as place, contextlib.ExitStack() as stack:
+        folder = Path(place)
+        nodes = {
+            name: stack.enter_context(
+                running(folder / name, options.quiet_s, SWITCHES[name], options.outputs)
+            )
+            for name in options.only
+        }
+        number = 0
+        for number in range(WARM_UP):
+            files, uid = make_series(folder, number, options.slices)
+            for node in nodes.values():
+                time_one(node, files, 0.0, uid)
+        for rate in options.rates:
+            found: dict[str, list[Timed]] = {name: [] for name in nodes}
+            for turn in range(options.repeats):
+                number += 1
+                files, uid = make_series(folder, number, options.slices)
+                for name in sorted(nodes, reverse=bool(turn % 2)):
+                    found[name].append(time_one(nodes[name], files, rate, uid))
+            print_table(rate, options.slices, found)
+
+
+def print_table(rate: float, slices: int, found: dict[str, list[Timed]]) -> None:
+    """Medians (ranges); the last column is how many times sooner than the plain node, pair by pair."""
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    speed = f"{rate:g} images/s" if rate else "as fast as it goes"
+    print(f"\n{slices} slices, {speed}, {len(next(iter(found.values())))} pairs, load {load}")
+    print("| node | " + " | ".join(STEPS) + " | sooner (SR) |")
+    print("|---|" + "---|" * (len(STEPS) + 1))
+    for name, runs in found.items():
+        cells = []
+        for step in STEPS:
+            times = [run.steps[step] for run in runs]
+            cells.append(f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})")
+        pairs = zip(found.get("plain", runs), runs, strict=True)
+        ratios = [plain.steps["SR in the PACS"] / run.steps["SR in the PACS"] for plain, run in pairs]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        print(f"| {name} | " + " | ".join(cells) + f" | {ratio} |", flush=True)
+    for name, runs in found.items():
+        parts = {part: statistics.median(run.work.get(part, 0.0) for run in runs) for part in WORK}
+        print(
+            f"{name}, of the analysis: " + ", ".join(f"{part} {value:.2f} s" for part, value in parts.items())
+        )
+
+
+if __name__ == "__main__":
+    main()
