@@ -26,8 +26,6 @@ _PDV = struct.Struct(">IBB")
 MOST_RESPONSE_BYTES = 64 * 1024
 """A command set is some hundred bytes long; whoever sends more does not mean well."""
 MOST_BUFFERS = 512  # IOV_MAX is 1024 on Linux; less is as quick
-SMALLEST_PDV_BYTES = 1024
-"""A peer that takes shorter PDUs still gets these; none was ever seen."""
 
 Bytes = bytes | memoryview
 
@@ -43,7 +41,8 @@ class Requestor:
         self._connection = connection
         self._silence_s = silence_s
         self._stream = Stream(connection, lambda: None)
-        self._longest = SMALLEST_PDV_BYTES
+        self._longest = 2
+        """Bytes of a presentation data value, an even number, that fit into the PDUs the peer takes."""
         self._command = bytearray()
         self.is_established = False
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else small PDUs wait some 40 ms
@@ -61,20 +60,15 @@ class Requestor:
                 raise InvalidPdu(f"PDU type 0x{kind:02X} in answer to a request for an association")
             accepted = read_accept(body)
         most = min(accepted.maximum_length or LONGEST_PDU_BYTES, LONGEST_PDU_BYTES) - _PDV.size
-        self._longest = max(most & ~1, SMALLEST_PDV_BYTES)
+        self._longest = max(most & ~1, 2)
         self.is_established = True
         return accepted
 
     def send(self, context_id: int, command: bytes, pieces: Iterator[tuple[Bytes, bool]] | None) -> None:
         """A command, and its data set in `pieces`, of which the last says so. Raises Over."""
-        waiting: list[Bytes] = [self._head(context_id, len(command), COMMAND | LAST), command]
+        waiting = list(self._pdus(context_id, COMMAND, command, True))
         for piece, is_last in pieces or ():
-            view, size = memoryview(piece), len(piece)
-            for at in range(0, max(size, 1), self._longest):
-                part = view[at : at + self._longest]
-                control = LAST if is_last and at + self._longest >= size else 0
-                waiting += (self._head(context_id, len(part), control), part)
-            self._send(waiting)
+            self._send([*waiting, *self._pdus(context_id, 0, piece, is_last)])
             waiting = []
         if waiting:
             self._send(waiting)
@@ -117,8 +111,14 @@ class Requestor:
         with contextlib.suppress(OSError):
             self._connection.close()
 
-    def _head(self, context_id: int, size: int, control: int) -> bytes:
-        return _PDV_ALONE.pack(pdu.P_DATA_TF, size + 6, size + 2, context_id, control)
+    def _pdus(self, context_id: int, control: int, piece: Bytes, is_last: bool) -> Iterator[Bytes]:
+        """Of one presentation data value each, none longer than the peer takes (PS3.8 9.3.5)."""
+        view, size = memoryview(piece), len(piece)
+        for at in range(0, max(size, 1), self._longest):
+            part = view[at : at + self._longest]
+            last = LAST if is_last and at + self._longest >= size else 0
+            yield _PDV_ALONE.pack(pdu.P_DATA_TF, len(part) + 6, len(part) + 2, context_id, control | last)
+            yield part
 
     def _take(self, body: bytes) -> bool:
         """The PDVs of one P-DATA-TF (PS3.8 9.3.5); True once a command set is whole."""

@@ -227,7 +227,7 @@ def test_the_association_policies() -> None:
         "Largest PDU taken as initiator": str(peer.max_pdu_bytes),
         "Associations at a time, as acceptor": processes,
         "Associations at a time, as initiator": "1 for each destination, 1 for all archives",
-        "Outstanding operations": "1",
+        "Outstanding operations": "1, unless a destination's settings and the peer agree on more",
         "Silence before an association is aborted, as acceptor": f"{usual.timeout_s:g} s",
         "Time to connect, as initiator": f"{scu.CONNECTION_TIMEOUT_S} s",
         "Time for a response, as initiator": f"{scu.RESPONSE_TIMEOUT_S} s",
