@@ -5,9 +5,9 @@ Judges no value.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
@@ -23,18 +23,24 @@ _VERSION = struct.pack("<HH2sHI2s", 2, 0x0001, b"OB", 0, 2, b"\x00\x01")
 
 def file_head(announced: Announced) -> bytes:
     """What stands before the data set."""
-    meta = b"".join(
+    sop_class = _element(0x0002, b"UI", announced.sop_class_uid)
+    sop_instance = _element(0x0003, b"UI", announced.sop_instance_uid)
+    way = _way(announced.transfer_syntax_uid, announced.calling_ae)
+    meta = _VERSION + sop_class + sop_instance + way
+    return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta)) + meta
+
+
+@lru_cache(64)
+def _way(transfer_syntax_uid: str, calling_ae: str) -> bytes:
+    """What is the same for all that comes over one association."""
+    return b"".join(
         (
-            _VERSION,
-            _element(0x0002, b"UI", announced.sop_class_uid),
-            _element(0x0003, b"UI", announced.sop_instance_uid),
-            _element(0x0010, b"UI", announced.transfer_syntax_uid),
+            _element(0x0010, b"UI", transfer_syntax_uid),
             _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
             _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _element(0x0016, b"AE", announced.calling_ae[:16]),
+            _element(0x0016, b"AE", calling_ae[:16]),
         )
     )
-    return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta)) + meta
 
 
 def _element(number: int, vr: bytes, text: str) -> bytes:
@@ -78,12 +84,3 @@ def read_head(file: Path) -> FileHead:
         raise InvalidDicomError("the file meta information is cut short, or names no transfer syntax")
     uids = (found.get(0x0002, ""), found.get(0x0003, ""), found[0x0010])
     return FileHead(*uids, META_LENGTH_AT + 4 + length)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of the data set in a file that the intake wrote, as it is recorded."""
-    with file.open("rb") as stream:
-        stream.seek(META_LENGTH_AT)
-        (length,) = struct.unpack("<I", stream.read(4))
-        stream.seek(META_LENGTH_AT + 4 + length)
-        return hashlib.file_digest(stream, "sha256").hexdigest()

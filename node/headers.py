@@ -20,6 +20,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 from node.domain.acquisition import Acquisition
@@ -44,10 +45,19 @@ _TAGS = {keyword: tag_for_keyword(keyword) or 0 for keyword in (*_KEYWORDS, *_OF
 HEADER_TAGS = [_TAGS[keyword] for keyword in _KEYWORDS]
 """What `read_instance` reads; pass to `dcmread(specific_tags=…)` to read no more than is needed."""
 
+_BASE_TAGS = {tag: BaseTag(tag) for tag in _TAGS.values()}
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _IMPLICIT = {_TAGS["Rows"]: "US", _TAGS["Columns"]: "US", _TAGS["TemporalPositionIndex"]: "UL"}
 _DELIMITERS = TEXT_VR_DELIMS | PN_DELIMS
 _PER_FRAME = [field.name for field in fields(Frame)]
+
+Elements = dict[int, tuple[bytes, bytes]]
+"""Of a plain image in Little Endian: VR (empty where it is implicit) and value, as they came, by tag."""
+_OF_A_SLICE = frozenset(
+    _TAGS[name] for name in ("SOPInstanceUID", "InstanceNumber", "AcquisitionNumber", "ImagePositionPatient")
+)
+_TO_READ_A_SLICE = _OF_A_SLICE | {_TAGS["SpecificCharacterSet"]}
+MOST_REMEMBERED = 64
 
 
 def read_instance(source: str | Path | BinaryIO) -> Instance:
@@ -69,6 +79,45 @@ def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
     return _with_frames(own, [_instance_of(header, transfer_syntax_uid) for header in frame_headers(ds)])
 
 
+def raw_elements(elements: Elements) -> dict[int, RawDataElement]:
+    """As pydicom holds elements that it has not looked at yet."""
+    return {
+        tag: RawDataElement(_BASE_TAGS[tag], vr.decode() or None, len(value), value, 0, not vr, True)
+        for tag, (vr, value) in elements.items()
+    }
+
+
+class SeriesHeaders:
+    """Headers of slices, of which each says nearly all that the one before it in its series said.
+
+    Gives what `instance_of` gives, and remembers the latest header of some series. Any thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[bytes, tuple[Elements, Instance]] = {}
+
+    def instance_of(self, elements: Elements, transfer_syntax_uid: str) -> Instance:
+        """Raises PermanentError HEADER_INCOMPLETE without the four UIDs."""
+        key = elements.get(_TAGS["SeriesInstanceUID"], (b"", b""))[1]
+        of_series = {tag: element for tag, element in elements.items() if tag not in _OF_A_SLICE}
+        known, latest = self._latest.get(key, ({}, None))
+        if latest is not None and known == of_series and latest.transfer_syntax_uid == transfer_syntax_uid:
+            own = {tag: elements[tag] for tag in _TO_READ_A_SLICE if tag in elements}
+            return latest.slice_alike(**_of_a_slice(_Header(_Raw(raw_elements(own)))))
+        instance = _instance_of(_Raw(raw_elements(elements)), transfer_syntax_uid)
+        if len(self._latest) >= MOST_REMEMBERED:
+            self._latest = {}
+        self._latest[key] = (of_series, instance)
+        return instance
+
+
+class _Raw(dict[int, RawDataElement]):
+    """So much of a Dataset as `_Header` needs, without its price."""
+
+    def get_item(self, tag: int) -> RawDataElement | None:
+        return self.get(tag)
+
+
 def _with_frames(own: Instance, frames: list[Instance]) -> Instance:
     """The object with what all its frames have in common, and each frame with the rest."""
     if not frames:
@@ -82,11 +131,21 @@ def _with_frames(own: Instance, frames: list[Instance]) -> Instance:
     return replace(own, **blank, **common, per_frame=tuple(Frame(**own_rest) for own_rest in rest))
 
 
-def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
+def _of_a_slice(header: _Header) -> dict[str, Any]:
+    """What differs from slice to slice of a series (`_OF_A_SLICE`)."""
+    return {
+        "sop_instance_uid": header.required("SOPInstanceUID"),
+        "instance_number": header.integer("InstanceNumber"),
+        "acquisition_number": header.integer("AcquisitionNumber"),
+        "position": header.vector("ImagePositionPatient", 3),
+    }
+
+
+def _instance_of(ds: Dataset | _Raw, transfer_syntax_uid: str) -> Instance:
     header = _Header(ds)
     slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
     return Instance(
-        sop_instance_uid=header.required("SOPInstanceUID"),
+        **_of_a_slice(header),
         sop_class_uid=header.required("SOPClassUID"),
         series_instance_uid=header.required("SeriesInstanceUID"),
         study_instance_uid=header.required("StudyInstanceUID"),
@@ -102,12 +161,9 @@ def _instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         kernel=header.text("ConvolutionKernel"),
         contrast_agent=header.text("ContrastBolusAgent") or header.meaning("ContrastBolusAgentSequence"),
         series_number=header.integer("SeriesNumber"),
-        instance_number=header.integer("InstanceNumber"),
-        acquisition_number=header.integer("AcquisitionNumber"),
         rows=header.integer("Rows"),
         columns=header.integer("Columns"),
         frames=max(header.integer("NumberOfFrames") or 1, 1),
-        position=header.vector("ImagePositionPatient", 3),
         orientation=_orientation(header.vector("ImageOrientationPatient", 6)),
         pixel_spacing=_positive(header.vector("PixelSpacing", 2)),
         slice_thickness=header.number("SliceThickness"),
@@ -144,7 +200,7 @@ def acquisition_of(ds: Dataset) -> Acquisition:
 class _Header:
     """Tolerant access by keyword to one Dataset, without converting (or caching) its raw elements."""
 
-    def __init__(self, ds: Dataset) -> None:
+    def __init__(self, ds: Dataset | _Raw) -> None:
         self._ds = ds
         self._encodings: list[str] | None = None
 

@@ -20,7 +20,8 @@ from pydicom.uid import UID
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.filemeta import file_head
-from node.headers import instance_of
+from node.fingerprint import fingerprint, is_repeated, recorded
+from node.headers import SeriesHeaders
 from node.recorder import Recorder
 from node.settings import Scp
 from node.skim import skim
@@ -76,6 +77,7 @@ class Intake:
         self.records = records
         self.clock = clock
         self.limits = limits or Scp()
+        self.headers = SeriesHeaders()
         self.recorder = Recorder(records.arrivals, clock, self.limits.max_series_instances)
 
     def begin(self, announced: Announced) -> Arrival:
@@ -96,7 +98,8 @@ class Arrival:
         self.announced = announced
         self._intake, self._spool, self._arrivals = intake, intake.spool, intake.records.arrivals
         self._head = file_head(announced)
-        self._digest = hashlib.sha256()
+        self._fingerprint = fingerprint()
+        self._digest: hashlib._Hash | None = None
         self.size_bytes = 0
         self._first = bytearray()
         self._part: Part | None = None
@@ -104,6 +107,8 @@ class Arrival:
         self._trouble: PermanentError | TransientError | None = None
         try:
             self._known = self._arrivals.known(announced.sop_instance_uid)
+            if self._known.file is not None:  # it may be the same again, which is to be known for certain
+                self._digest = hashlib.sha256()
             if not self._known.own:
                 self._spool.check_room()
                 self._part = self._spool.part()
@@ -119,7 +124,9 @@ class Arrival:
         """The next bytes of the data set. Raises nothing: the answer waits for the end."""
         before = self.size_bytes
         for piece in pieces:
-            self._digest.update(piece)
+            self._fingerprint.update(piece)
+            if self._digest is not None:
+                self._digest.update(piece)
             self.size_bytes += len(piece)
             if len(self._first) < FIRST_BYTES:
                 self._first += piece[:FIRST_BYTES]
@@ -196,7 +203,7 @@ class Arrival:
         if skimmed is None:
             with part.stream() as stream:
                 return understood(self.announced, stream, len(self._head), most_bytes)
-        instance = instance_of(skimmed.header, syntax)
+        instance = self._intake.headers.instance_of(skimmed.elements, syntax)
         require_announced(self.announced, instance)
         with part.stream() if skimmed.pixels_length == UNDEFINED_LENGTH else BytesIO() as stream:
             at, size = len(self._head) + skimmed.pixels_at, len(self._head) + self.size_bytes
@@ -207,14 +214,21 @@ class Arrival:
         """Where the instance will lie: a name that was never used before."""
         uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
         path = self._spool.instance_path(*uids, tag=os.urandom(4).hex())
-        return StoredFile(path, len(self._head) + self.size_bytes, self._digest.hexdigest())
+        return StoredFile(path, len(self._head) + self.size_bytes, recorded(self._fingerprint))
 
     def _is_held(self) -> bool:
         """Whether the very same bytes lie here already, so that no room is needed for them."""
         file, uid = self._known.file, self.announced.sop_instance_uid
-        if file is None or file.sha256 != self._digest.hexdigest() or self._spool.size(file.path) is None:
+        if file is None or not self._is_repeated(file) or self._spool.size(file.path) is None:
             return False
         return self._arrivals.brought_again(uid, file.path, self.announced.association_id)
+
+    def _is_repeated(self, file: StoredFile) -> bool:
+        """Whether what came is, byte for byte, what is recorded with `file`."""
+        digest = self._digest.hexdigest() if self._digest else ""
+        return is_repeated(
+            file.fingerprint, self._spool.absolute(file.path), recorded(self._fingerprint), digest
+        )
 
     def _here_already(self, instance: Instance, file: StoredFile, part: Part) -> bool:
         """Whether the instance is recorded and its file is there. Raises PermanentError for a conflict."""
@@ -222,7 +236,7 @@ class Arrival:
         if known.file is None or known.header is None:
             return False
         self._require_same_series(instance)
-        if repetition(known.header, known.file.sha256, instance, file) is None:
+        if repetition(known.header, self._is_repeated(known.file), instance) is None:
             return False
         if self._spool.size(known.file.path) is None:
             log.error("the file of %s was lost; it is written anew", instance.sop_instance_uid)

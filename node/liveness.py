@@ -24,8 +24,17 @@ _NAME = re.compile(r".+:[0-9a-f]{8}:([0-9a-f]+):([1-9][0-9]*)", re.ASCII)
 
 def process_name(pid: int | None = None) -> str:
     """host:namespace:start:pid, at most 64 characters; the host's name is cut where it is longer."""
-    pid = pid or os.getpid()
+    if pid is None or pid == os.getpid():
+        return _own_name()
     return _named(started(pid), pid)
+
+
+@cache
+def _own_name() -> str:
+    return _named(started(os.getpid()), os.getpid())
+
+
+os.register_at_fork(after_in_child=_own_name.cache_clear)
 
 
 def started(pid: int) -> int:

@@ -49,6 +49,8 @@ from node.wholeness import Announced
 log = logging.getLogger(__name__)
 
 STOP_WITHIN_S = 2.0
+WAIT_S, MOST_WAIT_S = 0.002, 0.02
+"""For each association that this process has, before it takes another: one that has fewer comes first."""
 
 
 class Receiver:
@@ -102,6 +104,7 @@ class Receiver:
         poller.register(listening, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
         while not any(descriptor == self._wake for descriptor, _ in poller.poll()):
+            time.sleep(min(len(self._threads) * WAIT_S, MOST_WAIT_S))
             try:
                 connection, _ = listening.accept()
             except OSError as error:  # another process was quicker, or there are no descriptors left

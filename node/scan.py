@@ -20,7 +20,7 @@ from pathlib import Path
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
 from node.domain.lifecycle import JobState
-from node.filemeta import file_digest
+from node.fingerprint import file_digest, file_fingerprint, is_repeated
 from node.headers import read_instance
 from node.liveness import process_name
 from node.spool import INCOMING, OUTGOING, PART, RESULTS, Spool
@@ -103,7 +103,7 @@ class Scan:
         try:
             instance = read_instance(file)
             check_recordable(instance)
-            found = StoredFile(path, file.stat().st_size, file_digest(file))
+            found = StoredFile(path, file.stat().st_size, file_fingerprint(file))
             return self._adopt(instance, found)
         except FileNotFoundError:
             return None
@@ -125,13 +125,17 @@ class Scan:
             return Fate.DUPLICATE
         if known.file.path == found.path:  # recorded since the batch was asked for
             return Fate.RECORDED
-        if known.file.sha256 != found.sha256:
+        if not self._is_twin(known.file, found):
             return Fate.KEPT
         if self._spool.size(known.file.path) is None:
             self._records.keeping.repoint(uid, known.file.path, found.path)
             return Fate.ADOPTED
         self._spool.remove(found.path)
         return Fate.DUPLICATE
+
+    def _is_twin(self, known: StoredFile, found: StoredFile) -> bool:
+        digest = file_digest(self._spool.absolute(found.path))
+        return is_repeated(known.fingerprint, self._spool.absolute(known.path), found.fingerprint, digest)
 
     def _recovered(self) -> str:
         """The association that stands for those a crash cut off: nobody knows whether all was sent."""

@@ -7,15 +7,15 @@ sequences among the wanted elements, VRs it does not know, elements out of order
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
-from node.headers import HEADER_TAGS
+from node.headers import HEADER_TAGS, Elements, raw_elements
 
 PIXEL_DATA, FLOAT_PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009)
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -24,24 +24,32 @@ FIRST = 0x00080001
 """Below lie command and file meta elements, and group 0008's own length; none begins a data set here."""
 DEEPEST = 8
 _NUMBER_OF_FRAMES = 0x00280008
-_WANTED = {int(tag): BaseTag(tag) for tag in HEADER_TAGS}
-_SEQUENCES = frozenset(tag for tag in _WANTED if dictionary_VR(tag) == "SQ")
+_FIRST_PIXELS = min(PIXEL_DATA, *FLOAT_PIXELS)
+_WANTED = frozenset(map(int, HEADER_TAGS))
+_UNUSUAL = frozenset(tag for tag in _WANTED if dictionary_VR(tag) == "SQ") | {_NUMBER_OF_FRAMES}
 _LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
 _SHORT = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO")) | frozenset(
     (b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
 )
+_VRS = _SHORT | _LONG
 _TAG_LENGTH = struct.Struct("<HHI")
 _EXPLICIT = struct.Struct("<HH2sH")
 _LENGTH = struct.Struct("<I")
+Reader = Callable[[bytes, int], tuple[int, bytes, int, int]]
 
 
 @dataclass(frozen=True)
 class Skimmed:
-    """The wanted elements, raw, and where the value of Pixel Data begins in the data set, with its length."""
+    """The wanted elements, and where the value of Pixel Data begins in the data set, with its length."""
 
-    header: Dataset
+    elements: Elements
     pixels_at: int
     pixels_length: int
+
+    @property
+    def header(self) -> Dataset:
+        """The elements as pydicom holds those that it has not looked at yet."""
+        return Dataset({BaseTag(tag): element for tag, element in raw_elements(self.elements).items()})
 
 
 class _Unusual(Exception):
@@ -53,52 +61,51 @@ def skim(data: bytes, syntax: UID) -> Skimmed | None:
     if not syntax.is_little_endian or syntax.is_deflated:
         return None
     try:
-        return _skim(data, bool(syntax.is_implicit_VR))
+        if syntax.is_implicit_VR:
+            if data[4:6] in _VRS:
+                return None  # explicit after all
+            return _skim(data, True, _implicit)
+        return _skim(data, False, _explicit)
     except (_Unusual, struct.error):
         return None
 
 
-def _skim(data: bytes, is_implicit: bool) -> Skimmed:
-    found: dict[BaseTag, DataElement | RawDataElement] = {}
+def _skim(data: bytes, is_implicit: bool, element: Reader) -> Skimmed:
+    found: Elements = {}
     at, last = 0, FIRST - 1
-    if is_implicit and data[4:6] in _SHORT | _LONG:
-        raise _Unusual  # explicit after all
+    wanted, most = _WANTED, min(len(data), UNDEFINED - 1)
     while True:
-        tag, vr, length, at = _element(data, at, is_implicit)
-        if tag <= last:
-            raise _Unusual
+        tag, vr, length, at = element(data, at)
+        if tag <= last or tag >= _FIRST_PIXELS:
+            if tag != PIXEL_DATA or tag <= last:
+                raise _Unusual
+            return Skimmed(found, at, length)
         last = tag
-        if tag == PIXEL_DATA:
-            return Skimmed(Dataset(found), at, length)
-        if tag > PIXEL_DATA or tag in FLOAT_PIXELS or tag == _NUMBER_OF_FRAMES:
-            raise _Unusual
-        wanted = _WANTED.get(tag)
-        if length == UNDEFINED:
-            if wanted is not None or vr not in (None, "SQ"):
-                raise _Unusual
-            at = _behind_items(data, at, is_implicit, DEEPEST)
-            continue
         end = at + length
-        if end > len(data):
-            raise _Unusual
-        if wanted is not None:
-            if tag in _SEQUENCES and length:
+        if tag in wanted:
+            if end > most or (tag in _UNUSUAL and (length or tag == _NUMBER_OF_FRAMES)):
                 raise _Unusual
-            found[wanted] = RawDataElement(wanted, vr, length, data[at:end], at, is_implicit, True)
+            found[tag] = (vr, data[at:end])
+        elif end > most:
+            if length != UNDEFINED or vr not in (b"", b"SQ"):
+                raise _Unusual
+            end = _behind_items(data, at, is_implicit, DEEPEST)
         at = end
 
 
-def _element(data: bytes, at: int, is_implicit: bool) -> tuple[int, str | None, int, int]:
+def _explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
     """(tag, VR, length, where the value begins)."""
-    if is_implicit:
-        group, element, length = _TAG_LENGTH.unpack_from(data, at)
-        return group << 16 | element, None, length, at + 8
-    group, element, vr, length = _EXPLICIT.unpack_from(data, at)
+    group, number, vr, length = _EXPLICIT.unpack_from(data, at)
     if vr in _SHORT:
-        return group << 16 | element, vr.decode(), length, at + 8
+        return group << 16 | number, vr, length, at + 8
     if vr not in _LONG:
         raise _Unusual
-    return group << 16 | element, vr.decode(), _LENGTH.unpack_from(data, at + 8)[0], at + 12
+    return group << 16 | number, vr, _LENGTH.unpack_from(data, at + 8)[0], at + 12
+
+
+def _implicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
+    group, number, length = _TAG_LENGTH.unpack_from(data, at)
+    return group << 16 | number, b"", length, at + 8
 
 
 def _behind_items(data: bytes, at: int, is_implicit: bool, depth: int) -> int:
@@ -122,12 +129,12 @@ def _behind_elements(data: bytes, at: int, end: int | None, is_implicit: bool, d
         group, element, length = _TAG_LENGTH.unpack_from(data, at)
         if end is None and group << 16 | element == ITEM_END and length == 0:
             return at + 8
-        tag, vr, length, at = _element(data, at, is_implicit)
+        tag, vr, length, at = (_implicit if is_implicit else _explicit)(data, at)
         if tag >= ITEM or (end is not None and at > end):
             raise _Unusual
         if length != UNDEFINED:
             at += length
-        elif vr in (None, "SQ"):
+        elif vr in (b"", b"SQ"):
             at = _behind_items(data, at, is_implicit, depth)
         else:
             raise _Unusual

@@ -97,17 +97,17 @@ class Spool:
         with self.no_room_is_spool_full():
             temporary = final.with_name(_passing_name())
             try:
-                descriptor = self.create(temporary)
+                descriptor = self.create(str(temporary))
                 try:
                     _write_all(descriptor, parts)
                     os.fdatasync(descriptor)
                 finally:
                     os.close(descriptor)
-                temporary.rename(final)
+                os.rename(temporary, final)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(final.parent)
+            _sync_folder(str(final.parent))
 
     def part(self) -> Part:
         """A file that grows while it is received. Raises SpoolFull when there is no room."""
@@ -147,29 +147,37 @@ class Spool:
                     count += 1
         return count
 
-    def create(self, file: Path) -> int:
+    def create(self, file: str) -> int:
         """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
         for _ in range(FOLDER_RACES):
-            with suppress(FileNotFoundError):
-                self._make_folder(file.parent)
+            try:
                 return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        raise TransientError(f"{file.parent}: others keep removing this folder")
+            except FileNotFoundError:
+                self._make_folder(os.path.dirname(file))
+        raise TransientError(f"{os.path.dirname(file)}: others keep removing this folder")
 
-    def rename(self, file: Path, final: Path) -> None:
+    def rename(self, file: str, final: str) -> None:
         """Into a folder that is made where it is missing, and that others may take away meanwhile."""
         for _ in range(FOLDER_RACES):
-            with suppress(FileNotFoundError):
-                self._make_folder(final.parent)
-                file.rename(final)
+            try:
+                os.rename(file, final)
                 return
-        raise TransientError(f"{final.parent}: others keep removing this folder")
+            except FileNotFoundError:
+                self._make_folder(os.path.dirname(final))
+        raise TransientError(f"{os.path.dirname(final)}: others keep removing this folder")
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
+    def _make_folder(self, folder: str) -> None:
+        if not folder or os.path.isdir(folder):  # none: the working directory
             return
-        self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True, mode=0o750)
-        _sync_folder(folder.parent)
+        above = os.path.dirname(folder)
+        for _ in range(FOLDER_RACES):
+            self._make_folder(above)
+            with suppress(FileNotFoundError, FileExistsError):  # others make it, or take away what is above
+                os.mkdir(folder, 0o750)
+            if os.path.isdir(folder):
+                _sync_folder(above)
+                return
+        raise TransientError(f"{folder}: others keep removing what is above")
 
     @contextmanager
     def no_room_is_spool_full(self) -> Iterator[None]:
@@ -190,7 +198,7 @@ class Part:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._file = spool.absolute(INCOMING) / _passing_name()
+        self._file = f"{spool.root}/{INCOMING}/{_passing_name()}"
         with spool.no_room_is_spool_full():
             self._descriptor = spool.create(self._file)
 
@@ -201,11 +209,11 @@ class Part:
 
     def stream(self) -> BinaryIO:
         """To read what was written so far; to be closed by the caller."""
-        return self._file.open("rb")
+        return open(self._file, "rb")
 
     def keep(self, path: str) -> None:
         """It is at `path`, and survives a power cut, once this returns. An existing file is replaced."""
-        final = self._spool.absolute(path)
+        final = f"{self._spool.root}/{path}"
         with self._spool.no_room_is_spool_full():
             try:
                 os.fdatasync(self._descriptor)
@@ -214,12 +222,13 @@ class Part:
                 self.drop()
                 raise
             self._close()
-            _sync_folder(final.parent)
+            _sync_folder(os.path.dirname(final))
 
     def drop(self) -> None:
         """Nothing of it remains."""
         self._close()
-        self._file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._file)
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -232,7 +241,7 @@ def _passing_name() -> str:
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
     while views:
         written = os.writev(descriptor, views[:IOV_MAX])
         while views and written >= views[0].nbytes:
@@ -241,7 +250,7 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             views[0] = views[0][written:]
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -9,7 +9,13 @@ from __future__ import annotations
 from enum import Enum
 
 
-class State(Enum):
+class _Constant(Enum):
+    """Looked up for every PDU: hashed by identity, not by the text of its name."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Constant):
     """PS3.8 9.2.2."""
 
     IDLE = "Sta1"
@@ -20,7 +26,7 @@ class State(Enum):
     AWAITING_CLOSE = "Sta13"
 
 
-class Event(Enum):
+class Event(_Constant):
     """PS3.8 9.2.3."""
 
     ASSOCIATE_AC = "Evt3"
@@ -41,7 +47,7 @@ class Event(Enum):
     INVALID = "Evt19"  # a PDU that is unknown or cannot be read
 
 
-class Action(Enum):
+class Action(_Constant):
     """PS3.8 9.2.1."""
 
     START_ARTIM = "AE-5"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 BUFFER_BYTES = 256 * 1024
 """As much as stays in a core's cache while it is hashed and written."""
+SLACK_S = 0.1
+"""By so much a peer may be later than its deadline."""
 
 
 class ConnectionOver(Exception):
@@ -30,14 +32,16 @@ class Stream:
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self._limit_s = -1.0
         self.deadline = 0.0
         """Of time.monotonic()."""
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes. Raises ConnectionOver or PeerTooSlow."""
-        if self._end - self._start >= count:
-            self._start += count
-            return bytes(self._view[self._start - count : self._start])
+        start, end = self._start, self._start + count
+        if end <= self._end:
+            self._start = end
+            return bytes(self._buffer[start:end])
         return b"".join(self.pieces(count, copied=True))
 
     def pieces(self, count: int, copied: bool = False) -> Iterator[memoryview | bytes]:
@@ -53,7 +57,7 @@ class Stream:
     def send(self, data: bytes) -> None:
         """All of it before the deadline. Raises ConnectionOver or PeerTooSlow."""
         try:
-            self._connection.settimeout(self._left_s())
+            self._limit(self._left_s())
             self._connection.sendall(data)
         except TimeoutError as error:
             raise PeerTooSlow from error
@@ -71,7 +75,7 @@ class Stream:
         self._before_refill()
         self._start = self._end = 0
         try:
-            self._connection.settimeout(self._left_s())
+            self._limit(self._left_s())
             count = self._connection.recv_into(self._view)
         except TimeoutError as error:
             raise PeerTooSlow from error
@@ -80,6 +84,12 @@ class Stream:
         if not count:
             raise ConnectionOver
         self._end = count
+
+    def _limit(self, left_s: float) -> None:
+        """Of the next call. A limit that is about right stays: setting it costs a system call."""
+        if not left_s <= self._limit_s <= left_s + SLACK_S:
+            self._connection.settimeout(left_s)
+            self._limit_s = left_s
 
     def _left_s(self) -> float:
         if (left_s := self.deadline - time.monotonic()) <= 0:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import (
@@ -15,15 +18,14 @@ from sqlalchemy import (
     Row,
     String,
     Table,
-    Update,
     bindparam,
     case,
     func,
     insert,
+    or_,
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
@@ -32,6 +34,7 @@ from node.store.audit_queue import Event, enqueue, is_wanted
 from node.store.engine import insert_if_absent, reading, swift_engine, writing
 from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
+from node.store.swift import Refused, Run, Swift
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
 
 RACES = 5
@@ -42,6 +45,12 @@ RACES = 5
 _INSTANCE = select(instances).where(instances.c.sop_instance_uid == bindparam("uid"))
 _OWN_OBJECT = select(objects.c.job_id).where(
     objects.c.sop_instance_uid == bindparam("uid"), objects.c.output != SOURCE
+)
+_IS_KNOWN = select(
+    or_(
+        select(instances.c.sop_instance_uid).where(instances.c.sop_instance_uid == bindparam("uid")).exists(),
+        select(objects.c.job_id).where(objects.c.sop_instance_uid == bindparam("uid")).exists(),
+    )
 )
 _INSERT_INSTANCE = insert(instances)
 _COUNT_MORE = (
@@ -73,7 +82,8 @@ class StoredFile:
 
     path: str
     size_bytes: int
-    sha256: str
+    fingerprint: str
+    """Of its data set (node.fingerprint); the column is named after what earlier versions recorded."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,9 @@ class Known:
     file: StoredFile | None
     series_instance_uid: str
     header: Instance | None
+
+
+UNKNOWN = Known(False, None, "", None)
 
 
 @dataclass(frozen=True)
@@ -103,11 +116,20 @@ class _RacedError(Exception):
 class Arrivals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._swift: Engine | None = None
+        self._unsynced: Engine | None = None
+        self._making = Lock()
 
     def close(self) -> None:
-        if self._swift is not None:
-            self._swift.dispose()
+        if self._unsynced is not None:
+            self._unsynced.dispose()
+
+    @cached_property
+    def _swift(self) -> Swift:
+        """Made when it is first needed: only those who receive do."""
+        with self._making:
+            if self._unsynced is None:
+                self._unsynced = swift_engine(self._engine)
+            return Swift(self._unsynced)
 
     def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:
         """`peer` is (calling AE title, address)."""
@@ -133,7 +155,10 @@ class Arrivals:
                 _close(connection, name, "aborted", now)
 
     def known(self, sop_instance_uid: str) -> Known:
-        """One look at what is there under a SOP Instance UID."""
+        """One look at what is there under a SOP Instance UID: nothing, nearly always."""
+        is_known = self._swift.first(_IS_KNOWN, {"uid": sop_instance_uid})
+        if is_known is not None and not is_known[0]:
+            return UNKNOWN
         with reading(self._engine) as connection:
             row = _instance_row(connection, sop_instance_uid)
             if row is None:
@@ -174,21 +199,23 @@ class Arrivals:
         On SQLite the last of these may be lost with the power, but not the files: the scan at the next
         start records those again.
         """
-        if self._swift is None:
-            self._swift = swift_engine(self._engine)
         rows = [_instance_values(n.instance, n.file, n.association_id, now) for n in news]
         of_series = Counter(new.instance.series_instance_uid for new in news)
-        counts = [{"uid": uid, "more": more} for uid, more in sorted(of_series.items())]
-        seen = [{"uid": uid} for uid in sorted({new.instance.study_instance_uid for new in news})]
-        common = {"now": now, "most": most_in_series}
+        of_study = sorted({new.instance.study_instance_uid for new in news})
+        bounds = {"now": now, "most": most_in_series}
+
+        def all_of_them(run: Run) -> bool:
+            for uid, more in sorted(of_series.items()):  # in one order everywhere: no two wait for each other
+                _expect_one(run(_COUNT_MORE, {"uid": uid, "more": more, **bounds}))
+            for uid in of_study:
+                _expect_one(run(_SEE_STUDY, {"uid": uid, "now": now}))
+            run.many(_INSERT_INSTANCE, [row | {"header": json.dumps(row["header"])} for row in rows])
+            return True
+
         try:
-            with writing(self._swift) as connection:
-                _expect(connection, _COUNT_MORE, [row | common for row in counts])
-                _expect(connection, _SEE_STUDY, [row | {"now": now} for row in seen])
-                connection.execute(_INSERT_INSTANCE, rows)
-        except (_RacedError, IntegrityError):
+            return self._swift.transaction(all_of_them)
+        except (_RacedError, Refused):
             return False
-        return True
 
     def _record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
         uid = instance.sop_instance_uid
@@ -196,7 +223,9 @@ class Arrivals:
             row = _instance_row(connection, uid)
             if row is not None:
                 require_same_series(uid, row.series_instance_uid, instance.series_instance_uid)
-            again = repetition(Instance.from_json(row.header), row.sha256, instance, file) if row else None
+            again = None
+            if row is not None:
+                again = repetition(Instance.from_json(row.header), row.sha256 == file.fingerprint, instance)
             if row is not None and again is not None:
                 if not _brought_again(connection, uid, row.path, association_id):
                     raise _RacedError
@@ -285,9 +314,9 @@ def require_same_series(sop_uid: str, known: str, came: str) -> None:
         )
 
 
-def repetition(known: Instance, sha256: str, instance: Instance, file: StoredFile) -> Recorded | None:
+def repetition(known: Instance, same_bytes: bool, instance: Instance) -> Recorded | None:
     """SAME or RECODED for what is there already; None for other content under the same UID."""
-    if sha256 == file.sha256:
+    if same_bytes:
         return Recorded.SAME
     recoded = known.transfer_syntax_uid != instance.transfer_syntax_uid
     known = replace(
@@ -311,15 +340,14 @@ def _instance_values(instance: Instance, file: StoredFile, association_id: str, 
         "association_id": association_id,
         "path": file.path,
         "size_bytes": file.size_bytes,
-        "sha256": file.sha256,
+        "sha256": file.fingerprint,
         "header": instance.to_json(),
         "received_at": now,
     }
 
 
-def _expect(connection: Connection, statement: Update, rows: list[dict[str, Any]]) -> None:
-    """Each of `rows` must hit one row of the table."""
-    if connection.execute(statement, rows).rowcount != len(rows):
+def _expect_one(count: int) -> None:
+    if count != 1:
         raise _RacedError
 
 

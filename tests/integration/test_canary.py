@@ -22,7 +22,7 @@ from node.domain.announcing import Audience
 from node.domain.canary import Outcome, State, differences
 from node.domain.errors import IllegalTransition, PermanentError
 from node.domain.findings import Findings, ModelIdentity, Priority
-from node.filemeta import file_digest
+from node.fingerprint import file_fingerprint
 from node.headers import read_instance
 from node.maps import Maps, pack
 from node.settings import Canary as Wanted
@@ -90,7 +90,7 @@ class Way:
             instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid
         )
         self.spool.write(path, (file.read_bytes(),))
-        stored = StoredFile(path, file.stat().st_size, file_digest(file))
+        stored = StoredFile(path, file.stat().st_size, file_fingerprint(file))
         self.records.arrivals.record(instance, stored, "a", time.time())
 
     def settle(self) -> None:

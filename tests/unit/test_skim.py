@@ -23,7 +23,8 @@ from pydicom.uid import (
 
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
-from node.filemeta import file_digest, file_head
+from node.filemeta import file_head
+from node.fingerprint import file_digest
 from node.frames import UNREADABLE
 from node.headers import instance_of
 from node.skim import skim

@@ -114,7 +114,7 @@ class Calls:
         for name in ("writev", "fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._descriptor_call(name, getattr(os, name)))
         for name in ("rename", "mkdir"):
-            monkeypatch.setattr(Path, name, self._method(name, getattr(Path, name)))
+            monkeypatch.setattr(os, name, self._call(name, getattr(os, name)))
 
     def _descriptor_call(self, name: str, real: Any) -> Any:
         def call(descriptor: int, *args: Any) -> Any:
@@ -123,10 +123,10 @@ class Calls:
 
         return call
 
-    def _method(self, name: str, real: Any) -> Any:
-        def call(path: Path, *args: Any, **options: Any) -> Any:
-            self.log.append((name, Path(args[0]) if name == "rename" else path))
-            return real(path, *args, **options)
+    def _call(self, name: str, real: Any) -> Any:
+        def call(path: Any, *args: Any) -> Any:
+            self.log.append((name, Path(args[0] if name == "rename" else path)))
+            return real(path, *args)
 
         return call
 
@@ -199,7 +199,7 @@ def test_a_full_disk_at_the_making_of_a_folder_is_spool_full(
     def fail(*args: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "mkdir", fail)
+    monkeypatch.setattr(os, "mkdir", fail)
     with pytest.raises(SpoolFull):
         Spool(tmp_path).write("new/f", (b"x",))
 

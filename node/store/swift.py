@@ -1,0 +1,141 @@
+"""Statements that run for every image, compiled once and given to the database's driver as they are.
+
+SQLAlchemy stays what writes them, pools the connections and finds the broken ones; what it does anew for every
+execution costs some twenty times what SQLite needs to record an image. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.sql.expression import ClauseElement
+
+from node.domain.errors import TransientError
+from node.store import engine
+
+LOOK_AGAIN_S = 0.0002
+Row = Mapping[str, Any]
+Outcome = TypeVar("Outcome")
+
+
+class Refused(Exception):
+    """The database holds something that contradicts the statement (a key that is there already)."""
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    text: str
+    constants: Row
+    """Values that were written into the statement itself."""
+
+
+class Swift:
+    """One for each Engine. Any thread may use it."""
+
+    def __init__(self, made: Engine) -> None:
+        self._engine = made
+        self._is_sqlite = made.dialect.name == "sqlite"
+        self._dialect = type(made.dialect)(paramstyle="named") if self._is_sqlite else made.dialect
+        self._compiled: dict[ClauseElement, _Compiled] = {}
+        dbapi: Any = made.dialect.loaded_dbapi
+        self._away = (dbapi.OperationalError, dbapi.InterfaceError, dbapi.InternalError)
+        self._contradicted = (dbapi.IntegrityError,)
+
+    def first(self, statement: ClauseElement, row: Row) -> Sequence[Any] | None:
+        """The first row that a SELECT gives. Raises TransientError when the database is away."""
+        compiled = self._text(statement)
+        with self._cursor() as cursor:
+            cursor.execute(compiled.text, {**compiled.constants, **row})
+            found: Sequence[Any] | None = cursor.fetchone()
+        return found
+
+    def transaction(self, work: Callable[[Run], Outcome]) -> Outcome:
+        """What `work` does with what it is given, all of it or nothing.
+
+        Raises TransientError when the database is locked or away, Refused for a contradiction.
+        """
+        with self._cursor() as cursor:
+            if self._is_sqlite:  # as `engine.writing` does; other drivers begin by themselves
+                self._begin(cursor)
+            found = work(Run(cursor, self._text))
+            cursor.connection.commit()
+        return found
+
+    def _begin(self, cursor: Any) -> None:
+        """Another listener holds the lock for a tenth of a millisecond; SQLite itself would sleep for 1 to 100."""
+        cursor.execute("PRAGMA busy_timeout = 0")
+        deadline = time.monotonic() + engine.BUSY_TIMEOUT_S
+        try:
+            while True:
+                try:
+                    cursor.execute("BEGIN IMMEDIATE")
+                    return
+                except self._away as error:
+                    is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                    if not is_busy or time.monotonic() > deadline:
+                        raise
+                time.sleep(LOOK_AGAIN_S)
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {round(1000 * engine.BUSY_TIMEOUT_S)}")
+
+    def _text(self, statement: ClauseElement) -> _Compiled:
+        found = self._compiled.get(statement)
+        if found is None:
+            compiled = statement.compile(dialect=self._dialect)
+            values = {name: _plain(value) for name, value in compiled.params.items()}
+            found = self._compiled[statement] = _Compiled(str(compiled), values)
+        return found
+
+    @contextmanager
+    def _cursor(self) -> Iterator[Any]:
+        """Of a connection that goes back to the pool, rolled back unless it was committed."""
+        try:
+            connection = self._engine.raw_connection()
+        except (DBAPIError, PoolTimeoutError, *self._away) as error:
+            raise _transient(error) from error
+        try:
+            yield connection.cursor()
+        except self._contradicted as error:
+            raise Refused(str(error)) from error
+        except self._away as error:
+            connection.invalidate(error)  # it may be broken; a new one costs little
+            raise _transient(error) from error
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Statements within one transaction."""
+
+    cursor: Any
+    text: Callable[[ClauseElement], _Compiled]
+
+    def __call__(self, statement: ClauseElement, row: Row) -> int:
+        """How many rows were hit."""
+        compiled = self.text(statement)
+        self.cursor.execute(compiled.text, {**compiled.constants, **row})
+        count: int = self.cursor.rowcount
+        return count
+
+    def many(self, statement: ClauseElement, rows: Sequence[Row]) -> None:
+        """The same statement for each of `rows`."""
+        compiled = self.text(statement)
+        self.cursor.executemany(compiled.text, [{**compiled.constants, **row} for row in rows])
+
+
+def _plain(value: Any) -> Any:
+    """A member of a StrEnum as the text that it is: not every driver takes it for one."""
+    return str(value) if isinstance(value, str) else value
+
+
+def _transient(error: Exception) -> TransientError:
+    return TransientError(f"database: {getattr(error, 'orig', None) or error}")
