@@ -1,8 +1,8 @@
-"""Whether a data set that comes again is the one that came before. Keeps nothing, and trusts no fingerprint alone.
+"""Whether a data set that comes again is the one that came before. Keeps nothing.
 
-XXH3 with 128 bits takes a thirtieth of the time of SHA-256, and tells content apart that differs by chance. It
-is no proof against somebody who makes two contents alike on purpose, so what seems the same is compared by
-SHA-256, too, wherever the file is still there. Earlier versions recorded SHA-256 itself.
+XXH3 with 128 bits takes a thirtieth of the time of SHA-256, and tells apart what differs by chance. It is no
+proof against somebody who makes two contents alike on purpose: what seems the same is compared by SHA-256
+too, wherever the file is still there. Earlier versions recorded SHA-256 itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def recorded(made: xxhash.xxh3_128) -> str:
 
 
 def file_fingerprint(file: Path) -> str:
-    """That of the data set in a file that the intake wrote, as it is recorded. Raises OSError, struct.error."""
+    """Of the data set in a file of the intake, as it is recorded. Raises OSError, struct.error."""
     made = fingerprint()
     with file.open("rb") as stream:
         stream.seek(_data_at(file))

@@ -266,7 +266,8 @@ class _Header:
     def meaning(self, keyword: str) -> str:
         """CodeMeaning of the first item of a code sequence (PS3.3 8.8)."""
         try:
-            return str(self._ds[_TAGS[keyword]].value[0].CodeMeaning or "").strip()
+            items: Any = self._ds[_TAGS[keyword]].value
+            return str(items[0].CodeMeaning or "").strip()
         except (AttributeError, OSError, TypeError, *UNREADABLE):
             return ""
 

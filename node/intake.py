@@ -258,7 +258,8 @@ class Arrival:
         if self._known.file is None:
             self._require_room_in_series(instance)
         now = self._intake.clock()
-        outcome = self._arrivals.record(instance, file, self.announced.association_id, now)
+        other_than = self._known.file.path if self._known.file else ""
+        outcome = self._arrivals.record(instance, file, self.announced.association_id, now, other_than)
         if outcome in (Recorded.SAME, Recorded.RECODED):  # it came over another association just now
             self._drop_if_recorded_elsewhere(instance, file)
         if outcome is Recorded.REPLACED:

@@ -42,6 +42,7 @@ class Spool:
 
     def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
         self.root = root
+        self.incoming = root / INCOMING
         self.reserve_bytes = reserve_bytes
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str, tag: str = "") -> str:
@@ -97,17 +98,17 @@ class Spool:
         with self.no_room_is_spool_full():
             temporary = final.with_name(_passing_name())
             try:
-                descriptor = self.create(str(temporary))
+                descriptor = self.create(temporary)
                 try:
                     _write_all(descriptor, parts)
                     os.fdatasync(descriptor)
                 finally:
                     os.close(descriptor)
-                os.rename(temporary, final)
+                temporary.rename(final)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(str(final.parent))
+            _sync_folder(final.parent)
 
     def part(self) -> Part:
         """A file that grows while it is received. Raises SpoolFull when there is no room."""
@@ -147,37 +148,31 @@ class Spool:
                     count += 1
         return count
 
-    def create(self, file: str) -> int:
+    def create(self, file: Path) -> int:
         """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
         for _ in range(FOLDER_RACES):
-            try:
+            with suppress(FileNotFoundError):
                 return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-            except FileNotFoundError:
-                self._make_folder(os.path.dirname(file))
-        raise TransientError(f"{os.path.dirname(file)}: others keep removing this folder")
+            with suppress(FileNotFoundError):
+                self._make_folder(file.parent)
+        raise TransientError(f"{file.parent}: others keep removing this folder")
 
-    def rename(self, file: str, final: str) -> None:
+    def rename(self, file: Path, final: Path) -> None:
         """Into a folder that is made where it is missing, and that others may take away meanwhile."""
         for _ in range(FOLDER_RACES):
-            try:
-                os.rename(file, final)
+            with suppress(FileNotFoundError):
+                file.rename(final)
                 return
-            except FileNotFoundError:
-                self._make_folder(os.path.dirname(final))
-        raise TransientError(f"{os.path.dirname(final)}: others keep removing this folder")
+            with suppress(FileNotFoundError):
+                self._make_folder(final.parent)
+        raise TransientError(f"{final.parent}: others keep removing this folder")
 
-    def _make_folder(self, folder: str) -> None:
-        if not folder or os.path.isdir(folder):  # none: the working directory
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
             return
-        above = os.path.dirname(folder)
-        for _ in range(FOLDER_RACES):
-            self._make_folder(above)
-            with suppress(FileNotFoundError, FileExistsError):  # others make it, or take away what is above
-                os.mkdir(folder, 0o750)
-            if os.path.isdir(folder):
-                _sync_folder(above)
-                return
-        raise TransientError(f"{folder}: others keep removing what is above")
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o750)
+        _sync_folder(folder.parent)
 
     @contextmanager
     def no_room_is_spool_full(self) -> Iterator[None]:
@@ -198,7 +193,7 @@ class Part:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._file = f"{spool.root}/{INCOMING}/{_passing_name()}"
+        self._file = spool.incoming / _passing_name()
         with spool.no_room_is_spool_full():
             self._descriptor = spool.create(self._file)
 
@@ -209,11 +204,11 @@ class Part:
 
     def stream(self) -> BinaryIO:
         """To read what was written so far; to be closed by the caller."""
-        return open(self._file, "rb")
+        return self._file.open("rb")
 
     def keep(self, path: str) -> None:
         """It is at `path`, and survives a power cut, once this returns. An existing file is replaced."""
-        final = f"{self._spool.root}/{path}"
+        final = self._spool.absolute(path)
         with self._spool.no_room_is_spool_full():
             try:
                 os.fdatasync(self._descriptor)
@@ -222,13 +217,12 @@ class Part:
                 self.drop()
                 raise
             self._close()
-            _sync_folder(os.path.dirname(final))
+            _sync_folder(final.parent)
 
     def drop(self) -> None:
         """Nothing of it remains."""
         self._close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._file)
+        self._file.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -250,7 +244,7 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             views[0] = views[0][written:]
 
 
-def _sync_folder(folder: str) -> None:
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -178,16 +178,19 @@ class Arrivals:
         with writing(self._engine) as connection:
             return _brought_again(connection, sop_instance_uid, path, association_id)
 
-    def record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
+    def record(
+        self, instance: Instance, file: StoredFile, association_id: str, now: float, other_than: str = ""
+    ) -> Recorded:
         """Record one received instance; a change to a decided series opens it again as a new revision.
 
+        `other_than` is the path of a file that was compared and found to differ, whatever fingerprints say.
         Raises PermanentError for one that `check_recordable` refuses, and DUPLICATE_SOP for one whose
         SOP Instance UID belongs to another series.
         """
         check_recordable(instance)
         for _ in range(RACES):
             try:
-                return self._record(instance, file, association_id, now)
+                return self._record(instance, file, association_id, now, other_than)
             except _RacedError:  # it came, or was removed, at the same moment
                 continue
         raise TransientError(f"instance {instance.sop_instance_uid}: others keep changing its record")
@@ -217,7 +220,9 @@ class Arrivals:
         except (_RacedError, Refused):
             return False
 
-    def _record(self, instance: Instance, file: StoredFile, association_id: str, now: float) -> Recorded:
+    def _record(
+        self, instance: Instance, file: StoredFile, association_id: str, now: float, other_than: str
+    ) -> Recorded:
         uid = instance.sop_instance_uid
         with writing(self._engine) as connection:
             row = _instance_row(connection, uid)
@@ -225,7 +230,8 @@ class Arrivals:
                 require_same_series(uid, row.series_instance_uid, instance.series_instance_uid)
             again = None
             if row is not None:
-                again = repetition(Instance.from_json(row.header), row.sha256 == file.fingerprint, instance)
+                is_same = row.sha256 == file.fingerprint and row.path != other_than
+                again = repetition(Instance.from_json(row.header), is_same, instance)
             if row is not None and again is not None:
                 if not _brought_again(connection, uid, row.path, association_id):
                     raise _RacedError

@@ -1,7 +1,7 @@
 """Statements that run for every image, compiled once and given to the database's driver as they are.
 
-SQLAlchemy stays what writes them, pools the connections and finds the broken ones; what it does anew for every
-execution costs some twenty times what SQLite needs to record an image. Decides nothing.
+SQLAlchemy stays what writes them, pools the connections and finds the broken ones; what it does anew for
+every execution costs some twenty times what SQLite needs to record an image. Decides nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.dialects.sqlite import dialect as _SqliteDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.sql.expression import ClauseElement
@@ -43,7 +44,7 @@ class Swift:
     def __init__(self, made: Engine) -> None:
         self._engine = made
         self._is_sqlite = made.dialect.name == "sqlite"
-        self._dialect = type(made.dialect)(paramstyle="named") if self._is_sqlite else made.dialect
+        self._dialect = _SqliteDialect(paramstyle="named") if self._is_sqlite else made.dialect
         self._compiled: dict[ClauseElement, _Compiled] = {}
         dbapi: Any = made.dialect.loaded_dbapi
         self._away = (dbapi.OperationalError, dbapi.InterfaceError, dbapi.InternalError)
@@ -70,7 +71,7 @@ class Swift:
         return found
 
     def _begin(self, cursor: Any) -> None:
-        """Another listener holds the lock for a tenth of a millisecond; SQLite itself would sleep for 1 to 100."""
+        """Another listener holds the lock for a moment; SQLite itself would sleep for 1 to 100 ms."""
         cursor.execute("PRAGMA busy_timeout = 0")
         deadline = time.monotonic() + engine.BUSY_TIMEOUT_S
         try:

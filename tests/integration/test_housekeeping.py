@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
+from sqlalchemy import update
 
 from node import spool as node_spool
 from node.admin.cli import main
@@ -23,6 +24,7 @@ from node.compose import encode
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState, SeriesState
+from node.fingerprint import file_digest
 from node.housekeeping import SILENT_S, Housekeeper
 from node.intake import Intake
 from node.liveness import process_name
@@ -32,9 +34,11 @@ from node.settings import Destination, Scp, Settings
 from node.settings import Spool as SpoolSettings
 from node.spool import Spool
 from node.store.deliveries import NewDelivery
+from node.store.engine import writing
 from node.store.incidents import Code
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
+from node.store.tables import instances
 from node.wholeness import Announced
 from tests.factories import ct_series
 from tests.queueing import Ring, ringing
@@ -284,6 +288,38 @@ class TestConflicts:
         (ds,) = ct_series(1, rows=16, name="a")
         assert [place.receive(ds) for _ in range(3)] == [SUCCESS] * 3
         assert len(place.files()) == 1 and place.records.incidents.latest() == []
+
+    def test_two_contents_of_one_fingerprint_are_told_apart(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As somebody could make them on purpose; only where the file is lost must the fingerprint do."""
+        monkeypatch.setattr("node.intake.recorded", lambda made: "xxh3:0")
+        monkeypatch.setattr("node.scan.file_fingerprint", lambda file: "xxh3:0")
+        (ds,) = ct_series(1, rows=16, name="a")
+        assert [place.receive(ds) for _ in range(2)] == [SUCCESS] * 2
+        assert len(place.files()) == 1 and place.records.incidents.latest() == []
+        ds.SeriesDescription = "Other"
+        assert place.receive(ds) == SUCCESS
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.CONTENT_REPLACED and len(place.files()) == 2
+        assert place.scan() == {Fate.RECORDED: 1, Fate.KEPT: 1}
+
+    def test_what_an_earlier_version_recorded_with_sha256_is_known_again(self, place: Place) -> None:
+        (ds,) = ct_series(1, rows=16, name="a")
+        assert place.receive(ds) == SUCCESS
+        (path,) = place.files()
+        digest = file_digest(place.spool.absolute(path))
+        with writing(place.records.engine) as connection:
+            connection.execute(update(instances).values(sha256=digest))
+        assert place.receive(ds) == SUCCESS
+        twin = place.spool.absolute(path).with_name(f"{ds.SOPInstanceUID}~ffffffff.dcm")
+        twin.write_bytes(place.spool.absolute(path).read_bytes())
+        assert place.scan() == {Fate.RECORDED: 1, Fate.DUPLICATE: 1}
+        assert place.files() == [path] and place.records.incidents.latest() == []
+        ds.SeriesDescription = "Other"
+        assert place.receive(ds) == SUCCESS
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.CONTENT_REPLACED
 
     def test_other_content_counts_from_then_on_and_takes_the_analysis_back(self, place: Place) -> None:
         study = place.study("a")

@@ -26,7 +26,7 @@ from node.domain.instance import Instance
 from node.filemeta import file_head
 from node.fingerprint import file_digest
 from node.frames import UNREADABLE
-from node.headers import instance_of
+from node.headers import MOST_REMEMBERED, SeriesHeaders, instance_of
 from node.skim import skim
 from node.wholeness import Announced, understood
 from tests.factories import ct_series, enhanced
@@ -53,10 +53,10 @@ def read(data: bytes, syntax: str) -> Instance | None:
         return None
 
 
-def skimmed(data: bytes, syntax: str) -> Instance | None:
+def skimmed(data: bytes, syntax: str, headers: SeriesHeaders | None = None) -> Instance | None:
     found = skim(data[:FIRST], UID(syntax))
     try:
-        return instance_of(found.header, syntax) if found else None
+        return (headers or SeriesHeaders()).instance_of(found.elements, syntax) if found else None
     except PermanentError:
         return None
 
@@ -120,8 +120,45 @@ def test_noise_is_never_read_otherwise_than_by_pydicom(data: st.DataObject) -> N
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(noisy) - 1))
         noisy[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
-    found = skimmed(bytes(noisy), syntax)
-    assert found is None or found == read(bytes(noisy), syntax)
+    headers = SeriesHeaders()
+    plain = skimmed(_PLAIN[syntax], syntax, headers)
+    for found in (skimmed(bytes(noisy), syntax), skimmed(bytes(noisy), syntax, headers)):
+        assert found is None or found == read(bytes(noisy), syntax)
+    assert skimmed(_PLAIN[syntax], syntax, headers) == plain, "what came between changes nothing"
+
+
+def test_slices_of_a_series_are_what_each_is_alone(tmp_path: Path) -> None:
+    """Some say the same but for what differs in every slice, one does not, and one lacks it."""
+    slices = ct_series(6, rows=16, name="slices")
+    slices[2].SliceThickness = 1.25
+    del slices[3].ImagePositionPatient
+    slices[4].InstanceNumber, slices[4].AcquisitionNumber = None, 7
+    slices[5].SpecificCharacterSet = "ISO_IR 192"
+    headers, syntax = SeriesHeaders(), ExplicitVRLittleEndian
+    data = [encoded(ds, syntax, tmp_path) for ds in slices]
+    found = [skimmed(one, syntax, headers) for one in (*data, *reversed(data))]
+    assert found == [read(one, syntax) for one in (*data, *reversed(data))]
+    assert len({one.sop_instance_uid for one in found if one}) == 6
+
+
+def test_a_slice_without_its_uid_is_refused_though_the_one_before_had_one(tmp_path: Path) -> None:
+    first, second = ct_series(2, rows=16, name="slices")
+    headers, syntax = SeriesHeaders(), ExplicitVRLittleEndian
+    assert skimmed(encoded(first, syntax, tmp_path), syntax, headers)
+    data = encoded(second, syntax, tmp_path)
+    uid = str(second.SOPInstanceUID).encode()
+    assert skimmed(data.replace(uid, b" " * len(uid)), syntax, headers) is None
+
+
+def test_few_series_are_remembered(tmp_path: Path) -> None:
+    headers, syntax = SeriesHeaders(), ExplicitVRLittleEndian
+    (ds,) = ct_series(1, rows=16, name="many")
+    data, uid = encoded(ds, syntax, tmp_path), str(ds.SeriesInstanceUID).encode()
+    for number in range(MOST_REMEMBERED + 10):
+        other = f"1.2.{number}".ljust(len(uid), "0").encode()
+        found = skimmed(data.replace(uid, other), syntax, headers)
+        assert found and found.series_instance_uid == other.decode().strip("\0")
+    assert len(headers._latest) <= MOST_REMEMBERED
 
 
 def test_real_headers_are_skimmed_to_the_same_instances() -> None:

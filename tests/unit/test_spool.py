@@ -114,7 +114,7 @@ class Calls:
         for name in ("writev", "fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._descriptor_call(name, getattr(os, name)))
         for name in ("rename", "mkdir"):
-            monkeypatch.setattr(os, name, self._call(name, getattr(os, name)))
+            monkeypatch.setattr(Path, name, self._method(name, getattr(Path, name)))
 
     def _descriptor_call(self, name: str, real: Any) -> Any:
         def call(descriptor: int, *args: Any) -> Any:
@@ -123,10 +123,10 @@ class Calls:
 
         return call
 
-    def _call(self, name: str, real: Any) -> Any:
-        def call(path: Any, *args: Any) -> Any:
-            self.log.append((name, Path(args[0] if name == "rename" else path)))
-            return real(path, *args)
+    def _method(self, name: str, real: Any) -> Any:
+        def call(path: Path, *args: Any, **options: Any) -> Any:
+            self.log.append((name, Path(args[0]) if name == "rename" else path))
+            return real(path, *args, **options)
 
         return call
 
@@ -199,7 +199,7 @@ def test_a_full_disk_at_the_making_of_a_folder_is_spool_full(
     def fail(*args: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "mkdir", fail)
+    monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(SpoolFull):
         Spool(tmp_path).write("new/f", (b"x",))
 

@@ -1,0 +1,108 @@
+"""Statements straight on the driver say, hold and refuse what SQLAlchemy's would, on both databases."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import bindparam, func, insert, select, update
+
+from node.domain.errors import TransientError
+from node.store import engine as store_engine
+from node.store.engine import migrate, open_engine
+from node.store.records import Records
+from node.store.swift import Refused, Run, Swift
+from node.store.tables import pauses, studies
+
+STUDIES = insert(studies)
+COUNT = select(func.count()).select_from(studies)
+PATIENT = select(studies.c.patient_id).where(studies.c.study_instance_uid == bindparam("uid"))
+RENAME = (
+    update(studies)
+    .where(studies.c.study_instance_uid == bindparam("uid"))
+    .values(patient_id=bindparam("patient"), files_removed_at=None)
+)
+
+
+def study(uid: str) -> dict[str, object]:
+    row: dict[str, object] = dict.fromkeys(column.name for column in studies.columns)
+    texts = ("patient_id", "patient_name", "accession_number", "study_date", "description")
+    return row | dict.fromkeys(texts, "") | {
+        "study_instance_uid": uid, "first_received_at": 1.0, "last_received_at": 1.0, "canary": 0,
+    }  # fmt: skip
+
+
+def test_rows_are_written_counted_and_read(records: Records) -> None:
+    swift = Swift(records.engine)
+    assert swift.first(COUNT, {}) == (0,) and swift.first(PATIENT, {"uid": "1"}) is None
+
+    def work(run: Run) -> tuple[int, int]:
+        run.many(STUDIES, [study("1"), study("2")])
+        hit = run(RENAME, {"uid": "1", "patient": 'it\'s "P" %s :x'})
+        return hit, run(RENAME, {"uid": "3", "patient": "P"})
+
+    assert swift.transaction(work) == (1, 0)
+    found = swift.first(PATIENT, {"uid": "1"})
+    assert found and tuple(found) == ('it\'s "P" %s :x',)
+
+
+def test_all_of_it_or_nothing(records: Records) -> None:
+    swift = Swift(records.engine)
+    swift.transaction(lambda run: run.many(STUDIES, [study("1")]))
+    with pytest.raises(Refused):
+        swift.transaction(lambda run: run.many(STUDIES, [study("2"), study("1")]))
+
+    def breaks(run: Run) -> None:
+        run.many(STUDIES, [study("3")])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        swift.transaction(breaks)
+    found = swift.first(COUNT, {})
+    assert found and tuple(found) == (1,)
+
+
+def test_a_table_that_is_not_there_is_no_row_that_is_not_there(records: Records) -> None:
+    """On SQLite as when the database is away: the sender is to come again."""
+    swift = Swift(records.engine)
+    pauses.drop(records.engine)
+    with pytest.raises(Exception, match="pauses"):
+        swift.first(select(pauses), {})
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/a.sqlite3")
+    migrate(engine)
+    swift = Swift(engine)
+    other = sqlite3.connect(tmp_path / "a.sqlite3", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    free = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    free.start()
+    swift.transaction(lambda run: run.many(STUDIES, [study("1")]))
+    free.join()
+    other.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("trouble", ["locked", "read-only"])
+def test_what_cannot_be_written_is_transient(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/a.sqlite3")
+    migrate(engine)
+    other = sqlite3.connect(tmp_path / "a.sqlite3", isolation_level=None)
+    if trouble == "locked":
+        monkeypatch.setattr(store_engine, "BUSY_TIMEOUT_S", 0.1)
+        other.execute("BEGIN IMMEDIATE")
+    else:  # not waited for: it would not go away
+        engine.dispose()
+        engine = open_engine(f"sqlite:///file:{tmp_path}/a.sqlite3?mode=ro&uri=true")
+    began = time.monotonic()
+    with pytest.raises(TransientError):
+        Swift(engine).transaction(lambda run: run.many(STUDIES, [study("1")]))
+    assert time.monotonic() - began < store_engine.BUSY_TIMEOUT_S / 2 or trouble == "locked"
+    other.close()
+    engine.dispose()
