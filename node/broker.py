@@ -23,6 +23,8 @@ ANALYSE_TASK = "ichnode.analyse"
 
 PREPARE_TASK = "ichnode.prepare"
 """Its arguments are a Series Instance UID and its revision: analyse it, should nothing else be to do."""
+SHADOW_TASK = "ichnode.shadow"
+"""Its argument is the number of a shadow reading (node.store.shadows)."""
 
 QUEUE = "ichnode"
 STAT_QUEUE = "ichnode.stat"
@@ -32,7 +34,10 @@ QUEUES = (STAT_QUEUE, QUEUE)
 AHEAD_QUEUE = "ichnode.ahead"
 """Behind them: what may be worth doing before it is known to be wanted."""
 AHEAD_EXPIRES_S = 10
+SHADOW_QUEUE = "ichnode.shadow"
+"""Heard by the shadow worker alone, so that it never stands between a study and its worker."""
 WORKER_MODULE = "workers.tasks"
+SHADOW_MODULE = "workers.shadow"
 LONGEST_SOCKET_PATH = 100
 SENTINEL_PORT = 26379
 START_TIMEOUT_S = 10
@@ -56,13 +61,16 @@ def broker_url(settings: Settings) -> str:
     return settings.broker.url or f"redis+socket://{socket_path(settings)}"
 
 
-def make_app(settings: Settings) -> Celery:
-    """The Celery app. A message is only a hint to look at the database, so it is acknowledged early."""
+def make_app(settings: Settings, module: str = "") -> Celery:
+    """The Celery app with the tasks of `module`, by default those of the active model's worker.
+
+    A message is only a hint to look at the database, so it is acknowledged early.
+    """
     from celery import Celery
 
     app = Celery("ichnode", broker=broker_url(settings))
     app.conf.update(
-        imports=(WORKER_MODULE,),
+        imports=(module or WORKER_MODULE,),
         task_ignore_result=True,
         task_default_queue=QUEUE,
         task_acks_late=False,
@@ -93,6 +101,10 @@ class Doorbell:
     def ring(self, job_id: int, stat: bool = False) -> None:
         """Raises TransientError when the broker does not answer; the clock rings again later."""
         self._send(ANALYSE_TASK, (job_id,), STAT_QUEUE if stat else QUEUE, 600)
+
+    def ring_shadow(self, number: int) -> None:
+        """Tell the shadow worker that something waits. Raises as `ring` does."""
+        self._send(SHADOW_TASK, (number,), SHADOW_QUEUE, 600)
 
     def prepare(self, series_uid: str, revision: int) -> None:
         """Ask an idle worker to begin with a series that may become a job. Raises TransientError."""

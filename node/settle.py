@@ -19,11 +19,10 @@ from node.domain.lifecycle import JobState, SeriesState
 from node.domain.patients import mixed, same_person
 from node.domain.sender import Habit, Peer, is_done
 from node.headstart import AFTER_RELEASE_S, HeadStart
-from node.liveness import is_gone
+from node.leases import LeaseWatch
 from node.settings import Settings
 from node.store.decisions import SeriesRow
 from node.store.incidents import Code, Incident
-from node.store.jobs import Job
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -36,10 +35,6 @@ HABIT_KEPT_S = 60.0
 HABIT_SINCE_S = 14 * 86400.0
 PAUSE_S = 5.0
 """After a database that is away."""
-SEEN_SILENT_S = 12.0
-"""More than two renewals of a lease that a worker left out."""
-LONGEST_LEASE_S = 60.0
-"""No lease lasts longer; one that seems to was given before the clock was set back."""
 RING_AGAIN_S = 30
 """A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
 
@@ -58,8 +53,7 @@ class Clock:
         self._records = records
         self._doorbell = doorbell
         self._elapsed = elapsed
-        self._leases: dict[int, tuple[tuple[str | None, float | None], float]] = {}
-        """The lease of each running job as last seen, and since when it was not renewed."""
+        self._leases = LeaseWatch(elapsed)
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
         self._head_start = HeadStart(records, doorbell, self._rules())
@@ -225,9 +219,9 @@ class Clock:
     def _recover_jobs(self, now: float) -> None:
         """A worker that went silent loses its job; a job that keeps killing workers is given up."""
         running = self._records.jobs.running()
-        self._leases = {job.id: self._look_at_lease(job) for job in running}
+        self._leases.look(running)
         for job in running:
-            if not (is_gone(job.lease_owner or "") or self._is_silent(job, now)):
+            if not self._leases.is_over(job, now):
                 continue
             if job.attempts >= self._settings.model.max_attempts:
                 text = f"the worker died or hung in each of {job.attempts} attempts; see the worker's log"
@@ -235,17 +229,6 @@ class Clock:
                     log.error("job %d is given up: %s", job.id, text)
             elif self._records.jobs.expire(job):
                 log.warning("job %d goes back to the queue: its worker went silent", job.id)
-
-    def _look_at_lease(self, job: Job) -> tuple[tuple[str | None, float | None], float]:
-        lease = (job.lease_owner, job.lease_until)
-        seen, since = self._leases.get(job.id, (lease, self._elapsed()))
-        return (lease, since) if lease == seen else (lease, self._elapsed())
-
-    def _is_silent(self, job: Job, now: float) -> bool:
-        """The lease ran out and nobody renews it. The system's clock may be set; alone it decides nothing."""
-        unrenewed_s = self._elapsed() - self._leases[job.id][1]
-        ran_out = (job.lease_until or 0) < now
-        return unrenewed_s > (SEEN_SILENT_S if ran_out else LONGEST_LEASE_S)
 
     def _ring(self, now: float) -> None:
         rules = self._settings.orders.rules

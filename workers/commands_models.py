@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from node.admin.cli import with_settings
 from node.domain.errors import PermanentError
+from node.domain.findings import ModelIdentity
+from node.settings import DATABASE_FILE, Settings
 
 if TYPE_CHECKING:
     from workers.training.fit import Progress as Callback
@@ -216,9 +220,10 @@ def _figures(summary: dict[str, Any]) -> Table:
 
 
 @click.command()
+@with_settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models(as_json: bool) -> None:
-    """List the pipelines of the catalogue, with versions and digests."""
+def models(settings: Settings, as_json: bool) -> None:
+    """List the pipelines of the catalogue with versions and digests, and which model this node uses."""
     from workers.models.catalogue import CATALOGUE
     from workers.models.runtime import read_sidecar
 
@@ -234,12 +239,46 @@ def models(as_json: bool) -> None:
                 "version": facts["version"],
                 "sha256": facts["sha256"],
                 "summary": known.summary,
+                "used": "",
             }
         )
+    rows = _with_use(rows, _uses(settings))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table("name", "version", "sha256", "summary")
+    table = Table("name", "version", "sha256", "summary", "used here")
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)
+
+
+def _uses(settings: Settings) -> list[tuple[ModelIdentity, str]]:
+    """The active model and the one in the shadow, where this installation has a database."""
+    from node.admin.listing import when
+    from node.promotion import standing
+    from node.store.records import open_records
+
+    if not settings.database.url and not (settings.data_dir / DATABASE_FILE).exists():
+        return []
+    records = open_records(settings)
+    try:
+        stands = standing(settings, records, time.time())
+    finally:
+        records.close()
+    promoted = stands.active.promoted
+    how = f"active, promoted by {promoted.who}" if promoted else "active, by the settings"
+    since = f", since {when(stands.since)}" if stands.since else ""
+    found = [(stands.model, how + since)] if stands.model else []
+    return [*found, (stands.shadow.identity, "in the shadow")] if stands.shadow else found
+
+
+def _with_use(rows: list[dict[str, str]], uses: list[tuple[ModelIdentity, str]]) -> list[dict[str, str]]:
+    """The catalogue, and below it what is used and stands in no catalogue."""
+    of = {model.sha256: words for model, words in uses}
+    known = {row["sha256"] for row in rows}
+    others = [
+        {"name": m.name, "version": m.version, "sha256": m.sha256, "summary": "from a file", "used": words}
+        for m, words in uses
+        if m.sha256 not in known
+    ]
+    return [*({**row, "used": of.get(row["sha256"], "")} for row in rows), *others]

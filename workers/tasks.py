@@ -19,6 +19,7 @@ from celery.signals import celeryd_after_setup, worker_shutdown
 
 from node.broker import ANALYSE_TASK, PREPARE_TASK
 from node.domain.announcing import Stage
+from node.domain.choice import Active
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
 from node.domain.orders import Turn
@@ -33,14 +34,15 @@ from node.store.records import Records, open_records
 from workers.ahead import Finished, Shelf, Source
 from workers.analyse import analyse, with_loading, with_prior
 from workers.head import require_head
+from workers.leasing import LEASE_S, leased, watched
 from workers.load import acquired, load_volume
 from workers.models.contract import Pipeline
-from workers.models.runtime import load_pipeline
+from workers.pulse import Pulse
+from workers.selection import load_active, patiently
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0
-RENEW_S = 5.0
+TIMEOUT = "model.timeout_s"
 
 
 class _JobWaits(Exception):
@@ -54,9 +56,12 @@ class _JobWaits(Exception):
 class Worker:
     """What a worker process keeps from one job to the next."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline) -> None:
+    def __init__(self, settings: Settings, pipeline: Pipeline, active: Active | None = None) -> None:
+        """`active`: the choice that `pipeline` follows; without it the worker keeps what it was given."""
         self.settings = settings
         self.pipeline = pipeline
+        self._active = active
+        self._following = threading.Lock()
         self.records: Records = open_records(settings)
         self.spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
         self.name = process_name()
@@ -65,10 +70,12 @@ class Worker:
         """…of these: analysed before the job was there."""
         self.shelf = Shelf(settings.ahead.keep_mb * 2**20)
         self._owed = False
-        self._over = threading.Event()
+        self._pulse = Pulse(self.records, "worker", self.standing)
 
     def run(self, rung: int) -> None:
         """Do the job whose turn it is, whichever rang. Every outcome is a state in the database."""
+        if not self.follow():
+            return
         job = self._take(rung)
         if job is None:
             log.info("job %d is taken or over, and none waits", rung)
@@ -96,7 +103,8 @@ class Worker:
     def _held(self, job: Job) -> Iterator[None]:
         """The block works on a claimed job, under a lease; what it raises becomes the job's next state."""
         try:
-            with self._leased(job):
+            renew, timeout_s = self.records.jobs.renew, self.settings.model.timeout_s
+            with leased(f"job {job.id}", lambda until: renew(job.id, self.name, until), timeout_s, TIMEOUT):
                 yield
         except PermanentError as error:
             self._fail(job, Reason(error.code, str(error)))
@@ -112,6 +120,8 @@ class Worker:
         try:
             if not self.settings.ahead.head_start or not self.records.queue.is_empty():
                 return
+            if not self.follow():
+                return
             self._begin(Source.of(series_uid, revision, self.records.arrivals.paths(series_uid)))
         except _JobWaits as waiting:
             log.info("series %s: the head start makes way for job %d", series_uid, waiting.job.id)
@@ -126,9 +136,12 @@ class Worker:
         began = time.perf_counter()
         adopted: list[Job] = []
         with ExitStack() as held:
-            held.enter_context(self._watched(f"the head start of series {source.series_instance_uid}"))
+            what = f"the head start of series {source.series_instance_uid}"
+            held.enter_context(watched(what, self.settings.model.timeout_s, TIMEOUT))
 
             def on_classified(early: Findings) -> None:
+                if not self.follow() or early.model != self.pipeline.identity:
+                    return  # another model was chosen meanwhile: this is nobody's word any more
                 job = self._take(0)
                 if job is None:
                     return
@@ -184,7 +197,7 @@ class Worker:
     def _analyse(self, job: Job) -> None:
         began, source = time.perf_counter(), self._source(job)
         finished = self.shelf.take(source)
-        if finished is not None:
+        if finished is not None and finished.early.model == self.pipeline.identity:
             self.jobs_ahead += 1
             log.info("job %d: was analysed ahead", job.id)
             self._speak(job, finished.early)
@@ -226,60 +239,48 @@ class Worker:
             log.warning("job %d goes back to the queue: %s", job.id, reason.text)
             self.records.jobs.put_back(job.id, self.name, reason)
 
-    @contextmanager
-    def _leased(self, job: Job) -> Iterator[None]:
-        """Renews the lease while the block runs."""
+    def follow(self) -> bool:
+        """Load the model that is chosen by now. False when it is not to be had here: then the worker ends.
 
-        def renew() -> None:
-            try:
-                self.records.jobs.renew(job.id, self.name, time.time() + LEASE_S)
-            except TransientError as error:
-                log.warning("lease of job %d: %s", job.id, error)
-
-        with self._watched(f"job {job.id}", renew):
-            yield
-
-    @contextmanager
-    def _watched(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Ends the whole process when the block hangs, and calls `meanwhile` now and then until it is over.
-
-        No exception reaches native code that never returns; a lease it holds would keep the job for ever.
+        Whoever starts it anew gets one that waits for the model, and meanwhile keeps no job from others.
         """
-        over = threading.Event()
-        deadline = time.monotonic() + self.settings.model.timeout_s
-
-        def watch() -> None:
-            while not over.wait(min(RENEW_S, max(deadline - time.monotonic(), 0))):
-                if time.monotonic() >= deadline:
-                    log.critical("%s hangs: longer than model.timeout_s; this worker ends", what)
-                    logging.shutdown()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                meanwhile()
-
-        thread = threading.Thread(target=watch, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def beat_forever(self) -> None:
-        """Heartbeats say which model is loaded and how many jobs were done."""
-        identity = self.pipeline.identity
-        while True:
-            detail = {"model": identity.name, "version": identity.version, "jobs_done": self.jobs_done}
-            detail |= {"jobs_ahead": self.jobs_ahead}
+        with self._following:
+            if self._active is None:
+                return True
+            active = self.records.promotions.active(self.settings.model.pipeline)
+            if active == self._active:
+                return True
             try:
-                self.records.views.beat(f"worker@{self.name}", "worker", detail, time.time())
-            except TransientError as error:
-                log.warning("heartbeat: %s", error)
-            if self._over.wait(RENEW_S):
-                return
+                pipeline = load_active(active, self.settings.model.device)
+            except PermanentError as error:
+                log.critical("this worker ends: %s", error)
+                os.kill(os.getpid(), signal.SIGTERM)  # Celery's warm shutdown: what is in work is finished
+                return False
+            if pipeline is not self.pipeline:
+                log.warning("the active model is %s from now on", _said(pipeline))
+            self.pipeline, self._active = pipeline, active
+            return True
+
+    def standing(self) -> dict[str, Any]:
+        """For the heartbeat: which model is loaded, and how many jobs were done."""
+        try:
+            self.follow()
+        except TransientError as error:
+            log.warning("whether another model was chosen cannot be told: %s", error)
+        identity = self.pipeline.identity
+        model = {"model": identity.name, "version": identity.version, "sha256": identity.sha256}
+        return {**model, "jobs_done": self.jobs_done, "jobs_ahead": self.jobs_ahead}
+
+    def start(self) -> None:
+        self._pulse.start()
 
     def stop(self) -> None:
-        self._over.set()
-        self.records.views.part(f"worker@{self.name}")
+        self._pulse.stop()
+
+
+def _said(pipeline: Pipeline) -> str:
+    identity = pipeline.identity
+    return f"{identity.name} {identity.version}, sha256 {identity.sha256[:12]}…"
 
 
 _worker: Worker | None = None
@@ -291,10 +292,27 @@ def _start(instance: Any = None, **_: Any) -> None:
     global _worker
     settings: Settings = instance.app.settings
     try:
-        _worker = Worker(settings, load_pipeline(settings.model.pipeline, settings.model.device))
+        _worker = _with_its_model(settings)
     except IchnodeError as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
-    threading.Thread(target=_worker.beat_forever, name="heartbeat", daemon=True).start()
+    _worker.start()
+
+
+def _with_its_model(settings: Settings) -> Worker:
+    """A promoted model that is not to be had is waited for: it may still come, or be taken back."""
+    records = open_records(settings)
+
+    def active() -> Active:
+        return records.promotions.active(settings.model.pipeline)
+
+    def load() -> Worker:
+        chosen = active()
+        return Worker(settings, load_active(chosen, settings.model.device), chosen)
+
+    try:
+        return patiently(records, "worker", load, lambda: active().promoted is not None)
+    finally:
+        records.close()
 
 
 @worker_shutdown.connect
@@ -318,5 +336,12 @@ def prepare_series(series_uid: str, revision: int) -> None:
 
 def check_model(settings: Settings) -> str:
     """For `ichnode doctor`: the weights are there, and their digest is right."""
-    identity = load_pipeline(settings.model.pipeline, settings.model.device).identity
-    return f"{identity.name} {identity.version}, sha256 {identity.sha256[:16]}…"
+    records = open_records(settings)
+    try:
+        active = records.promotions.active(settings.model.pipeline)
+    finally:
+        records.close()
+    identity = load_active(active, settings.model.device).identity
+    promoted = active.promoted
+    how = f", promoted by {promoted.who}" if promoted else ""
+    return f"{identity.name} {identity.version}, sha256 {identity.sha256[:16]}…{how}"

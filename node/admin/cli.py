@@ -41,6 +41,7 @@ OWN = {
     "echo": "node.admin.hands",
     "canary": "node.admin.watching",
     "quality": "node.admin.watching",
+    "shadow": "node.admin.comparing",
 }
 """Subcommands of the node's own that live in other modules, imported when they are asked for."""
 
@@ -148,6 +149,7 @@ def _role(name: str, text: str) -> None:
 _role("listen", "Run the C-STORE and C-ECHO SCP alone.")
 _role("settle", "Run the clock alone: it decides what is complete and what is analysed.")
 _role("worker", "Run one analysing worker alone.")
+_role("shadow-worker", "Run the worker of the shadow model alone.")
 _role("deliver", "Run composing and delivery alone.")
 _role("announce", "Run the channels that raise priorities alone.")
 _role("web", "Run the web pages alone.")

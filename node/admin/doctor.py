@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from node import broker, canary
+from node import broker, canary, promotion
 from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.audit import syslog
@@ -47,6 +47,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("incidents", lambda: _incidents(settings))
     yield _check("drift", lambda: _drift(settings))
     yield _check("canary", lambda: _canary(settings))
+    yield _check("active model", lambda: _active_model(settings))
+    if settings.shadow.pipeline:
+        yield _check("shadow", lambda: _shadow(settings))
     if settings.audit.host:
         yield _check("audit", lambda: _audit(settings))
     if not settings.destination:
@@ -151,6 +154,31 @@ def _canary(settings: Settings) -> str:
     if not settings.canary.every_min:
         return "off; [canary] every_min lets a phantom go the whole way now and then"
     return f"the last good one ended {when(good['finished_at'])}" if good else "none was sent yet"
+
+
+def _active_model(settings: Settings) -> str:
+    """Raises PermanentError while workers do not use the model that was chosen."""
+    records, now = open_records(settings), time.time()
+    stands = promotion.standing(settings, records, now)
+    records.close()
+    if stands.trouble:
+        raise PermanentError("MODEL", "; ".join(stands.trouble))
+    model, promoted, aside = stands.model, stands.active.promoted, stands.active.set_aside
+    name = f"{model.name} {model.version} {model.sha256[:12]}" if model else stands.active.pipeline
+    how = f"promoted by {promoted.who}" if promoted else "named by the settings"
+    since = f" since {when(stands.since)}" if stands.since else ""
+    ignored = f"; the promotion of {aside.model.name} is set aside: the settings changed" if aside else ""
+    return f"{name}, {how}{since}{ignored}"
+
+
+def _shadow(settings: Settings) -> str:
+    """Raises PermanentError while nothing can be read in the shadow."""
+    records, now = open_records(settings), time.time()
+    stands, counts = promotion.standing(settings, records, now), records.shadows.counts()
+    records.close()
+    if stands.shadow_trouble:
+        raise PermanentError("SHADOW", "; ".join(stands.shadow_trouble))
+    return ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was read yet"
 
 
 def _drift(settings: Settings) -> str:

@@ -258,6 +258,43 @@ def _rate(rate: Row) -> str:
     return "–" if rate["value"] is None else f"{rate['value']:.2f} ({rate['low']:.2f}–{rate['high']:.2f})"
 
 
+def shadow_table(found: Row) -> Table:
+    """Each class: where the models agree, and who is right by the readers; 95 % intervals."""
+    counts = ("both", "active only", "shadow only", "neither")
+    accuracy = ("sensitivity, active", "shadow", "specificity, active", "shadow", "right alone: p")
+    table = _table("class", *counts, "agreement", "kappa", "judged", *accuracy)
+    for name, of in found["classes"].items():
+        cross, kappa, mcnemar = of["cross"], of["kappa"], of["mcnemar"]
+        value = "–" if kappa["value"] is None else f"{kappa['value']:.2f}"
+        within = "" if kappa["low"] is None else f" ({kappa['low']:.2f}–{kappa['high']:.2f})"
+        chances = [mcnemar[what]["p_value"] for what in ("sensitivity", "specificity")]
+        table.add_row(
+            name,
+            *(str(cross[key.replace(" ", "_")]) for key in counts),
+            _rate(of["agreement"]),
+            value + within,
+            str(sum(of["active"][key] for key in of["active"] if isinstance(of["active"][key], int))),
+            *(_rate(of[who][what]) for what in mcnemar for who in ("active", "shadow")),
+            " / ".join("–" if p is None else f"{p:.3f}" for p in chances),
+        )
+    return table
+
+
+def promotions_table(rows: Sequence[Row]) -> Table:
+    table = _table("when", "model", "in place of", "by", "why")
+    for row in rows:
+        models = (model_words(row["model"]), model_words(row["before"]))
+        table.add_row(when(row["at"]), *models, row["who"], row["reason"])
+    return table
+
+
+def model_words(model: Row) -> str:
+    """Name, version and the beginning of the digest."""
+    if not model["name"]:
+        return "unknown"
+    return f"{model['name']} {model['version']} {(model['sha256'] or '')[:12]}"
+
+
 def drifts_table(rows: Sequence[Row]) -> Table:
     table = _table("drifts", "feature", "was", "is", "since")
     for row in rows:

@@ -113,8 +113,8 @@ def _fork(settings: Settings, listening: socket.socket) -> int:
 
 
 def settle(settings: Settings) -> None:
-    """The clock, and beside it the housekeeping and the canary."""
-    from node import canary, housekeeping
+    """The clock, and beside it the housekeeping, the canary and the line of the shadow model."""
+    from node import canary, housekeeping, shadowing
     from node.broker import Doorbell
     from node.leadership import Candidate
     from node.settle import Clock, run
@@ -134,6 +134,14 @@ def settle(settings: Settings) -> None:
             ),
             threading.Thread(target=canary.run, args=(bird, stop), name="canary", daemon=True),
         ]
+        if settings.shadow.pipeline:
+            line = shadowing.Shadowing(settings, records, Doorbell(settings))
+
+            def leads() -> bool:  # `candidate.leads` would hide a clock that hangs
+                return CLOCK in candidate.leading()
+
+            args = (line, stop, leads)
+            beside.append(threading.Thread(target=shadowing.run, args=args, name="shadow", daemon=True))
         for thread in beside:
             thread.start()
         run(Clock(settings, records, Doorbell(settings)), stop, partial(candidate.leads, CLOCK))
@@ -248,6 +256,21 @@ def serving_workitems(settings: Settings, records: Records) -> Iterator[None]:
 
 def worker(settings: Settings) -> None:
     """A Celery worker with one model in one process. Its module is named, never imported here."""
+    _work(settings, "", worker_arguments(settings))
+
+
+def shadow_worker(settings: Settings) -> None:
+    """As `worker`, with the model that reads in silence. Raises SettingsError where there is none."""
+    from node.broker import SHADOW_MODULE, SHADOW_QUEUE
+    from node.yielding import yield_to_others
+
+    if not settings.shadow.pipeline:
+        raise SettingsError("no model reads in the shadow: name one in [shadow] pipeline")
+    yield_to_others(settings.shadow.nice)
+    _work(settings, SHADOW_MODULE, _arguments(settings, SHADOW_QUEUE, "ichnode-shadow"))
+
+
+def _work(settings: Settings, module: str, arguments: list[str]) -> None:
     from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
     from node.broker import make_app
@@ -256,7 +279,7 @@ def worker(settings: Settings) -> None:
         logging.getLogger(chatty).setLevel("WARNING")
     warnings.filterwarnings("ignore", category=SecurityWarning)  # it takes no pickles, so root is no worse
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    make_app(settings).worker_main(worker_arguments(settings))
+    make_app(settings, module).worker_main(arguments)
 
 
 def worker_arguments(settings: Settings) -> list[str]:
@@ -265,9 +288,13 @@ def worker_arguments(settings: Settings) -> list[str]:
 
     ahead = (AHEAD_QUEUE,) if settings.ahead.head_start else ()
     queues = STAT_QUEUE if settings.orders.only_stat else ",".join((*QUEUES, *ahead))
+    return _arguments(settings, queues, "ichnode")
+
+
+def _arguments(settings: Settings, queues: str, who: str) -> list[str]:
     arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1", f"--queues={queues}"]
     silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    name = f"--hostname=ichnode-{os.getpid()}@%h"
+    name = f"--hostname={who}-{os.getpid()}@%h"
     return [*arguments, *silence, name, f"--loglevel={settings.log_level}"]
 
 
@@ -305,6 +332,7 @@ ROLES: dict[str, Callable[[Settings], None]] = {
     "announce": announce,
     "web": web,
     "orders": orders,
+    "shadow-worker": shadow_worker,
 }
 
 

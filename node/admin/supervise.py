@@ -25,7 +25,9 @@ from node.store.records import Records, open_records
 
 log = logging.getLogger(__name__)
 
-START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders")
+START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders", "shadow-worker")
+NOT_WAITED_FOR = ("shadow-worker",)
+"""The node is up without them, whatever becomes of them."""
 STOP_GRACE_S = 7.0
 RESTART_AFTER_S = 1.0
 RESTART_AT_MOST_S = 30.0
@@ -124,11 +126,11 @@ class Node:
         began = time.time()
         while not stop(0.1):
             alive = {p["role"] for p in records.views.processes(time.time()) if p["seen_at"] >= began - 1}
-            missing = [role for role in self._roles if role not in alive]
+            missing = [role for role in self._roles if role not in alive and role not in NOT_WAITED_FOR]
             if not missing:
                 return
             for child in self._children:
-                if child.process and child.process.poll() is not None:
+                if child.name not in NOT_WAITED_FOR and child.process and child.process.poll() is not None:
                     status = child.process.returncode
                     raise IchnodeError(f"{child.name} ended with status {status} at its start")
             if time.monotonic() > deadline:

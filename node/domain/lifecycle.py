@@ -1,4 +1,4 @@
-"""THE state tables of series, jobs, deliveries, alerts, gaps. An unlisted pair raises."""
+"""THE state tables of series, jobs, deliveries, alerts, gaps, shadow readings. An unlisted pair raises."""
 
 from __future__ import annotations
 
@@ -99,6 +99,23 @@ class GapEvent(StrEnum):
     DISMISSED_BY_ADMIN = "DISMISSED_BY_ADMIN"
 
 
+class ShadowState(StrEnum):
+    WAITING = "WAITING"  # for the shadow worker, and until no job of the active model waits
+    RUNNING = "RUNNING"  # the shadow worker holds the lease
+    DONE = "DONE"  # what it read is stored
+    FAILED = "FAILED"  # given up; the study knows nothing of it
+    SKIPPED = "SKIPPED"  # not read, for a coded reason
+
+
+class ShadowEvent(StrEnum):
+    CLAIMED = "CLAIMED"
+    READ = "READ"
+    FAILED_TRANSIENTLY = "FAILED_TRANSIENTLY"
+    LEASE_EXPIRED = "LEASE_EXPIRED"
+    FAILED_FOR_GOOD = "FAILED_FOR_GOOD"
+    LEFT_OUT = "LEFT_OUT"  # too late, too many, or its job counts no more
+
+
 SERIES: dict[tuple[SeriesState, SeriesEvent], SeriesState] = {
     (SeriesState.RECEIVING, SeriesEvent.INSTANCE_ARRIVED): SeriesState.RECEIVING,
     (SeriesState.RECEIVING, SeriesEvent.SETTLED): SeriesState.COMPLETE,
@@ -171,6 +188,16 @@ GAPS: dict[tuple[GapState, GapEvent], GapState] = {
     (GapState.DISMISSED, GapEvent.ASKED_FOR): GapState.WANTED,
     (GapState.DISMISSED, GapEvent.FILLED): GapState.CLOSED,
     (GapState.CLOSED, GapEvent.SEEN_AGAIN): GapState.OPEN,
+}
+
+SHADOWS: dict[tuple[ShadowState, ShadowEvent], ShadowState] = {
+    (ShadowState.WAITING, ShadowEvent.CLAIMED): ShadowState.RUNNING,
+    (ShadowState.WAITING, ShadowEvent.LEFT_OUT): ShadowState.SKIPPED,
+    (ShadowState.RUNNING, ShadowEvent.READ): ShadowState.DONE,
+    (ShadowState.RUNNING, ShadowEvent.FAILED_TRANSIENTLY): ShadowState.WAITING,
+    (ShadowState.RUNNING, ShadowEvent.LEASE_EXPIRED): ShadowState.WAITING,
+    (ShadowState.RUNNING, ShadowEvent.FAILED_FOR_GOOD): ShadowState.FAILED,
+    (ShadowState.RUNNING, ShadowEvent.LEFT_OUT): ShadowState.SKIPPED,
 }
 
 S = TypeVar("S", bound=StrEnum)

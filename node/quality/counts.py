@@ -68,3 +68,21 @@ class Shift:
     @property
     def drifted(self) -> bool:
         return self.distance >= DISTANCE and self.p_value < LIKELY
+
+
+@dataclass(frozen=True)
+class Paired:
+    """So many series that two models read: classes present and evaluated (bits), and what a reader said.
+
+    `told` and `wrong` speak of the active model's word, None where nobody judged it; `sampled`: 1 where it
+    was drawn by chance.
+    """
+
+    active_present: int
+    active_evaluated: int
+    shadow_present: int
+    shadow_evaluated: int
+    told: int | None
+    wrong: int | None
+    sampled: int
+    count: int

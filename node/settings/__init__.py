@@ -25,10 +25,12 @@ from node.settings.quality import Canary, Drift
 from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
+from node.settings.shadow import Shadow
 from node.settings.ups import Ups
 from node.settings.web import Proxy, Web
 
 __all__ = [
+    "DATABASE_FILE",
     "DEFAULT_OUTPUTS",
     "OUTPUT_NAMES",
     "AeTitle",
@@ -56,6 +58,7 @@ __all__ = [
     "Route",
     "Scp",
     "Settings",
+    "Shadow",
     "Spool",
     "Tls",
     "Ups",
@@ -69,6 +72,7 @@ __all__ = [
 PREFIX = "ICHNODE_"
 NOT_SETTINGS = ("ICHNODE_CONFIG", "ICHNODE_TEST_DATA", "ICHNODE_REQUIRE_PEERS")
 DEFAULT_FILE = "ichnode.toml"
+DATABASE_FILE = "ichnode.sqlite3"
 
 
 class Settings(Section):
@@ -84,6 +88,7 @@ class Settings(Section):
     database: Database = Database()
     broker: Broker = Broker()
     model: Model = Model()
+    shadow: Shadow = Shadow()
     orders: Orders = Orders()
     ups: Ups = Ups()
     web: Web = Web()
@@ -126,12 +131,12 @@ class Settings(Section):
     def idle_roles(self) -> frozenset[str]:
         """The roles that nothing here gives anything to do."""
         ordering = self.orders.has_peers or self.ups.port
-        idle = {"announce": not self.alert, "orders": not ordering}
+        idle = {"announce": not self.alert, "orders": not ordering, "shadow-worker": not self.shadow.pipeline}
         return frozenset(role for role, is_idle in idle.items() if is_idle)
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite:///{self.data_dir.resolve() / 'ichnode.sqlite3'}"
+        return self.database.url or f"sqlite:///{self.data_dir.resolve() / DATABASE_FILE}"
 
 
 def load(file: Path | None = None, data_dir: Path | None = None) -> Settings:

@@ -14,11 +14,11 @@ from sqlalchemy import Connection, Engine, Select, and_, case, func, select, upd
 from sqlalchemy import literal as constant
 
 from node.domain.acquisition import Acquisition
-from node.domain.findings import Findings, Priority
+from node.domain.findings import Findings, ModelIdentity, Priority
 from node.domain.opinion import Opinion, Word, bits, judged
 from node.quality.counts import Analysed, Said
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import analyses, studies
+from node.store.tables import analyses, shadows, studies
 
 Row = dict[str, Any]
 _MEASURED = ("kvp", "slice_thickness_mm", "pixel_mm", "slices", "head_hu", "head_share")
@@ -117,6 +117,22 @@ class Quality:
         query = select(analyses).where(*_within(since, until)).order_by(analyses.c.analysed_at.desc())
         return self._rows(query.limit(limit))
 
+    def first_by(self, model: ModelIdentity) -> float | None:
+        """When the first analysis by these weights ended."""
+        named = (analyses.c.model_name == model.name[:64], analyses.c.model_version == model.version[:64])
+        mine = (*named, analyses.c.model_sha256 == model.sha256)
+        query = select(analyses.c.analysed_at).where(*mine).order_by(analyses.c.analysed_at).limit(1)
+        with reading(self._engine) as connection:
+            return connection.execute(query).scalar()
+
+    def latest_model(self) -> ModelIdentity | None:
+        """Whose word the latest analysis is."""
+        identity = (analyses.c.model_name, analyses.c.model_version, analyses.c.model_sha256)
+        query = select(*identity).order_by(analyses.c.analysed_at.desc()).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+            return ModelIdentity(*row) if row else None
+
     def _rows(self, query: Select[Any]) -> list[Row]:
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
@@ -133,18 +149,15 @@ def record(
         return
     model = findings.model
     key = (analyses.c.job_id == job[0], analyses.c.model_sha256 == model.sha256)
-    present = bits(name for name, found in findings.classes.items() if found.present)
+    said = outcome(findings)
+    present = said["present"]
     values: Row = {
         "analysed_at": now,
         "study_instance_uid": job[1],
         "model_name": model.name[:64],
         "model_version": model.version[:64],
         "scanner": acquired.scanner,
-        "verdict": findings.priority,
-        "any_probability": findings.classes["any"].probability,
-        "present": present,
-        "evaluated": bits(findings.classes),
-        "volume_ml": findings.segmentation.volume_ml if findings.segmentation else None,
+        **said,
         "kernel": acquired.kernel[:64],
         **{name: getattr(acquired, name) for name in _MEASURED},
     }
@@ -152,6 +165,22 @@ def record(
     other_word = (analyses.c.present != present) | (analyses.c.verdict != findings.priority)
     connection.execute(update(analyses).where(*key, other_word).values(**_WITHDRAWN))
     connection.execute(update(analyses).where(*key).values(**values))
+
+
+def outcome(findings: Findings) -> Row:
+    """What a model made of a series, as columns; of findings with a priority and the class "any"."""
+    taken = findings.timings_s
+    before_masks = [taken[step] for step in ("load", "canonical", "classify") if step in taken]
+    return {
+        "verdict": findings.priority,
+        "any_probability": findings.classes["any"].probability,
+        "present": bits(name for name, found in findings.classes.items() if found.present),
+        "evaluated": bits(findings.classes),
+        "volume_ml": findings.segmentation.volume_ml if findings.segmentation else None,
+        "probabilities": {name: round(found.probability, 5) for name, found in findings.classes.items()},
+        "classified_s": sum(before_masks) if "classify" in taken else None,
+        "total_s": taken.get("total"),
+    }
 
 
 def say(connection: Connection, job_id: int, word: Word) -> None:
@@ -174,6 +203,8 @@ def forget(connection: Connection, study_uids: Sequence[str]) -> None:
     """The studies are forgotten; what was counted stays, and no longer says of whom it is."""
     mine = update(analyses).where(analyses.c.study_instance_uid.in_(study_uids))
     connection.execute(mine.values(study_instance_uid=None))
+    in_silence = update(shadows).where(shadows.c.study_instance_uid.in_(study_uids))
+    connection.execute(in_silence.values(study_instance_uid=None, series_instance_uid=None))
 
 
 def _newest(job_id: int) -> Any:

@@ -40,6 +40,14 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """How many jobs wait for this turn, and since when the oldest does."""
+
+    waiting: int
+    oldest: float | None
+
+
+@dataclass(frozen=True)
 class Taken:
     """A job under a lease; `owed` is what the worker's next Line says."""
 
@@ -119,6 +127,20 @@ class Queue:
             if pauses.is_paused(connection, pauses.QUEUE):
                 return []
             return [Ring(row.id, row.rank == 0) for row in connection.execute(query)]
+
+    def depths(self, now: float, rules: Rules) -> dict[Turn, Depth]:
+        """What waits: ordered STAT, waiting so long that it counts as such, and the rest."""
+        is_stat, aged = _is_stat(rules), jobs.c.created_at < now - rules.age_s
+        turn = case((is_stat, Turn.STAT.value), (aged, Turn.AGED.value), else_=Turn.ROUTINE.value)
+        query = (
+            select(turn.label("turn"), func.count(), func.min(jobs.c.created_at))
+            .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
+            .where(jobs.c.state == JobState.QUEUED)
+            .group_by("turn")
+        )
+        with reading(self._engine) as connection:
+            found = {Turn(row[0]): Depth(row[1], row[2]) for row in connection.execute(query)}
+        return {turn: found.get(turn, Depth(0, None)) for turn in Turn}
 
     def rung(self, ring: Ring, now: float) -> None:
         with writing(self._engine) as connection:

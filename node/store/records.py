@@ -22,13 +22,16 @@ from node.store.jobs import Jobs
 from node.store.keeping import Keeping
 from node.store.leaders import Leaders
 from node.store.orders import Orders
+from node.store.pairs import Pairs
 from node.store.pauses import Pauses
 from node.store.people import People
 from node.store.priors import Priors
+from node.store.promotions import Promotions
 from node.store.quality import Quality
 from node.store.queue import Queue
 from node.store.reviews import Reviews
 from node.store.routes import Routes
+from node.store.shadows import Shadows
 from node.store.views import Views
 from node.store.workitems import Workitems
 from node.store.worklist import Worklist
@@ -67,6 +70,9 @@ class Records:
         self.quality = Quality(engine)
         self.drifts = Drifts(engine)
         self.canaries = Canaries(engine)
+        self.shadows = Shadows(engine)
+        self.pairs = Pairs(engine)
+        self.promotions = Promotions(engine)
 
     def close(self) -> None:
         self.arrivals.close()

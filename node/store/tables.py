@@ -455,12 +455,68 @@ analyses = Table(  # what statistics need of each analysis, and nothing of the p
     Column("opinion_at", Float),
     Column("sampled_at", Float),  # drawn by chance to be looked at
     Column("sampled_by", String(64)),
+    Column("probabilities", JSON),  # by class; NULL for what was analysed before they were kept
+    Column("classified_s", Float),  # from the first file read until the classes were known…
+    Column("total_s", Float),  # …and until everything was
     UniqueConstraint("job_id", "model_sha256", name="one_analysis_a_model"),
     Index("analyses_by_time", "analysed_at", "verdict"),
     Index("analyses_by_scanner", "scanner", "analysed_at", "verdict"),
     Index("analyses_by_model", "model_name", "model_version", "analysed_at", "verdict"),
     Index("analyses_by_opinion", "opinion_at"),
     Index("analyses_by_sampling", "sampled_at"),
+)
+
+shadows = Table(  # what a model that reads in silence makes of what was analysed; outlives its job
+    "shadows",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", Integer, nullable=False),
+    Column("study_instance_uid", UID),  # these two are emptied when the study is forgotten
+    Column("series_instance_uid", UID),
+    Column("revision", Integer, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", String(64), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("pipeline", Text, nullable=False),  # catalogue name, or absolute path of the sidecar
+    Column("state", String(16), nullable=False),  # node.domain.lifecycle.ShadowState
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("reason_code", String(64)),
+    Column("reason_text", Text),
+    Column("lease_owner", String(64)),  # node.liveness.process_name
+    Column("lease_until", Float),
+    Column("created_at", Float, nullable=False),
+    Column("rung_at", Float),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("verdict", String(16)),  # from here on as in `analyses`
+    Column("any_probability", Float),
+    Column("present", Integer),
+    Column("evaluated", Integer),
+    Column("volume_ml", Float),
+    Column("probabilities", JSON),
+    Column("classified_s", Float),
+    Column("total_s", Float),
+    UniqueConstraint("job_id", "model_sha256", name="one_shadow_a_model"),
+    Index("shadows_by_state", "state", "created_at"),
+    Index("shadows_by_model", "model_sha256", "state", "created_at"),
+)
+
+promotions = Table(  # which model was made the active one; the newest row counts: node.domain.choice
+    "promotions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("who", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("pipeline", Text, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", String(64), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("settings_pipeline", Text, nullable=False),  # what [model] pipeline said then
+    Column("before_pipeline", Text, nullable=False),  # what was active until then
+    Column("before_name", String(64), nullable=False),
+    Column("before_version", String(64), nullable=False),
+    Column("before_sha256", String(64), nullable=False),
 )
 
 drifts = Table(  # how far each feature of each scanner is from its reference, as last looked at

@@ -18,9 +18,10 @@ from node.domain.errors import TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.instance import Instance
 from node.domain.lifecycle import JobState, SeriesState
+from node.leases import LONGEST_LEASE_S
 from node.liveness import process_name
 from node.settings import Completeness, Settings
-from node.settle import LONGEST_LEASE_S, RING_AGAIN_S, Clock
+from node.settle import RING_AGAIN_S, Clock
 from node.store.arrivals import StoredFile
 from node.store.decisions import Gathered
 from node.store.engine import writing

@@ -76,7 +76,12 @@ class TestUnits:
         script = re.fullmatch(r"/bin/sh -c '(.*)' %i", command)
         assert script
         words = script[1].replace("$$", "$").replace("%%", "%").replace("exec ", "echo ")
-        for instance, role in (("worker-2", "worker"), ("settle", "settle")):
+        for instance, role in (
+            ("worker-2", "worker"),
+            ("worker-10", "worker"),
+            ("settle", "settle"),
+            ("shadow-worker", "shadow-worker"),
+        ):
             said = subprocess.run(["/bin/sh", "-c", words, instance], capture_output=True, text=True)
             assert said.stdout.split()[1:] == [role, "--config", "/etc/ichnode/ichnode.toml"]
 
@@ -104,7 +109,7 @@ class TestCompose:
     def test_every_role_runs_and_shares_settings_and_spool(self) -> None:
         services = documents(self.file)["services"]
         commands = {name: of["command"] for name, of in services.items() if "ICHNODE_CONFIG" in str(of)}
-        assert {words[0] for words in commands.values()} == {*ROLES, "announce", "orders"}
+        assert {words[0] for words in commands.values()} == {*ROLES, "announce", "orders", "shadow-worker"}
         for name in commands:
             assert "spool:/var/lib/ichnode" in services[name]["volumes"], name
             assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"]

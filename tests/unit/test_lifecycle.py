@@ -13,6 +13,7 @@ from node.domain.lifecycle import (
     DELIVERIES,
     JOBS,
     SERIES,
+    SHADOWS,
     AlertEvent,
     AlertState,
     DeliveryEvent,
@@ -21,6 +22,8 @@ from node.domain.lifecycle import (
     JobState,
     SeriesEvent,
     SeriesState,
+    ShadowEvent,
+    ShadowState,
     after,
     sources,
 )
@@ -72,6 +75,19 @@ EXPECTED_ALERTS = {
     "FAILED": {"NEWER_WORD": "SUPERSEDED", "RETRIED_BY_ADMIN": "PENDING"},
     "SUPERSEDED": {"TAKEN": "SENT", "RECEIPT_CAME": "ACKNOWLEDGED"},
 }
+EXPECTED_SHADOWS = {
+    "WAITING": {"CLAIMED": "RUNNING", "LEFT_OUT": "SKIPPED"},
+    "RUNNING": {
+        "READ": "DONE",
+        "FAILED_TRANSIENTLY": "WAITING",
+        "LEASE_EXPIRED": "WAITING",
+        "FAILED_FOR_GOOD": "FAILED",
+        "LEFT_OUT": "SKIPPED",
+    },
+    "DONE": {},
+    "FAILED": {},
+    "SKIPPED": {},
+}
 Table = dict[tuple[StrEnum, StrEnum], StrEnum]
 CASES = [
     pytest.param(table, state, event, expected[state.value].get(event.value), id=f"{name}-{state}-{event}")
@@ -80,6 +96,7 @@ CASES = [
         ("job", JOBS, EXPECTED_JOBS, JobState, JobEvent),
         ("delivery", DELIVERIES, EXPECTED_DELIVERIES, DeliveryState, DeliveryEvent),
         ("alert", ALERTS, EXPECTED_ALERTS, AlertState, AlertEvent),
+        ("shadow", SHADOWS, EXPECTED_SHADOWS, ShadowState, ShadowEvent),
     )
     for state, event in product(states, events)
 ]
@@ -99,12 +116,11 @@ def test_pair(table: Table, state: StrEnum, event: StrEnum, to: str | None) -> N
     ("table", "event"),
     [(JOBS, e) for e in JobEvent]
     + [(DELIVERIES, e) for e in DeliveryEvent]
-    + [(ALERTS, e) for e in AlertEvent],
+    + [(ALERTS, e) for e in AlertEvent]
+    + [(SHADOWS, e) for e in ShadowEvent],
     ids=lambda value: getattr(value, "value", ""),
 )
-def test_an_event_of_jobs_deliveries_and_alerts_leads_to_one_state_alone(
-    table: Table, event: StrEnum
-) -> None:
+def test_an_event_of_all_but_series_leads_to_one_state_alone(table: Table, event: StrEnum) -> None:
     """`_move` of the store writes the target of the event's first source for every source."""
     assert len({table[state, event] for state in sources(table, event)}) == 1
 
@@ -123,8 +139,9 @@ def test_every_event_of_a_series_but_an_arrival_leads_on_from_complete_or_receiv
         (JOBS, JobState, {JobState.SUPERSEDED}),
         (DELIVERIES, DeliveryState, {DeliveryState.COMMITTED}),
         (ALERTS, AlertState, {AlertState.ACKNOWLEDGED}),
+        (SHADOWS, ShadowState, {ShadowState.DONE, ShadowState.FAILED, ShadowState.SKIPPED}),
     ],
-    ids=["series", "job", "delivery", "alert"],
+    ids=["series", "job", "delivery", "alert", "shadow"],
 )
 def test_only_what_is_over_is_a_dead_end(table: Table, states: type[StrEnum], ends: set[StrEnum]) -> None:
     assert {state for state in states if not any(source == state for source, _ in table)} == ends
@@ -137,8 +154,9 @@ def test_only_what_is_over_is_a_dead_end(table: Table, states: type[StrEnum], en
         (JOBS, JobState, JobState.QUEUED),
         (DELIVERIES, DeliveryState, DeliveryState.PENDING),
         (ALERTS, AlertState, AlertState.PENDING),
+        (SHADOWS, ShadowState, ShadowState.WAITING),
     ],
-    ids=["series", "job", "delivery", "alert"],
+    ids=["series", "job", "delivery", "alert", "shadow"],
 )
 def test_every_state_can_be_reached(table: Table, states: type[StrEnum], start: StrEnum) -> None:
     reached, before = {start}, set[StrEnum]()

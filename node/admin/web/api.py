@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from node import __version__
-from node.admin.web import board, canaries, drift, quality
+from node.admin.web import board, canaries, drift, quality, shadow
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, RowId, Visitor
 from node.admin.web.pages import wanted_of, with_takers
@@ -95,6 +95,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     quality.add_to(router, site, gate)
     drift.add_to(router, site, gate)
     canaries.add_to(router, site, gate)
+    shadow.add_to(router, site, gate)
     _administering(router, Deeds(site), gate)
     return router
 

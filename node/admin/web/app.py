@@ -31,6 +31,7 @@ from node.admin.web import (
     pictures,
     quality,
     routing,
+    shadow,
 )
 from node.admin.web.addresses import KnownAddresses
 from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed
@@ -79,6 +80,7 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
         quality,
         drift,
         canaries,
+        shadow,
         missing,
         routing,
         actions,

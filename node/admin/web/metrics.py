@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from node import __version__, canary
+from node import __version__, canary, promotion
 from node.admin.web import board
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
-from node.domain.lifecycle import AlertState, DeliveryState, JobState
+from node.domain.lifecycle import AlertState, DeliveryState, JobState, ShadowState
 from node.store import leaders, pauses
 
 CONTENT = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,12 +32,17 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.get("/readyz")
     def readyz(_: Visitor = gate.anybody) -> JSONResponse:
-        """Every role is alive and there is room for what comes; else 503 with what is missing."""
+        """Every role is alive and there is room for what comes; else 503 with what is missing.
+
+        `canary` is off, ok or failing. A failing one leaves the node ready: it receives and works on, and a
+        restart would not help.
+        """
         now = time.time()
         missing = [role["role"] for role in board.roles(site, now) if not role["alive"] and role["without"]]
         if board.has_no_room(site):
             missing.append("disk")
-        content = {"status": "not ready" if missing else "ready", "missing": missing}
+        content: dict[str, Any] = {"status": "not ready" if missing else "ready", "missing": missing}
+        content |= {"canary": _canary_word(site, now)}
         return JSONResponse(content, 503 if missing else 200)
 
     @router.get("/metrics", response_class=PlainTextResponse)
@@ -46,6 +51,13 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         return Response("".join(exposition(site, time.time())), media_type=CONTENT)
 
     return router
+
+
+def _canary_word(site: Site, now: float) -> str:
+    """Its trouble in words is for people who logged in."""
+    if not site.settings.canary.every_min:
+        return "off"
+    return "failing" if canary.trouble(site.settings, site.records, now) else "ok"
 
 
 def exposition(site: Site, now: float) -> Iterator[str]:
@@ -138,6 +150,8 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         yield "audit_oldest_seconds", "Age of the oldest of them; 0: none.", [("", {}, since)]
     yield from _alerts(site, now)
     yield from _canary(site, now)
+    yield from _queue(site, now)
+    yield from _models(site, now)
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     stand |= {pauses.of_channel(a.name): f"alert {a.name}" for a in site.settings.alert}
     yield (
@@ -145,6 +159,43 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         "1 where an admin paused it.",
         [("", {"what": w}, float(n in paused)) for n, w in stand.items()],
     )
+
+
+def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    depths = site.records.queue.depths(now, site.settings.orders.rules)
+    named = {turn.value.lower(): depth for turn, depth in depths.items()}
+    waiting: list[Sample] = [("", {"turn": turn}, depth.waiting) for turn, depth in named.items()]
+    yield "queue_waiting", "Jobs waiting: ordered STAT, aged so that they count as such, routine.", waiting
+    oldest: list[Sample] = [
+        ("", {"turn": turn}, max(now - depth.oldest, 0.0) if depth.oldest else 0.0)
+        for turn, depth in named.items()
+    ]
+    yield "queue_oldest_seconds", "How long the oldest of them has waited; 0: none.", oldest
+
+
+def _models(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    """The active model and the shadow's readings; without a shadow all is well with it."""
+    stands = promotion.standing(site.settings, site.records, now)
+    if stands.model:
+        model, promoted = stands.model, str(int(stands.active.promoted is not None))
+        named = {"name": model.name, "version": model.version, "digest": model.sha256, "promoted": promoted}
+        yield "model_active", "The model whose word is reported.", [("", named, 1)]
+    yield (
+        "model_trouble",
+        "1 while a worker cannot use the chosen model, or workers use different ones.",
+        [("", {}, float(bool(stands.trouble)))],
+    )
+    counts = site.records.shadows.counts()
+    states: dict[str, int] = dict.fromkeys((state.value.lower() for state in ShadowState), 0)
+    for name, count in counts.items():
+        states[name.partition(" ")[0].lower()] += count
+    readings: list[Sample] = [("", {"state": state}, count) for state, count in states.items()]
+    yield "shadow_readings", "Series for the shadow model, by state.", readings
+    oldest = site.records.shadows.oldest_waiting()
+    age = max(now - oldest, 0.0) if oldest else 0.0
+    yield "shadow_oldest_seconds", "How long the oldest waiting of them has waited; 0: none.", [("", {}, age)]
+    fine = float(not stands.shadow_trouble)
+    yield "shadow_ok", "0 while nothing can be read in the shadow.", [("", {}, fine)]
 
 
 def _canary(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:

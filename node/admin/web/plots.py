@@ -10,6 +10,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 640, 160
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
+SQUARE, MARGIN = 400, 36
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,45 @@ def course(
     ticks = tuple((y(v), f"{v:.3g}") for v in np.linspace(low + room, high - room, 3))
     heights = (y(usual[0]), y(usual[1]), y(usual[2])) if len(usual) == 3 else None
     return Course(f"{line[2]} {back}", line[1], heights, ticks, times[0], times[-1], size)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One series that two models read: both probabilities of "any" on a square of SQUARE. `kind`: what a
+    reader saw (bleeding, clear, unread); `differs`: only one of the models calls it.
+    """
+
+    x: float
+    y: float
+    kind: str
+    differs: bool
+    words: str
+    study: str | None
+
+
+def scatter(rows: Sequence[Mapping[str, Any]]) -> list[Dot]:
+    """The active model to the right, the shadow model upwards; what a reader saw comes last, on top."""
+    dots = [_dot(row) for row in rows]
+    return sorted(dots, key=lambda dot: (dot.kind != "unread", dot.differs))
+
+
+def _dot(row: Mapping[str, Any]) -> Dot:
+    active, shadow = row["active_any_probability"], row["shadow_any_probability"]
+    calls = row["active_present"] & 1, row["shadow_present"] & 1
+    kind = "unread"
+    if (row["told"] or 0) & 1:
+        kind = "bleeding" if calls[0] != (row["wrong"] or 0) & 1 else "clear"
+    said = {"unread": "not judged", "bleeding": "a reader saw a haemorrhage", "clear": "a reader saw none"}
+    words = f"active {active:.2f}, shadow {shadow:.2f}; {said[kind]}"
+    side = SQUARE - 2 * MARGIN
+    return Dot(
+        MARGIN + side * active,
+        SQUARE - MARGIN - side * shadow,
+        kind,
+        calls[0] != calls[1],
+        words,
+        row["study_instance_uid"],
+    )
 
 
 def along_slices(slices: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[Line]:

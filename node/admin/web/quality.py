@@ -191,17 +191,17 @@ def csv_lines(rows: Sequence[Row], clock: words.Clock) -> Iterator[str]:
                 clock.iso(row["analysed_at"]),
                 *(words.plain_cell("" if row[name] is None else row[name]) for name in _PLAIN),
                 *present,
-                *_truth(row),
+                *truth(row),
                 int(row["sampled_at"] is not None),
             ]
         )
     yield stream.getvalue()
 
 
-def _truth(row: Row) -> list[Any]:
-    """What the reader saw of each class; empty where nothing was said."""
+def truth(row: Row, present: str = "present") -> list[Any]:
+    """What the reader saw of each class; empty where nothing was said. `present`: the column judged."""
     told = row["told"] or 0
     return [
-        int(has(row["present"], name) != has(row["wrong"] or 0, name)) if has(told, name) else ""
+        int(has(row[present], name) != has(row["wrong"] or 0, name)) if has(told, name) else ""
         for name in CLASSES
     ]

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from node import __version__, canary
+from node import __version__, canary, promotion
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.domain.opinion import WRONG_WORDS
@@ -56,8 +56,10 @@ class Site:
     def _standing(self, now: float) -> dict[str, Any]:
         """What must be seen on every page: who is missing, what is paused, how many alarms nobody read."""
         records = self.records
+        processes = records.views.processes(now)
         return {
-            "roles": words.roles(records.views.processes(now), now, self.settings.idle_roles),
+            "roles": words.roles(processes, now, self.settings.idle_roles),
+            "model_trouble": promotion.trouble(self.settings, records, processes, now),
             "paused": records.pauses.all(),
             "canary_trouble": canary.trouble(self.settings, records, now),
             "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),

@@ -146,7 +146,7 @@ def rate(found: Rate) -> str:
 
 
 def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> list[dict[str, Any]]:
-    """How each role stands: how many processes live, which are gone and were not replaced.
+    """How each role stands: how many processes work, which are gone and were not replaced, why one `refuses`.
 
     Nobody misses a role that is `idle`.
     """
@@ -155,7 +155,8 @@ def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> l
     found = []
     for name in names:
         mine = [p for p in processes if p["role"] == name]
-        alive = [p for p in mine if p["alive"]]
+        refusing = [p["detail"]["refuses"] for p in mine if p["alive"] and p["detail"].get("refuses")]
+        alive = [p for p in mine if p["alive"] and not p["detail"].get("refuses")]
         gone = [p for p in mine if not p["alive"] and now - p["seen_at"] < GONE_SHOWN_FOR_S]
         leads = [(_who(p["process"]), p["detail"]["leads"]) for p in alive if p["detail"].get("leads")]
         last = max((p["seen_at"] for p in mine), default=None)
@@ -164,6 +165,7 @@ def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> l
                 "role": name,
                 "alive": len(alive),
                 "lost": _not_replaced(gone, mine),
+                "refuses": refusing[0] if refusing else "",
                 "leaders": [{"process": who, "leads": names} for who, names in leads],
                 "standing_by": sum(p["detail"].get("leads") == [] for p in alive),
                 "last_seen_at": last,

@@ -16,10 +16,12 @@ from node.admin.passwords import hashed
 from node.admin.web.app import make_app
 from node.domain.findings import Reason
 from node.domain.permissions import Role
+from node.settings import Shadow
 from node.store.records import Records
 from tests import factories
 from tests.integration.console.test_web import lose
 from tests.peers import eventually, requires
+from tests.shadowed import Shadowed
 from tests.site import SUBDURAL, Site
 
 if TYPE_CHECKING:
@@ -160,6 +162,32 @@ def test_an_admin_retries_pauses_and_resumes(page: Page, site: Site) -> None:
     page.wait_for_selector(".notices .paused >> text=is paused by anna")
     page.click("text=Resume the queue")
     eventually(lambda: not site.records.pauses.all(), 60)
+
+
+def test_an_admin_makes_the_shadow_model_the_active_one(page: Page, site: Site) -> None:
+    assert site.settings
+    settings = site.settings.model_copy(update={"shadow": Shadow(pipeline="/models/other.json")})
+    node = Shadowed(site.records, settings)
+    node.both("1.1", 0.9, 0.2)
+    log_in(page, "victor")
+    page.goto("/shadow")
+    assert page.locator("form[action='/shadow/promote']").count() == 0, "a viewer only looks"
+    page.context.clear_cookies()
+    log_in(page, "anna")
+    page.goto("/shadow")
+    assert page.locator("#scatter circle").count() == 1
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+    page.click("text=Make it the active model")
+    assert site.records.promotions.last() is None, "the reason is missing"
+    page.fill("form[action='/shadow/promote'] input[name=reason]", "finds more")
+    page.click("text=Make it the active model")
+    last = eventually(site.records.promotions.last, 60)
+    assert (last.who, last.reason, last.model.name) == ("anna", "finds more", "other")
+    assert "Make other 2.0 the active model?" in asked[0]
+    page.wait_for_selector("#history >> text=finds more")
+    page.click("#differing a")
+    page.wait_for_url("**/study/1.1")
 
 
 def test_a_script_in_a_header_is_text(page: Page, site: Site) -> None:
