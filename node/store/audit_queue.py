@@ -134,6 +134,12 @@ class AuditQueue:
             error = connection.execute(tried.order_by(audit_queue.c.id).limit(1)).scalar()
             return {"waiting": count, "oldest": oldest, "error": error}
 
+    def waiting(self, limit: int) -> list[dict[str, Any]]:
+        """What waits, the oldest first; without names of patients."""
+        query = select(audit_queue).order_by(audit_queue.c.id).limit(limit)
+        with reading(self._engine) as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
 
 def _values(event: Event) -> dict[str, Any]:
     """Cut to what the columns hold: peers choose their own names."""

@@ -79,6 +79,17 @@ class Worklist:
             uids = _uids(connection, wanted, limit + 1, offset)
             return _rows(connection, uids[:limit]), len(uids) > limit
 
+    def uids(self, wanted: Wanted) -> list[str]:
+        """Every study of the list in its order, however many; `rows` tells of them."""
+        with reading(self._engine) as connection:
+            found = [uid for query in _queries(wanted) for uid in connection.execute(query).scalars()]
+        return list(dict.fromkeys(found))
+
+    def rows(self, uids: Sequence[str]) -> list[Row]:
+        """What `page` gives of these studies, as far as they are still there."""
+        with reading(self._engine) as connection:
+            return _rows(connection, uids)
+
     def unread_alarms(self, since: float) -> int:
         """Studies with suspected haemorrhage that nobody acknowledged; MOST_COUNTED stands for more."""
         query = _alarms(Priority.STAT, Wanted(since=since)).limit(MOST_COUNTED)

@@ -13,7 +13,7 @@ from node import __version__
 from node.admin.web import board, canaries, drift, quality, shadow
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, RowId, Visitor
-from node.admin.web.pages import wanted_of, with_takers
+from node.admin.web.pages import audit_queue, wanted_of, with_takers
 from node.admin.web.site import Site
 from node.domain.errors import SettingsError
 from node.domain.lifecycle import AlertState, DeliveryState
@@ -218,6 +218,11 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
     ) -> list[dict[str, Any]]:
         """The audit trail, newest first; go on with the smallest id as `before`."""
         return site.records.audit.entries(limit, before, who, study)
+
+    @router.get("/audit/queue", tags=["audit"])
+    def queue(limit: Limit = 100, _: Visitor = gate.admin) -> dict[str, Any] | None:
+        """What waits for the audit repository, oldest first; null without a repository and messages."""
+        return audit_queue(site, limit)
 
 
 def _study(row: dict[str, Any], visitor: Visitor) -> dict[str, Any]:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import StreamingResponse
 
 from node.admin.web import board, study, words
 from node.admin.web.gate import Gate, RowId, Visitor
 from node.admin.web.pictures import Pictures
 from node.admin.web.site import Site
+from node.store.records import Records
 from node.store.worklist import Reading, Shown, Wanted
 
 PAGE = 50
 PAGES = 40
 """Beyond them a narrower filter finds what is looked for."""
-MOST_EXPORTED = 2000
+EXPORTED_AT_ONCE = 250
 TRAIL = 100
+WAITING = 20
+"""Messages of the audit queue that the page shows."""
 WINDOWS = {"24h": 24 * 3600, "3d": 3 * 86400, "30d": 30 * 86400, "all": None}
 WINDOW_WORDS = {"24h": "24 hours", "3d": "3 days", "30d": "30 days", "all": "any time"}
 COLUMNS = (
@@ -73,12 +77,12 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         q: str = "",
         visitor: Visitor = gate.viewer,
     ) -> Response:
-        rows, _ = site.records.worklist.page(wanted_of(show, read, within, q, time.time()), MOST_EXPORTED)
-        site.note(visitor, "export", detail=f"{len(rows)} studies")
-        told = site.records.alerts.first_of([row["study_instance_uid"] for row in rows])
-        text = "".join(csv_lines(rows, told, site.clock))
+        """Everything the filter shows, as it is read: the first lines are there at once."""
+        uids = site.records.worklist.uids(wanted_of(show, read, within, q, time.time()))
+        site.note(visitor, "export", detail=f"{len(uids)} studies")
         headers = {"Content-Disposition": 'attachment; filename="worklist.csv"'}
-        return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+        lines = csv_parts(site.records, uids, site.clock)
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
 
     @router.get("/study/{uid:path}")
     def one(request: Request, uid: str, series: str = "", visitor: Visitor = gate.viewer) -> Response:
@@ -103,9 +107,21 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         visitor: Visitor = gate.admin,
     ) -> Response:
         entries = site.records.audit.entries(TRAIL, before, who, study)
-        return site.page(request, "audit.html", entries=entries, who=who, of_study=study, limit=TRAIL)
+        queue = audit_queue(site, WAITING) if before is None else None
+        return site.page(
+            request, "audit.html", entries=entries, who=who, of_study=study, limit=TRAIL, queue=queue
+        )
 
     return router
+
+
+def audit_queue(site: Site, limit: int) -> dict[str, Any] | None:
+    """What the audit repository was not told yet; None where there is no repository, and nothing waits."""
+    standing = site.records.audit_queue.standing()
+    if not site.settings.audit.host and not standing["waiting"]:
+        return None
+    messages = site.records.audit_queue.waiting(limit)
+    return {**standing, "repository": site.settings.audit.host, "messages": messages}
 
 
 def wanted_of(show: Shown, read: Reading, within: str, q: str, now: float) -> Wanted:
@@ -129,17 +145,22 @@ def with_takers(site: Site, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "taken": taken.get(row["study_instance_uid"])} for row in rows]
 
 
-def csv_lines(
-    rows: list[dict[str, Any]], told: dict[str, dict[str, Any]], clock: words.Clock
-) -> Iterator[str]:
-    """RFC 4180, with a byte-order mark for spreadsheets; holds no patient name. `told`: Alerts.first_of."""
+def csv_parts(records: Records, uids: Sequence[str], clock: words.Clock) -> Iterator[str]:
+    """RFC 4180, with a byte-order mark for spreadsheets; holds no patient name. One part, one look.
+
+    A database that is away breaks the download off, so that half a list is never taken for a whole one.
+    """
+    yield "\ufeff" + _csv([COLUMNS])
+    for begin in range(0, len(uids), EXPORTED_AT_ONCE):
+        part = uids[begin : begin + EXPORTED_AT_ONCE]
+        told = records.alerts.first_of(part)
+        yield _csv(_cells(row, told, clock) for row in records.worklist.rows(part))
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
     stream = io.StringIO()
-    writer = csv.writer(stream)
-    yield "\ufeff"
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([words.plain_cell(text) for text in _cells(row, told, clock)])
-    yield stream.getvalue()
+    csv.writer(stream).writerows([words.plain_cell(cell) for cell in row] for row in rows)
+    return stream.getvalue()
 
 
 def _cells(row: dict[str, Any], told: dict[str, dict[str, Any]], clock: words.Clock) -> list[Any]:
@@ -157,7 +178,7 @@ def _cells(row: dict[str, Any], told: dict[str, dict[str, Any]], clock: words.Cl
         clock.iso(row["last_received_at"]),
         row["status"],
         word.get("priority") or "",
-        words.result(row["status"], row["word"]).headline,
+        words.result(row["status"], row["word"], findings).headline,
         *(f"{classes[c].probability:.4f}" if c in classes else "" for c in COLUMNS[9:15]),
         findings.segmentation.volume_ml if findings and findings.segmentation else "",
         f"{findings.model.name} {findings.model.version}" if findings else "",

@@ -54,13 +54,16 @@ class Result:
     volume_ml: float | None = None
 
 
-def result(status: str, job: Row | None) -> Result:
-    """The result of a study in this derived status. Never lets a missing result look like a negative one."""
+def result(status: str, job: Row | None, known: Findings | None = None) -> Result:
+    """The result of a study in this derived status. Never lets a missing result look like a negative one.
+
+    `known`: the job's findings, where they were read already.
+    """
     if job is None and status == "NOTHING TO ANALYSE":
         return _no_result("No series fits the analysis; open the study for the reason of each.")
     reason = (job or {}).get("reason_text") or ""
     if job is not None and job["findings"]:
-        return _of_findings(job["findings"], reason)
+        return _of_findings(known or read_findings(job["findings"]), reason)
     if job is not None and job["priority"] == Priority.STAT:
         then = "the analysis failed after it" if job["state"] == JobState.FAILED else "the analysis goes on"
         early = f"First word of the classifier; {then}."
@@ -88,8 +91,7 @@ def read_findings(data: Row | None) -> Findings | None:
         return None
 
 
-def _of_findings(data: Row, reason: str) -> Result:
-    findings = read_findings(data)
+def _of_findings(findings: Findings | None, reason: str) -> Result:
     if findings is None:
         return _no_result("Another version of the node wrote the findings; analyse the study again.")
     verdict = wording.verdict(findings)

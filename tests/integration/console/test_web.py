@@ -6,15 +6,21 @@ import csv
 import io
 import re
 import time
+from collections.abc import Sequence
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from node.admin.web import words
+from node.admin.web import pages, words
+from node.admin.web.app import make_app
 from node.admin.web.plots import along_slices, by_hour, waterfall
+from node.domain.canary import State
+from node.domain.errors import TransientError
 from node.domain.findings import Priority, Reason
 from node.domain.lifecycle import JobState
+from node.settings import AuditRepository, Canary, Settings
+from node.store.audit_queue import AUDITED, AuditQueue, Event
 from node.store.records import Records, open_records
 from tests import factories
 from tests.queueing import Ring, ringing
@@ -306,6 +312,72 @@ def test_the_csv_holds_what_the_list_shows_and_no_formula(client: TestClient, si
     assert row["patient_id"] == "'=cmd()"
     assert row["accession_number"] == 'A,"1"'
     assert (row["priority"], row["subdural"], row["acknowledged_by"]) == ("STAT", "0.9140", "anna")
+
+
+def test_the_csv_holds_every_study_in_the_order_of_the_list(
+    client: TestClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many parts it is read in; and one that cannot be read breaks it off."""
+    monkeypatch.setattr(pages, "EXPORTED_AT_ONCE", 2)
+    for number in range(3):
+        site.composed(f"1.{number}", findings())
+    site.composed("2.1", SUBDURAL)
+    site.queued("2.2")
+
+    def listed() -> list[str]:
+        text = client.get("/worklist.csv").text.removeprefix("\ufeff")
+        return [row["study_instance_uid"] for row in csv.DictReader(io.StringIO(text))]
+
+    shown = [row["study_instance_uid"] for row in client.get("/api/v1/studies").json()]
+    assert listed() == shown and len(shown) == 5 and shown[0] == "2.1"
+    assert site.records.audit.entries(2)[1]["detail"] == "5 studies"
+    rows, asked = site.records.worklist.rows, []
+
+    def away(uids: Sequence[str]) -> list[dict[str, object]]:
+        asked.append(uids)
+        if len(asked) == 2:
+            raise TransientError("database: away")
+        return rows(uids)
+
+    monkeypatch.setattr(site.records.worklist, "rows", away)
+    with pytest.raises(RuntimeError, match="response already started"):  # so the server hangs up
+        listed()
+
+
+def test_readyz_tells_of_the_canary_and_stays_ready(settings: Settings, site: Site) -> None:
+    def canary_word(every_min: float) -> str:
+        changed = settings.model_copy(update={"canary": Canary(every_min=every_min)})
+        client = TestClient(make_app(changed, site.records), base_url="http://127.0.0.1:8080")
+        return str(client.get("/readyz").json()["canary"])
+
+    now = time.time()
+    assert canary_word(0) == "off"
+    number = site.records.canaries.ask("2.25.9", "the node", now - 60)
+    assert number
+    site.records.canaries.finish(number, State.OK, "", now - 50, None, {})
+    assert canary_word(15) == "ok"
+    number = site.records.canaries.ask("2.25.10", "the node", now - 40)
+    assert number
+    site.records.canaries.finish(number, State.WRONG, "any is 0.2", now - 30, None, {})
+    assert canary_word(15) == "failing"
+
+
+def test_what_waits_for_the_audit_repository_is_shown_to_admins(settings: Settings, site: Site) -> None:
+    changed = settings.model_copy(update={"audit": AuditRepository(host="audit.example.org")})
+    client = TestClient(make_app(changed, site.records), base_url="http://127.0.0.1:8080")
+    assert "it was told everything" in client.get("/audit").text
+    engine = site.records.engine.execution_options(**{AUDITED: True})
+    queue = AuditQueue(engine)
+    for number in range(25):
+        queue.write(Event("study", time.time() - 3600, "<anna>", "10.0.0.1", f"1.{number}"))
+    queue.failed([1, 2], "TLS: <refused>", time.time() + 60)
+    page = client.get("/audit").text
+    assert "25 messages, the oldest for 1 h 00 min. Last error: TLS: &lt;refused&gt;" in page
+    assert "The oldest 20 are shown" in page and "&lt;anna&gt;" in page
+    answer = client.get("/api/v1/audit/queue", params={"limit": 3}).json()
+    assert (answer["waiting"], len(answer["messages"]), answer["messages"][0]["attempts"]) == (25, 3, 1)
+    plain = TestClient(make_app(settings, site.records), base_url="http://127.0.0.1:8080")
+    assert "none in the settings any more" in plain.get("/audit").text
 
 
 def test_the_api_does_what_the_pages_do(client: TestClient, site: Site) -> None:
