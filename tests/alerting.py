@@ -99,11 +99,12 @@ class Request:
 
 @dataclass
 class Receiver:
-    """An HTTP server on loopback; `respond` gives status and body of each answer."""
+    """An HTTP server on loopback; `respond` gives status and body of each answer. Port 0: any."""
 
     respond: Callable[[Request], tuple[int, bytes]] = lambda _: (204, b"")
     tls: ssl.SSLContext | None = None
     got: list[Request] = field(default_factory=list)
+    port: int = 0
 
     def __enter__(self) -> Receiver:
         receiver = self
@@ -128,7 +129,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
         if self.tls:
             self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)

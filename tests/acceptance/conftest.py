@@ -69,6 +69,14 @@ class RunningNode:
                     return process
         raise AssertionError(f"no {role} among {[p.cmdline() for p in self.family()]}")
 
+    def kill(self) -> None:
+        """SIGKILL to `ichnode up` and every process below it."""
+        self.records.close()
+        for process in [psutil.Process(self.process.pid), *self.family()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(timeout=30)
+
     def storescu(self, *files: Path | str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """dcmtk's sender, one association."""
         requires("storescu")
