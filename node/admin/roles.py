@@ -227,22 +227,25 @@ def orders(settings: Settings) -> None:
     records = open_records(settings)
     candidate = Candidate(records, (ORDERS,))
     standing = _standing(records, "orders", candidate)
-    with stopping() as stop, standing, serving_workitems(settings, records):
-        desk.run(settings, records, stop, partial(candidate.leads, ORDERS))
+    leads = partial(candidate.leads, ORDERS)
+    with stopping() as stop, standing, serving_workitems(settings, records, leads):
+        desk.run(settings, records, stop, leads)
     records.close()
 
 
 @contextlib.contextmanager
-def serving_workitems(settings: Settings, records: Records) -> Iterator[None]:
-    """UPS Pull while the block runs, where it has a port."""
+def serving_workitems(settings: Settings, records: Records, leads: Callable[[], bool]) -> Iterator[None]:
+    """UPS Pull and Watch while the block runs, where it has a port; who `leads` tells subscribers."""
     if not settings.ups.port:
         yield
         return
+    from node.ups.events import start_reporters
     from node.ups.scp import UpsScp
     from node.ups.service import Service
 
     service, over = Service(settings, records), threading.Event()
     scp = UpsScp(settings, service)
+    threads = start_reporters(settings, records, leads, over.wait)
     scp.start()
     making = threading.Thread(target=service.make_forever, args=(over.wait,), name="workitems", daemon=True)
     making.start()
@@ -251,7 +254,8 @@ def serving_workitems(settings: Settings, records: Records) -> Iterator[None]:
     finally:
         over.set()
         scp.stop()
-        making.join(timeout=2)
+        for thread in (making, *threads):
+            thread.join(timeout=1)
 
 
 def worker(settings: Settings) -> None:

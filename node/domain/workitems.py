@@ -6,7 +6,7 @@ One workitem stands for reading one revision of one analysed study. Decides; hol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from node.domain.findings import Priority
 
@@ -20,12 +20,23 @@ class StepState(StrEnum):
     CANCELED = "CANCELED"
 
 
+class Event(IntEnum):
+    """Event Type ID (PS3.4 Table CC.2.4-1); 4 and 5, of the SCP and of who is assigned, are not sent."""
+
+    STATE = 1
+    CANCEL_REQUESTED = 2
+    PROGRESS = 3
+
+
+GLOBAL = "1.2.840.10008.5.1.4.34.5"
+"""The well-known instance that stands for all workitems, those to come included (PS3.4 CC.2.3.2)."""
 FINAL = (StepState.COMPLETED, StepState.CANCELED)
 STEP_PRIORITY = {Priority.STAT: "HIGH", Priority.HIGH: "MEDIUM", Priority.ROUTINE: "LOW"}
 """Scheduled Procedure Step Priority (0074,1200) knows these three; HIGH stands for STAT (PS3.3 C.30)."""
 
-# Statuses of PS3.4 Tables CC.2.1-2, CC.2.6-1 and CC.2.7-2
+# Statuses of PS3.4 Tables CC.2.1-2, CC.2.2-2, CC.2.3-3, CC.2.6-1 and CC.2.7-2
 SUCCESS = 0x0000
+NO_DELETION_LOCK = 0xB301
 ALREADY_CANCELED = 0xB304
 ALREADY_COMPLETED = 0xB306
 MAY_NOT_BE_UPDATED = 0xC300
@@ -34,9 +45,13 @@ ALREADY_IN_PROGRESS = 0xC302
 ONLY_BY_N_CREATE = 0xC303
 FINAL_STATE_UNMET = 0xC304
 NO_SUCH_UPS = 0xC307
+UNKNOWN_RECEIVER = 0xC308
 NOT_IN_PROGRESS = 0xC310
+IS_COMPLETED = 0xC311
+NOBODY_HEARS = 0xC312
 MEANINGS = {
     SUCCESS: "Success",
+    NO_DELETION_LOCK: "Deletion lock not granted",
     ALREADY_CANCELED: "The UPS is already in the requested state of CANCELED",
     ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED",
     MAY_NOT_BE_UPDATED: "The UPS may no longer be updated",
@@ -45,7 +60,10 @@ MEANINGS = {
     ONLY_BY_N_CREATE: "The UPS may only become SCHEDULED via N-CREATE",
     FINAL_STATE_UNMET: "The UPS has not met final state requirements for the requested state change",
     NO_SUCH_UPS: "Specified SOP Instance UID does not exist or is not a UPS managed by this SCP",
+    UNKNOWN_RECEIVER: "Receiving AE-TITLE is unknown to this SCP",
     NOT_IN_PROGRESS: "The UPS is not yet in the IN PROGRESS state",
+    IS_COMPLETED: "The UPS is already COMPLETED",
+    NOBODY_HEARS: "The performer cannot be contacted",
 }
 
 
@@ -80,6 +98,12 @@ def change_state(now: Standing, wanted: str, transaction_uid: str) -> int:
         (StepState.CANCELED, StepState.CANCELED): ALREADY_CANCELED,
     }
     return table[now.state, StepState(wanted)]
+
+
+def request_cancel(state: StepState) -> int:
+    """The status of an N-ACTION Request UPS Cancel (PS3.4 Table CC.2.2-2), as far as the state decides it."""
+    over = {StepState.COMPLETED: IS_COMPLETED, StepState.CANCELED: ALREADY_CANCELED}
+    return over.get(state, SUCCESS)
 
 
 def set_attributes(now: Standing, transaction_uid: str) -> int:

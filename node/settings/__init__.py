@@ -26,7 +26,7 @@ from node.settings.reconciliation import Archive
 from node.settings.routing import Route
 from node.settings.services import Broker, Database, Model
 from node.settings.shadow import Shadow
-from node.settings.ups import Ups
+from node.settings.ups import Ups, Watcher
 from node.settings.web import Proxy, Web
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "Tls",
     "Ups",
     "UpsPush",
+    "Watcher",
     "Web",
     "Webhook",
     "WorklistPeer",

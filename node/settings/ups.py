@@ -1,4 +1,4 @@
-"""Workitems for readers: whether they are served, where, and which."""
+"""Workitems for readers: whether they are served, where, which, and who may be told of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from node.domain.findings import Priority
-from node.settings.base import AeTitle, NetworkText, Section, Tls
+from node.settings.base import AeTitle, NetworkText, PeerTls, Port, Section, Tls
+
+
+class Watcher(Section):
+    """An AE that may subscribe to workitems, and where its events go (UPS Watch and Event)."""
+
+    ae_title: AeTitle
+    host: str = "127.0.0.1"
+    port: Port = Field(104, ge=1, le=65535)
+    tls: PeerTls = PeerTls()
 
 
 class Ups(Section):
-    """The UPS Pull SCP (PS3.4 Annex CC); off without a port. It answers to `scp.ae_title`."""
+    """The SCP of UPS Pull and Watch (PS3.4 Annex CC); off without a port. It answers to `scp.ae_title`."""
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
@@ -25,6 +34,8 @@ class Ups(Section):
     worklist_label: str = Field("AI triage", min_length=1, max_length=64)
     retrieve_ae_title: AeTitle | Literal[""] = ""
     """Where readers fetch the study from; empty: the first destination with an AE title."""
+    watcher: tuple[Watcher, ...] = ()
+    """Who may be named as the receiver of events; empty: nobody can subscribe."""
 
     @property
     def priorities(self) -> tuple[Priority, ...]:

@@ -32,6 +32,7 @@ from node.store.queue import Queue
 from node.store.reviews import Reviews
 from node.store.routes import Routes
 from node.store.shadows import Shadows
+from node.store.subscriptions import Subscriptions
 from node.store.views import Views
 from node.store.workitems import Workitems
 from node.store.worklist import Worklist
@@ -66,6 +67,7 @@ class Records:
         self.pauses = Pauses(engine)
         self.worklist = Worklist(engine)
         self.workitems = Workitems(engine)
+        self.subscriptions = Subscriptions(engine)
         self.console = Console(engine)
         self.quality = Quality(engine)
         self.drifts = Drifts(engine)

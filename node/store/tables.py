@@ -257,6 +257,29 @@ workitems = Table(  # Unified Procedure Steps that readers may take (PS3.4 Annex
     Index("workitems_by_change", "changed_at"),
 )
 
+ups_subscriptions = Table(  # who hears of which workitem; node.domain.workitems.GLOBAL: of those to come
+    "ups_subscriptions",
+    metadata,
+    Column("receiving_ae", String(16), primary_key=True),
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("subscribed_at", Float, nullable=False),
+    Index("ups_subscriptions_by_workitem", "sop_instance_uid"),
+)
+
+ups_events = Table(  # what subscribers are still to be told, in the order it happened
+    "ups_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("receiving_ae", String(16), nullable=False),
+    Column("sop_instance_uid", UID, nullable=False),
+    Column("event", Integer, nullable=False),  # node.domain.workitems.Event
+    Column("content", JSON, nullable=False),  # Event Information as DICOM JSON
+    Column("created_at", Float, nullable=False),
+    Column("next_try_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Index("ups_events_due", "receiving_ae", "id"),
+)
+
 inquiries = Table(  # what the modality worklist was asked, once for each study
     "inquiries",
     metadata,

@@ -14,16 +14,27 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, case, exists, fun
 
 from node.domain.findings import Priority
 from node.domain.lifecycle import JobState
-from node.domain.workitems import SUCCESS, Standing, StepState, change_state, set_attributes
+from node.domain.workitems import (
+    NOBODY_HEARS,
+    SUCCESS,
+    Event,
+    Standing,
+    StepState,
+    change_state,
+    request_cancel,
+    set_attributes,
+)
 from node.store.audit import Actor, add_entry
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.reviews import acknowledge
+from node.store.subscriptions import born, report, state_report
 from node.store.tables import instances, jobs, objects, studies, workitems
 from node.store.worklist import without_slices
 
 Values = dict[str, Any]
 WORKITEM = "workitem"
 """What the audit trail calls it when a reader takes or finishes one."""
+PROGRESS = "00741002"  # Procedure Step Progress Information Sequence
 PERFORMED = "00741216"  # Unified Procedure Step Performed Procedure Sequence
 REQUIRED_OF_PERFORMED = {
     "00404050": "PerformedProcedureStepStartDateTime",
@@ -101,9 +112,12 @@ class Workitems:
                     "created_at": now,
                     "changed_at": now,
                 }
-                made += insert_if_absent(connection, workitems, item)
-            values = {"state": StepState.CANCELED, "changed_at": now}
-            connection.execute(update(workitems).where(*_OUTDATED).values(**values))
+                if insert_if_absent(connection, workitems, item):
+                    made += 1
+                    born(connection, item["sop_instance_uid"], now)
+            outdated = connection.execute(select(workitems.c.sop_instance_uid).where(*_OUTDATED)).scalars()
+            for uid in outdated.all():
+                _move(connection, uid, StepState.CANCELED, now)
             return made
 
     def _outdated(self) -> bool:
@@ -174,11 +188,10 @@ class Workitems:
             status = change_state(_standing(row), wanted, transaction_uid)
             if status != SUCCESS:
                 return status
-            values: Values = {"state": wanted, "transaction_uid": transaction_uid, "changed_at": now}
+            values: Values = {"transaction_uid": transaction_uid}
             if wanted is StepState.IN_PROGRESS:
                 values |= {"claimed_by": reader.name[:64], "claimed_at": now}
-            mine = update(workitems).where(workitems.c.sop_instance_uid == uid)
-            connection.execute(mine.values(**values))
+            _move(connection, uid, wanted, now, **values)
             if wanted is StepState.COMPLETED:
                 acknowledge(connection, row.job_id, f"AE {reader.name}"[:64], now)
             detail = f"job {row.job_id}: {row.state} to {wanted.value}"
@@ -197,8 +210,36 @@ class Workitems:
             status = set_attributes(_standing(row), transaction_uid)
             if status == SUCCESS:
                 mine = update(workitems).where(workitems.c.sop_instance_uid == uid)
-                connection.execute(mine.values(performed=merge(row.performed), changed_at=now))
+                performed = merge(row.performed)
+                connection.execute(mine.values(performed=performed, changed_at=now))
+                if performed.get(PROGRESS) != row.performed.get(PROGRESS):
+                    content = {PROGRESS: performed[PROGRESS]}
+                    report(connection, uid, Event.PROGRESS, content, now)
             return status
+
+    def request_cancel(
+        self, uid: str, why: Values, progress: Values, watcher: Actor, now: float
+    ) -> int | None:
+        """N-ACTION Request UPS Cancel (PS3.4 CC.2.2): its status; None for a stranger.
+
+        What nobody took is CANCELED, by way of IN PROGRESS, with `progress` as its progress. Of what somebody
+        took, subscribers are told the request with `why`, and nothing else happens.
+        """
+        with writing(self._engine) as connection:
+            row = _locked(connection, uid)
+            if row is None:
+                return None
+            status = request_cancel(StepState(row.state))
+            if status != SUCCESS:
+                return status
+            if row.state == StepState.IN_PROGRESS:
+                told = report(connection, uid, Event.CANCEL_REQUESTED, why, now)
+                return SUCCESS if told else NOBODY_HEARS
+            _move(connection, uid, StepState.IN_PROGRESS, now)
+            _move(connection, uid, StepState.CANCELED, now, performed={**row.performed, PROGRESS: progress})
+            detail = f"job {row.job_id}: {row.state} to {StepState.CANCELED.value} on request"
+            add_entry(connection, watcher, WORKITEM, now, study_uid=row.study_instance_uid, detail=detail)
+            return SUCCESS
 
     def of_studies(self, study_uids: Sequence[str]) -> dict[str, Values]:
         """The newest workitem that somebody took, by study."""
@@ -209,6 +250,13 @@ class Workitems:
         )
         with reading(self._engine) as connection:
             return {row.study_instance_uid: dict(row._mapping) for row in connection.execute(query)}
+
+
+def _move(connection: Connection, uid: str, state: StepState, now: float, **values: Any) -> None:
+    """Into another state, and subscribers are told."""
+    mine = update(workitems).where(workitems.c.sop_instance_uid == uid)
+    connection.execute(mine.values(state=state, changed_at=now, **values))
+    report(connection, uid, Event.STATE, state_report(state), now)
 
 
 def _locked(connection: Connection, uid: str) -> Row | None:

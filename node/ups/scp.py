@@ -1,4 +1,4 @@
-"""The UPS Pull SCP on a port of its own: hands requests to the service, answers with its statuses.
+"""The SCP of UPS Pull and Watch on a port of its own: hands requests to the service, answers its statuses.
 
 It runs apart from the C-STORE listener, so that no question of a reader ever delays an image.
 """
@@ -14,7 +14,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.dimse_primitives import N_ACTION, N_GET, N_SET
-from pynetdicom.sop_class import UnifiedProcedureStepPull, Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    UnifiedProcedureStepPull,
+    UnifiedProcedureStepWatch,
+    Verification,
+)
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.domain.admission import is_inside, networks
@@ -149,6 +153,6 @@ def application_entity(own: Scp, calling: tuple[str, ...]) -> AE:
     ae.maximum_associations = MOST_ASSOCIATIONS
     ae.network_timeout = ae.acse_timeout = ae.dimse_timeout = own.timeout_s
     ae.require_calling_aet = list(calling)
-    for sop_class in (Verification, UnifiedProcedureStepPull):
+    for sop_class in (Verification, UnifiedProcedureStepPull, UnifiedProcedureStepWatch):
         ae.add_supported_context(sop_class, list(SYNTAXES))
     return ae

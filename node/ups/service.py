@@ -17,7 +17,16 @@ from pydicom.tag import BaseTag
 
 from node.domain.errors import TransientError
 from node.domain.findings import Findings, Priority
-from node.domain.workitems import NO_SUCH_UPS, SUCCESS, Input, StepState, Work
+from node.domain.workitems import (
+    GLOBAL,
+    NO_DELETION_LOCK,
+    NO_SUCH_UPS,
+    SUCCESS,
+    UNKNOWN_RECEIVER,
+    Input,
+    StepState,
+    Work,
+)
 from node.outputs import wording
 from node.outputs.uids import derived
 from node.outputs.workitem import date_time, served
@@ -34,7 +43,15 @@ SOME_NOT_SUPPORTED = 0x0001  # PS3.4 Tables CC.2.6-1 and CC.2.7-2
 INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.10
 NO_SUCH_ACTION = 0x0123  # PS3.7 C.5
 RESOURCE_LIMITATION = 0x0213
-CHANGE_STATE = 1  # Action Type ID, PS3.4 CC.2.1
+# Action Type IDs, PS3.4 CC.2.1 to CC.2.3
+CHANGE_STATE, REQUEST_CANCEL, SUBSCRIBE, UNSUBSCRIBE, SUSPEND = 1, 2, 3, 4, 5
+CANCEL_REASONS = (
+    "ReasonForCancellation",
+    "ProcedureStepDiscontinuationReasonCodeSequence",
+    "ContactURI",
+    "ContactDisplayName",
+)
+"""What a request to cancel may bring along (PS3.4 Table CC.2.2-1)."""
 PROGRESS = "ProcedureStepProgressInformationSequence"
 PERFORMED = "UnifiedProcedureStepPerformedProcedureSequence"
 SETTABLE = (PROGRESS, PERFORMED)
@@ -56,6 +73,7 @@ class Service:
         self._records = records
         named = next((d.ae_title for d in settings.destination if d.ae_title), "")
         self._retrieve_ae = settings.ups.retrieve_ae_title or named
+        self._watchers = frozenset(watcher.ae_title for watcher in settings.ups.watcher)
 
     def make(self, now: float) -> int:
         """Workitems for what was found since; what is outdated is CANCELED. Returns how many are new."""
@@ -120,9 +138,14 @@ class Service:
         return (SOME_NOT_SUPPORTED if status == SUCCESS and beyond else status), None
 
     def act(self, uid: str, action: int, given: Dataset, reader: Actor) -> int:
-        """Take a workitem, finish it or give it up (N-ACTION Change UPS State, PS3.4 CC.2.1)."""
-        if action != CHANGE_STATE:
-            return NO_SUCH_ACTION
+        """N-ACTION: take, finish or give up a workitem; have it cancelled; hear of it (PS3.4 CC.2.1 to 3)."""
+        if action == REQUEST_CANCEL:
+            return self._request_cancel(uid, given, reader)
+        if action in (SUBSCRIBE, UNSUBSCRIBE, SUSPEND):
+            return self._subscribe(uid, action, given, reader)
+        return self._change(uid, given, reader) if action == CHANGE_STATE else NO_SUCH_ACTION
+
+    def _change(self, uid: str, given: Dataset, reader: Actor) -> int:
         wanted = str(given.get("ProcedureStepState") or "")
         if wanted not in tuple(StepState):
             return INVALID_ARGUMENT
@@ -132,6 +155,45 @@ class Service:
             return NO_SUCH_UPS
         log.info("workitem %s: %s by %s: 0x%04X", uid, wanted, reader.name, status)
         return status
+
+    def _request_cancel(self, uid: str, given: Dataset, watcher: Actor) -> int:
+        now = time.time()
+        why = Dataset()
+        why.RequestingAE = watcher.name
+        why.update({element.tag: element for element in given if element.keyword in CANCEL_REASONS})
+        progress = Dataset()
+        progress.ProcedureStepCancellationDateTime = date_time(now)
+        progress.ReasonForCancellation = str(given.get("ReasonForCancellation") or f"asked by {watcher.name}")
+        as_json = why.to_json_dict()
+        if len(repr(as_json)) > LONGEST_PERFORMED:
+            return RESOURCE_LIMITATION
+        sequence = {"vr": "SQ", "Value": [progress.to_json_dict()]}
+        status = self._records.workitems.request_cancel(uid, as_json, sequence, watcher, now)
+        log.info("workitem %s: %s asks to cancel it: %s", uid, watcher.name, status)
+        return NO_SUCH_UPS if status is None else status
+
+    def _subscribe(self, uid: str, action: int, given: Dataset, reader: Actor) -> int:
+        """PS3.4 CC.2.3; the Receiving AE may be another than the one that asks. No lock is ever granted."""
+        receiver = str(given.get("ReceivingAE") or "").strip()
+        if not receiver or (action == SUSPEND and uid != GLOBAL):
+            return INVALID_ARGUMENT
+        if receiver not in self._watchers:
+            log.warning(
+                "%s names %s as a receiver of events, who is in no [[ups.watcher]]", reader.name, receiver
+            )
+            return UNKNOWN_RECEIVER
+        subscriptions, known = self._records.subscriptions, True
+        if action == SUBSCRIBE:
+            known = subscriptions.subscribe(receiver, uid, time.time())
+        elif action == UNSUBSCRIBE:
+            known = subscriptions.unsubscribe(receiver, uid)
+        else:
+            subscriptions.suspend(receiver)
+        if not known:
+            return NO_SUCH_UPS
+        log.info("subscriptions of %s: action %d on %s", receiver, action, uid)
+        locked = action == SUBSCRIBE and str(given.get("DeletionLock") or "").strip().upper() == "TRUE"
+        return NO_DELETION_LOCK if locked else SUCCESS
 
     def _dataset(self, item: Item, with_inputs: bool) -> Dataset:
         performed = Dataset.from_json(item.performed)

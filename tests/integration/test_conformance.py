@@ -21,6 +21,7 @@ from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     UnifiedProcedureStepPull,
+    UnifiedProcedureStepWatch,
     Verification,
 )
 
@@ -46,11 +47,12 @@ from node.settings import (
     Tls,
     Ups,
     UpsPush,
+    Watcher,
     WorklistPeer,
 )
 from node.store.workitems import REQUIRED_OF_PERFORMED
+from node.ups import events, service
 from node.ups import scp as ups_scp
-from node.ups import service
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -307,12 +309,24 @@ def test_the_statuses_of_a_pushed_workitem() -> None:
     assert f"up to {ups_push.MOST_REPLACED} older workitems" in DOCUMENT.read_text(encoding="utf-8")
 
 
+def test_every_action_and_event_of_ups_is_told() -> None:
+    words = DOCUMENT.read_text(encoding="utf-8")
+    actions = {"Change UPS State": service.CHANGE_STATE, "Request UPS Cancel": service.REQUEST_CANCEL,
+               "Subscribe": service.SUBSCRIBE, "Unsubscribe": service.UNSUBSCRIBE,
+               "Suspend Global Subscription": service.SUSPEND}  # fmt: skip
+    assert [name for name, number in actions.items() if f"{name} ({number})" not in words] == []
+    told = {"STATE": "UPS State Report", "CANCEL_REQUESTED": "UPS Cancel Requested"}
+    told |= {"PROGRESS": "UPS Progress Report"}
+    assert [e for e in workitems.Event if f"{told[e.name]} ({e.value})" not in words] == []
+
+
 def test_what_ups_is_said_to_do() -> None:
     words = DOCUMENT.read_text(encoding="utf-8")
     offered = {c.abstract_syntax for c in ups_scp.application_entity(Scp(), ()).supported_contexts}
-    assert offered == {Verification, UnifiedProcedureStepPull}
+    assert offered == {Verification, UnifiedProcedureStepPull, UnifiedProcedureStepWatch}
     named = (*service.SETTABLE, *REQUIRED_OF_PERFORMED.values(), f"{service.LONGEST_PERFORMED // 1024} KiB",
-             f"up to {ups_scp.MOST_ASSOCIATIONS} associations")  # fmt: skip
+             f"up to {ups_scp.MOST_ASSOCIATIONS} associations", workitems.GLOBAL,
+             f"within {events.LOOK_S:g} s", f"for {events.GIVE_UP_S / 3600:g} h")  # fmt: skip
     assert [name for name in named if name not in words] == []
     assert {f"{int(tag, 16):08X}": keyword_for_tag(int(tag, 16)) for tag in REQUIRED_OF_PERFORMED} == (
         REQUIRED_OF_PERFORMED
@@ -332,6 +346,7 @@ def test_the_settings() -> None:
         "orders.worklist": WorklistPeer,
         "orders.hl7": Hl7Orders,
         "ups": Ups,
+        "ups.watcher": Watcher,
         "alert": UpsPush,
     }
     expected = {

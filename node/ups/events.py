@@ -1,0 +1,143 @@
+"""Tells subscribers what became of workitems: UPS Event (PS3.4 CC.2.4), one association for what is due.
+
+The node is the SCP of this SOP class and asks for that role. What is not taken is tried again in order, and
+given up after a day; nothing here changes a workitem.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import Association
+from pynetdicom.presentation import build_context, build_role
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    UnifiedProcedureStepEvent,
+    UnifiedProcedureStepPush,
+)
+
+from node import transcode
+from node.domain.errors import TransientError
+from node.scu import Peer, leave_responses, words
+from node.settings import Destination, Settings, Watcher
+from node.store.records import Records
+from node.store.subscriptions import Due
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+MOST_AT_ONCE = 100
+WAIT_S, LONGEST_WAIT_S = 2.0, 600.0
+GIVE_UP_S = 24 * 3600.0
+
+
+class Reporter:
+    """Everything that is due to one subscriber."""
+
+    def __init__(self, watcher: Watcher, settings: Settings, records: Records) -> None:
+        where = Destination(
+            name=watcher.ae_title,
+            ae_title=watcher.ae_title,
+            host=watcher.host,
+            port=watcher.port,
+            tls=watcher.tls,
+        )
+        self._ae = watcher.ae_title
+        self._peer = Peer(where, settings.scp.ae_title, "subscriber")
+        self._subscriptions = records.subscriptions
+
+    def check(self) -> None:
+        """Raises SettingsError for unusable certificates."""
+        self._peer.check()
+
+    def round(self, now: float) -> int:
+        """Tell what is due; returns how much was taken. Raises TransientError as stores do."""
+        due = self._subscriptions.due(self._ae, now, MOST_AT_ONCE)
+        if not due:
+            return 0
+        taken = 0
+        try:
+            assoc = self._associate()
+            try:
+                for one in due:
+                    self._tell(assoc, one)
+                    self._subscriptions.told(one.id)
+                    taken += 1
+            finally:
+                if assoc.is_established:
+                    assoc.release()
+        except _NotTakenError as error:
+            self._later(due[taken], str(error), now)
+        return taken
+
+    def _associate(self) -> Association:
+        contexts = [build_context(UnifiedProcedureStepEvent, [s]) for s in transcode.FALL_BACK]
+        role = build_role(UnifiedProcedureStepEvent, scp_role=True)
+        try:
+            assoc = self._peer.associate(contexts, ext_neg=[role])
+        except TransientError as error:
+            raise _NotTakenError(str(error)) from error
+        leave_responses(assoc)
+        return assoc
+
+    def _tell(self, assoc: Association, one: Due) -> None:
+        try:
+            status, _ = assoc.send_n_event_report(
+                Dataset.from_json(one.content),
+                int(one.event),
+                UnifiedProcedureStepPush,
+                UID(one.sop_instance_uid),
+                meta_uid=UnifiedProcedureStepEvent,
+            )
+        except (ValueError, RuntimeError) as error:
+            step = "does it accept us in the role of SCP of UPS Event?"
+            raise _NotTakenError(f"{self._peer.name}: an event cannot be sent ({error}); {step}") from error
+        if "Status" not in status:
+            raise _NotTakenError(f"{self._peer.name} does not answer an event; is it busy or stuck?")
+        if int(status.Status) != 0x0000:
+            raise _NotTakenError(f"{self._peer.name} answers an event with {words(status)}; its log says why")
+
+    def _later(self, one: Due, why: str, now: float) -> None:
+        if now - one.created_at > GIVE_UP_S:
+            log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
+            self._subscriptions.told(one.id)
+            return
+        if one.attempts == 0:
+            log.warning("event %d of workitem %s waits: %s", one.event, one.sop_instance_uid, why)
+        wait_s = min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)
+        self._subscriptions.wait(one.id, now + wait_s)
+
+
+class _NotTakenError(Exception):
+    """The subscriber is away, or did not take an event."""
+
+
+def start_reporters(
+    settings: Settings, records: Records, leads: Callable[[], bool], stopping: Callable[[float], bool]
+) -> list[threading.Thread]:
+    """A thread for each subscriber: one who is away holds up nobody. Raises SettingsError as TLS does."""
+    reporters = [Reporter(watcher, settings, records) for watcher in settings.ups.watcher]
+    for reporter in reporters:
+        reporter.check()
+    records.subscriptions.forget([watcher.ae_title for watcher in settings.ups.watcher])
+    threads = [
+        threading.Thread(target=_report_forever, args=(one, leads, stopping), name="ups events", daemon=True)
+        for one in reporters
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _report_forever(reporter: Reporter, leads: Callable[[], bool], stopping: Callable[[float], bool]) -> None:
+    """Until `stopping(seconds)` says so; of several processes, the one that leads."""
+    while not stopping(LOOK_S):
+        try:
+            if leads():
+                reporter.round(time.time())
+        except TransientError as error:
+            log.error("events of workitems wait: %s", error)
