@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydicom import dcmread
 from pydicom.charset import convert_encodings, decode_bytes, default_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
@@ -27,6 +26,7 @@ from node.domain.acquisition import Acquisition
 from node.domain.errors import PermanentError
 from node.domain.instance import Frame, Instance, Vector
 from node.frames import UNREADABLE, frame_headers, is_multiframe
+from node.headerfile import TooLong, read_bounded
 
 _KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime",
@@ -61,12 +61,21 @@ MOST_REMEMBERED = 64
 
 
 def read_instance(source: str | Path | BinaryIO) -> Instance:
-    """The instance in a Part 10 file. Raises PermanentError HEADER_UNREADABLE or HEADER_INCOMPLETE."""
+    """The instance in a Part 10 file. Raises PermanentError HEADER_UNREADABLE or HEADER_INCOMPLETE.
+
+    A stream stands at the pixels afterwards, or at its end where there are none.
+    """
+    if isinstance(source, (str, Path)):
+        with Path(source).open("rb") as stream:
+            return read_instance(stream)
+    name = getattr(source, "name", source)
     try:
-        ds = dcmread(source, specific_tags=HEADER_TAGS, stop_before_pixels=True)
+        ds = read_bounded(source, HEADER_TAGS)
     except UNREADABLE as error:
-        name = getattr(source, "name", source)
         raise PermanentError("HEADER_UNREADABLE", f"{name} cannot be read as DICOM: {error}") from error
+    except TooLong as error:
+        text = f"{name} is no header that anybody writes: {error}; nothing of it is kept"
+        raise PermanentError("HEADER_TOO_LONG", text) from error
     meta = getattr(ds, "file_meta", None)
     return instance_of(ds, str(meta.get("TransferSyntaxUID", "")) if meta else "")
 
@@ -215,11 +224,14 @@ class _Header:
         """All values joined by a backslash, as they were written."""
         return "\\".join(self.texts(keyword))
 
-    def texts(self, keyword: str) -> tuple[str, ...]:
+    def _item(self, keyword: str) -> DataElement | RawDataElement | None:
         try:
-            item = self._ds.get_item(_TAGS[keyword])
+            return self._ds.get_item(_TAGS[keyword])
         except UNREADABLE as error:  # a value representation that no standard knows, say
             raise PermanentError("HEADER_UNREADABLE", f"{keyword} cannot be read: {error}") from error
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        item = self._item(keyword)
         if item is None or item.value is None or isinstance(item.value, Sequence):
             return ()
         if isinstance(item, RawDataElement):
@@ -233,7 +245,7 @@ class _Header:
 
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """Every value as a finite number, or nothing at all: half a vector is of no use."""
-        item = self._ds.get_item(_TAGS[keyword])
+        item = self._item(keyword)
         if item is None or item.value is None:
             return ()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
 from dataclasses import fields, replace
 from random import Random
@@ -21,6 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from node import headerfile
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
 from node.headers import HEADER_TAGS, instance_of, read_instance
@@ -196,6 +198,64 @@ def test_no_flipped_byte_raises_anything_else() -> None:
         with contextlib.suppress(PermanentError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read_instance(io.BytesIO(bytes(damaged)))
+
+
+@pytest.mark.parametrize("keyword", ["AccessionNumber", "StudyTime", "Columns", "PixelSpacing", "KVP"])
+def test_an_empty_value_of_a_representation_that_nobody_knows(keyword: str) -> None:
+    """pydicom finds out when the value is asked for. What is not asked for hinders nobody."""
+    tag = Tag(keyword)
+    nothing = struct.pack("<HH2sH", tag.group, tag.element, b"ZZ", 0)
+    data = encoded(header()).getvalue()
+    stream = io.BytesIO(data + nothing)
+    if keyword == "KVP":
+        assert read_instance(stream) == read_instance(io.BytesIO(data))
+        return
+    with pytest.raises(PermanentError, match=keyword) as caught:
+        read_instance(stream)
+    assert caught.value.code == "HEADER_UNREADABLE"
+
+
+def test_zeros_without_end_are_refused_at_once() -> None:
+    """Each eight of them are an element without a value."""
+    head = encoded(header()).getvalue()
+    with pytest.raises(PermanentError, match="65536 elements") as caught:
+        read_instance(Zeros(head, 200 * 2**20))
+    assert caught.value.code == "HEADER_TOO_LONG"
+
+
+def test_zeros_in_a_sequence_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headerfile, "MOST_READS", 20_000)
+    head = encoded(header()).getvalue()
+    sequence = struct.pack("<HH2sHI", 0x7001, 0x0010, b"SQ", 0, 0xFFFFFFFF)
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    with pytest.raises(PermanentError, match="20000 pieces"):
+        read_instance(Zeros(head + sequence + item, 200 * 2**20))
+
+
+class Zeros(io.RawIOBase):
+    """A file that goes on with zeros, which take no memory."""
+
+    def __init__(self, start: bytes, more: int) -> None:
+        self._start, self._size, self._at = start, len(start) + more, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._at + size, self._size)
+        found = self._start[self._at : end].ljust(end - self._at, b"\0")
+        self._at = end
+        return found
 
 
 def test_all_facts_come_from_tags_that_are_read() -> None:
