@@ -1,6 +1,6 @@
 """How fast images come in: the receivers of the node, storescp, Orthanc and a bare socket, side by side.
 
-`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4] [--folder DIR] [--sender raw]`.
+`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--sender raw]`.
 Every round sends the same images to every receiver in turn, so that what else the machine does hits all of
 them; judged are ratios within a round. The node syncs data and name before Success; the others do not sync
 the data. Peers run with TCP_NODELAY=1, without which dcmtk and Orthanc stall some 40 ms an image.
@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 from pydicom import dcmwrite
 
+from node.domain.instance import CT_IMAGE
 from tests.factories import ct_series
 from tests.peers import free_port
 from tests.raw_peer import RawPeer, Stored, store_pdus, stored
@@ -37,6 +38,7 @@ from workers.demo import orthanc_executable
 ROWS = 512
 """512 × 512 16-bit CT: 526 KB an image."""
 START_S = 60.0
+IDLE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,26 @@ def measure(node: Running, batches: Sequence[Sequence[Stored]], is_sink: bool) -
     return Measured(count / wall_s, 1000 * cpu_s / count, peak)
 
 
+def idle(name: str, place: Path, associations: int, seconds: float) -> float:
+    """CPU of a receiver in ms a second, while so many associations are open and say nothing."""
+    with tempfile.TemporaryDirectory(dir=place) as folder, running(RECEIVERS[name], Path(folder)) as node:
+        peers = [RawPeer(node.port, [(CT_IMAGE, ["1.2.840.10008.1.2.1"])]) for _ in range(associations)]
+        time.sleep(2)
+        before, began = node.cpu_s(), time.monotonic()
+        time.sleep(seconds)
+        used_s, passed_s = node.cpu_s() - before, time.monotonic() - began
+        for peer in peers:
+            peer.release()
+    return 1000 * used_s / passed_s
+
+
+def print_idle(names: Sequence[str], place: Path, associations: int, seconds: float) -> None:
+    print(f"\n| receiver | CPU ms a second with {associations} idle associations |\n|---|---|")
+    for name in names:
+        if name != "bare socket":
+            print(f"| {name} | {idle(name, place, associations, seconds):.1f} |", flush=True)
+
+
 def storescu(node: Running, folders: Sequence[Path], count: int) -> Measured:
     """dcmtk as the sender: one process an association, its start counted."""
     before, peak = node.cpu_s(), node.rss_mib()
@@ -272,6 +294,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where receivers write; default: the temporary folder")
     parser.add_argument("--sender", choices=("raw", "storescu"), default="raw")
     parser.add_argument("--only", nargs="+", choices=list(RECEIVERS), default=list(RECEIVERS))
+    parser.add_argument("--idle", type=int, default=8, help="associations that say nothing; 0: not measured")
     options = parser.parse_args()
     absent = {"dcmtk storescp": not shutil.which("storescp"), "Orthanc": not orthanc_executable()}
     names = [name for name in options.only if not absent.get(name)]
@@ -285,6 +308,8 @@ def main() -> None:
             ]
             print_rounds(associations, names, rounds)
             shutil.rmtree(source)
+        if options.idle:
+            print_idle(names, Path(place), options.idle, IDLE_S)
 
 
 def _turned(names: Sequence[str], number: int) -> list[str]:
