@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BytesIO
 
-from pydicom.uid import UID
-
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.filemeta import file_head
@@ -98,6 +96,7 @@ class Arrival:
         self.announced = announced
         self._intake, self._spool, self._arrivals = intake, intake.spool, intake.records.arrivals
         self._head = file_head(announced)
+        self._ahead: tuple[bytes, ...] = (self._head,)
         self._fingerprint = fingerprint()
         self._digest: hashlib._Hash | None = None
         self.size_bytes = 0
@@ -112,7 +111,6 @@ class Arrival:
             if not self._known.own:
                 self._spool.check_room()
                 self._part = self._spool.part()
-                self._part.write((self._head,))
         except TransientError as error:
             self._give_up(error)
 
@@ -137,7 +135,8 @@ class Arrival:
                 self._spool.check_room()
             if self.is_too_large:
                 raise too_large(self.announced, self._intake.limits.max_instance_mb * MEGABYTE)
-            self._part.write(pieces)
+            ahead, self._ahead = self._ahead, ()
+            self._part.write((*ahead, *pieces))
         except (PermanentError, TransientError) as error:
             self._give_up(error)
         except OSError as error:
@@ -177,6 +176,8 @@ class Arrival:
             if isinstance(self._trouble, SpoolFull) and self._is_held():
                 return
             raise self._trouble or TransientError(f"{self.announced.sop_instance_uid} was not written")
+        if self._ahead:  # nothing came
+            self._part.write(self._ahead)
         instance = self._understood(self._part)
         check_recordable(instance)
         file = self._file(instance)
@@ -199,7 +200,7 @@ class Arrival:
         """By its first bytes where they suffice, as they do for nearly every image; else by all of it."""
         most_bytes = self._intake.limits.max_instance_mb * MEGABYTE
         syntax = self.announced.transfer_syntax_uid
-        skimmed = skim(bytes(self._first), UID(syntax)) if self.size_bytes <= most_bytes else None
+        skimmed = skim(bytes(self._first), syntax) if self.size_bytes <= most_bytes else None
         if skimmed is None:
             with part.stream() as stream:
                 return understood(self.announced, stream, len(self._head), most_bytes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
@@ -56,18 +57,24 @@ class _Unusual(Exception):
     """Left to pydicom."""
 
 
-def skim(data: bytes, syntax: UID) -> Skimmed | None:
+def skim(data: bytes, transfer_syntax_uid: str) -> Skimmed | None:
     """`data` are the first bytes of a data set. None when more of them would be needed, or more skill."""
-    if not syntax.is_little_endian or syntax.is_deflated:
+    element = _reader(transfer_syntax_uid)
+    if element is None or (element is _implicit and data[4:6] in _VRS):  # explicit after all
         return None
     try:
-        if syntax.is_implicit_VR:
-            if data[4:6] in _VRS:
-                return None  # explicit after all
-            return _skim(data, True, _implicit)
-        return _skim(data, False, _explicit)
+        return _skim(data, element is _implicit, element)
     except (_Unusual, struct.error):
         return None
+
+
+@lru_cache(64)
+def _reader(transfer_syntax_uid: str) -> Reader | None:
+    """How elements are read; None for what is left to pydicom."""
+    syntax = UID(transfer_syntax_uid)
+    if not syntax.is_little_endian or syntax.is_deflated:
+        return None
+    return _implicit if syntax.is_implicit_VR else _explicit
 
 
 def _skim(data: bytes, is_implicit: bool, element: Reader) -> Skimmed:

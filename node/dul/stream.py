@@ -6,11 +6,14 @@ What is handed out of the buffer is valid until more is read; `before_refill` is
 from __future__ import annotations
 
 import socket
+import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 
 BUFFER_BYTES = 256 * 1024
 """As much as stays in a core's cache while it is hashed and written."""
+_TIMEVAL = struct.Struct("@ll")
 SLACK_S = 0.1
 """By so much a peer may be later than its deadline."""
 
@@ -59,7 +62,7 @@ class Stream:
         try:
             self._limit(self._left_s())
             self._connection.sendall(data)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise PeerTooSlow from error
         except OSError as error:
             raise ConnectionOver from error
@@ -77,7 +80,7 @@ class Stream:
         try:
             self._limit(self._left_s())
             count = self._connection.recv_into(self._view)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise PeerTooSlow from error
         except OSError as error:
             raise ConnectionOver from error
@@ -87,9 +90,16 @@ class Stream:
 
     def _limit(self, left_s: float) -> None:
         """Of the next call. A limit that is about right stays: setting it costs a system call."""
-        if not left_s <= self._limit_s <= left_s + SLACK_S:
+        if left_s <= self._limit_s <= left_s + SLACK_S:
+            return
+        self._limit_s = left_s
+        if isinstance(self._connection, ssl.SSLSocket) or self._connection.gettimeout() is not None:
             self._connection.settimeout(left_s)
-            self._limit_s = left_s
+            return
+        seconds = int(left_s)  # by the kernel, socket(7): Python's own limit costs a poll before every call
+        limit = _TIMEVAL.pack(seconds, max(int((left_s - seconds) * 1e6), 1))
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def _left_s(self) -> float:
         if (left_s := self.deadline - time.monotonic()) <= 0:

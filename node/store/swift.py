@@ -54,7 +54,7 @@ class Swift:
         """The first row that a SELECT gives. Raises TransientError when the database is away."""
         compiled = self._text(statement)
         with self._cursor() as cursor:
-            cursor.execute(compiled.text, {**compiled.constants, **row})
+            self._execute(cursor, compiled.text, {**compiled.constants, **row})
             found: Sequence[Any] | None = cursor.fetchone()
         return found
 
@@ -65,27 +65,23 @@ class Swift:
         """
         with self._cursor() as cursor:
             if self._is_sqlite:  # as `engine.writing` does; other drivers begin by themselves
-                self._begin(cursor)
+                self._execute(cursor, "BEGIN IMMEDIATE", {})
             found = work(Run(cursor, self._text))
             cursor.connection.commit()
         return found
 
-    def _begin(self, cursor: Any) -> None:
-        """Another listener holds the lock for a moment; SQLite itself would sleep for 1 to 100 ms."""
-        cursor.execute("PRAGMA busy_timeout = 0")
+    def _execute(self, cursor: Any, text: str, row: Row) -> None:
+        """What needs a lock: another listener holds it for a moment, and these connections wait for none."""
         deadline = time.monotonic() + engine.BUSY_TIMEOUT_S
-        try:
-            while True:
-                try:
-                    cursor.execute("BEGIN IMMEDIATE")
-                    return
-                except self._away as error:
-                    is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-                    if not is_busy or time.monotonic() > deadline:
-                        raise
-                time.sleep(LOOK_AGAIN_S)
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {round(1000 * engine.BUSY_TIMEOUT_S)}")
+        while True:
+            try:
+                cursor.execute(text, row)
+                return
+            except self._away as error:
+                is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(LOOK_AGAIN_S)
 
     def _text(self, statement: ClauseElement) -> _Compiled:
         found = self._compiled.get(statement)

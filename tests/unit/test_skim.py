@@ -54,7 +54,7 @@ def read(data: bytes, syntax: str) -> Instance | None:
 
 
 def skimmed(data: bytes, syntax: str, headers: SeriesHeaders | None = None) -> Instance | None:
-    found = skim(data[:FIRST], UID(syntax))
+    found = skim(data[:FIRST], syntax)
     try:
         return (headers or SeriesHeaders()).instance_of(found.elements, syntax) if found else None
     except PermanentError:
