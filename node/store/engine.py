@@ -43,8 +43,8 @@ def open_engine(url: str, synchronous: str = "FULL", patience_s: float | None = 
 def swift_engine(engine: Engine) -> Engine:
     """For what can be found again after a power cut: SQLite keeps a commit through `kill -9`, syncs it later.
 
-    Another database may lose its power alone, so there it is the engine itself. Nor does SQLite wait for a lock
-    in these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one. `Swift` sees to that.
+    Another database may lose its power alone, so there it is the engine itself. Nor does SQLite wait for a
+    lock in these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does).
     """
     url = engine.url
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):

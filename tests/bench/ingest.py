@@ -1,6 +1,6 @@
 """How fast images come in: the receivers of the node, storescp, Orthanc and a bare socket, side by side.
 
-`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--sender raw]`.
+`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--idle 8]`.
 Every round sends the same images to every receiver in turn, so that what else the machine does hits all of
 them; judged are ratios within a round. The node syncs data and name before Success; the others do not sync
 the data. Peers run with TCP_NODELAY=1, without which dcmtk and Orthanc stall some 40 ms an image.
