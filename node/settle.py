@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from node.broker import Doorbell
+from node.counting import Counts
 from node.domain.completeness import Complete, Evidence, completeness
 from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choose
 from node.domain.errors import TransientError
@@ -48,7 +49,9 @@ class Clock:
         records: Records,
         doorbell: Doorbell,
         elapsed: Callable[[], float] = time.monotonic,
+        counts: Counts | None = None,
     ) -> None:
+        """`counts`, where there is an archive to be asked, tells how many instances a series has."""
         self._settings = settings
         self._records = records
         self._doorbell = doorbell
@@ -56,6 +59,7 @@ class Clock:
         self._leases = LeaseWatch(elapsed)
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
+        self._counts = counts
         self._head_start = HeadStart(records, doorbell, self._rules())
         self._habits: dict[Peer, tuple[Habit, float]] = {}
         """What is known of senders, and when it was looked up."""
@@ -110,8 +114,11 @@ class Clock:
         """True once the series is no longer looked at."""
         ahead, quiet_s = self._settings.ahead, self._settings.completeness.quiet_s
         sure_s = ahead.sure_quiet_s or quiet_s
-        is_sure = sure_s <= silent_s < quiet_s and self._sender_is_done(row.study_instance_uid, now)
-        if (silent_s >= quiet_s or is_sure) and self._judge_completeness(row, now, is_sure):
+        expected = self._expected(row)
+        is_early = sure_s <= silent_s < quiet_s
+        is_done = is_early and self._sender_is_done(row.study_instance_uid, now)
+        may_be = silent_s >= quiet_s or is_done or (is_early and expected is not None)
+        if may_be and self._judge_completeness(row, now, is_done, expected):
             return True
         if ahead.head_start:
             self._head_start.look(row.study_instance_uid, now)
@@ -129,7 +136,18 @@ class Clock:
             self._habits[peer] = habit, self._elapsed()
         return is_done(carriage, habit)
 
-    def _judge_completeness(self, row: SeriesRow, now: float, is_sure: bool) -> bool:
+    def _expected(self, row: SeriesRow) -> int | None:
+        """How many instances the only sender of the study says the series has, if it can be asked."""
+        if self._counts is None:
+            return None
+        peers = self._records.decisions.carriage(row.study_instance_uid).peers
+        if len(peers) != 1:
+            return None
+        (peer,) = peers
+        uids = (row.study_instance_uid, row.series_instance_uid)
+        return self._counts.expected(*uids, peer, row.last_received_at)
+
+    def _judge_completeness(self, row: SeriesRow, now: float, is_done: bool, expected: int | None) -> bool:
         """True once the series is no longer looked at."""
         wait = self._settings.completeness
         gathered = self._records.decisions.gather(row.series_instance_uid)
@@ -138,9 +156,10 @@ class Clock:
             gathered.associations_open,
             gathered.instances,
             gathered.aborted,
-            sender_is_done=is_sure,
+            expected,
+            is_done,
         )
-        sure_s = self._settings.ahead.sure_quiet_s if is_sure else wait.quiet_s
+        sure_s = self._settings.ahead.sure_quiet_s or wait.quiet_s
         verdict = completeness(evidence, now, wait.quiet_s, wait.max_wait_s, sure_s)
         if not isinstance(verdict, Complete):
             return False

@@ -116,6 +116,7 @@ def settle(settings: Settings) -> None:
     """The clock, and beside it the housekeeping, the canary and the line of the shadow model."""
     from node import canary, housekeeping, shadowing
     from node.broker import Doorbell
+    from node.counting import Counting
     from node.leadership import Candidate
     from node.settle import Clock, run
     from node.store.leaders import CLOCK, HOUSEKEEPING
@@ -142,9 +143,14 @@ def settle(settings: Settings) -> None:
 
             args = (line, stop, leads)
             beside.append(threading.Thread(target=shadowing.run, args=args, name="shadow", daemon=True))
+        counting = Counting(settings)
+        if counting.has_archives:
+            beside.append(threading.Thread(target=counting.run, args=(stop,), name="counting", daemon=True))
         for thread in beside:
             thread.start()
-        run(Clock(settings, records, Doorbell(settings)), stop, partial(candidate.leads, CLOCK))
+        counts = counting if counting.has_archives else None
+        clock = Clock(settings, records, Doorbell(settings), counts=counts)
+        run(clock, stop, partial(candidate.leads, CLOCK))
         for thread in beside:
             thread.join(timeout=1.5)
     records.close()

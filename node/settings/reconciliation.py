@@ -34,6 +34,9 @@ class Archive(Section):
     fetch: tuple[Kind, ...] = ()
     """What is fetched without being asked for: studies, series, slices that never came, priors."""
 
+    counts: bool = False
+    """Ask it how many instances a series has that it sends here: none is analysed before so many came."""
+
     @property
     def peer(self) -> Destination:
         """As whoever opens associations wants it."""

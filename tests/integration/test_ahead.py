@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,25 @@ from pydicom.dataset import Dataset
 
 from node.admin.roles import worker_arguments
 from node.broker import AHEAD_QUEUE
+from node.counting import Counting
 from node.domain.errors import TransientError
 from node.domain.findings import Findings
 from node.domain.lifecycle import JobState, SeriesState
+from node.domain.sender import Peer
 from node.headstart import AFTER_RELEASE_S, STILL_OPEN_S
 from node.maps import unpack
-from node.settings import Ahead, Completeness, Orders, Settings
-from node.settle import HABIT_KEPT_S, SHORTEST_TICK_S, TICK_S
+from node.scu import Parcel
+from node.settings import Ahead, Archive, Completeness, Orders, Settings
+from node.settle import HABIT_KEPT_S, SHORTEST_TICK_S, TICK_S, Clock
+from node.shipment import StreamingPeer
 from node.store.records import open_records
+from tests.factories import ct_series
 from tests.integration.test_settle import MAX_WAIT_S, QUIET_S, STUDY, T0, Bell, Place, head
 from tests.integration.test_unusual_series import Node
+from tests.peers import requires
 from tests.scanned import Scan, Threshold, scan
 from workers.ahead import Finished, Shelf, Source
+from workers.demo import Orthanc, orthanc_executable
 from workers.models.runtime import load_pipeline
 from workers.phantom_series import write_series
 
@@ -56,7 +64,7 @@ class Watched(Place):
         """What the sender did before: one study each, over so many associations, and all of it is done."""
         for number, count in enumerate(associations):
             study = f"7.{number}"
-            slices = head(f"{study}.2", "Head", study=study)
+            slices = head(f"{study}.2", "Head", study=study, count=max(count, 6))
             for part in range(count):
                 self.send(slices[part::count], T0 - BEFORE_S + number)
         self.clock.tick(T0 - BEFORE_S + 2 * MAX_WAIT_S)
@@ -166,6 +174,107 @@ class TestSureSenders:
         assert place.clock.next_look_s == SHORTEST_TICK_S
 
 
+class Told:
+    """Counts that a test sets, in place of an archive."""
+
+    def __init__(self, instances: int | None) -> None:
+        self.instances = instances
+
+    def expected(self, study_uid: str, series_uid: str, peer: Peer, since: float) -> int | None:
+        return self.instances if peer.calling_ae == "CT1" else None
+
+
+class TestCounts:
+    def clock(self, place: Watched, instances: int | None) -> None:
+        place.clock = Clock(
+            place.settings,
+            place.records,
+            place.bell,  # type: ignore[arg-type]
+            lambda: place.seconds,
+            Told(instances),
+        )
+
+    def test_who_says_that_all_is_there_is_believed_though_unknown(self, place: Watched) -> None:
+        self.clock(place, 30)
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + SURE_S - 0.1)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.clock.tick(T0 + SURE_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+
+    def test_what_lacks_a_slice_is_waited_for_though_nothing_else_tells(self, place: Watched) -> None:
+        place.habit(1, 1, 1)
+        self.clock(place, 31)
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + MAX_WAIT_S - 1)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.clock.tick(T0 + MAX_WAIT_S)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        assert place.records.decisions.notes("1.2.2") == ("30 of 31 expected instances arrived",)
+
+    def test_an_association_that_is_open_counts_for_more(self, place: Watched) -> None:
+        self.clock(place, 30)
+        place.send(head("1.2.2", "Head"), T0, outcome=None)
+        place.clock.tick(T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+
+    def counting(self, ask: Any) -> Counting:
+        archive = Archive(name="pacs", ae_title="PACS", counts=True)
+        silent = Archive(name="other", ae_title="OTHER")
+        return Counting(Settings(archive=(archive, silent)), ask)
+
+    def test_only_what_was_asked_for_after_the_last_instance_counts(self) -> None:
+        asked: list[str] = []
+        counting = self.counting(lambda archive, uid: asked.append(uid) or {"1.2.2": len(asked)})
+        pacs, since = Peer("PACS", "10.0.0.9"), time.time()
+        assert counting.expected("1.2", "1.2.2", Peer("OTHER", "10.0.0.9"), since) is None
+        assert not counting.answer_one()
+        for _ in range(2):  # nobody waits, and nobody asks twice at a time
+            assert counting.expected("1.2", "1.2.2", pacs, since) is None
+        assert counting.answer_one() and not counting.answer_one()
+        assert counting.expected("1.2", "1.2.2", pacs, since) == 1
+        assert counting.expected("1.2", "1.2.3", pacs, since) is None
+        later = time.time() + 1
+        assert counting.expected("1.2", "1.2.2", pacs, later) is None
+        assert counting.answer_one() and asked == ["1.2", "1.2"]
+        assert counting.expected("1.2", "1.2.2", pacs, later) is None
+
+    def test_an_archive_that_does_not_answer_counts_for_nothing_and_is_left_alone(self) -> None:
+        asked: list[str] = []
+
+        def ask(archive: Archive, uid: str) -> dict[str, int]:
+            asked.append(uid)
+            raise TransientError("archive pacs cannot be reached")
+
+        counting, pacs = self.counting(ask), Peer("PACS", "10.0.0.9")
+        for study in ("1.2", "1.2", "1.3"):
+            assert counting.expected(study, "1.2.2", pacs, 0.0) is None
+            assert counting.answer_one()
+        assert asked == ["1.2"]
+
+    def test_a_real_archive_is_asked(self, tmp_path: Path) -> None:
+        executable = orthanc_executable()
+        if executable is None:
+            requires("Orthanc")
+        orthanc = Orthanc(str(executable), tmp_path / "orthanc", DicomAlwaysAllowFind=True)
+        try:
+            series = ct_series(4, rows=16, name="counted")
+            parcels = []
+            for number, ds in enumerate(series):
+                ds.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+                parcels.append(Parcel(number, tmp_path / f"{number}.dcm", str(ds.SOPClassUID)))
+            archive = Archive(name="pacs", ae_title="ORTHANC", port=orthanc.port, counts=True)
+            assert all(one.accepted for one in StreamingPeer(archive.peer, "CT1").send(parcels))
+            settings, since = Settings(archive=(archive,)), time.time()
+            counting, uid = Counting(settings), str(series[0].SeriesInstanceUID)
+            study, peer = str(series[0].StudyInstanceUID), Peer("ORTHANC", "127.0.0.1")
+            assert counting.expected(study, uid, peer, since) is None
+            assert counting.answer_one()
+            assert counting.expected(study, uid, peer, since) == 4
+        finally:
+            orthanc.close()
+
+
 class TestAsking:
     def test_once_for_each_state_of_a_study_that_looks_whole(self, place: Watched) -> None:
         slices = head("1.2.2", "Head")
@@ -222,7 +331,7 @@ class TestAsking:
         assert AHEAD_QUEUE not in queues(orders=Orders(only_stat=True))
 
 
-class Counting(Threshold):
+class Reader(Threshold):
     """Counts what it reads, and lets something happen while it does."""
 
     def __init__(self) -> None:
@@ -240,7 +349,7 @@ class Ahead_(Node):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.pipeline = Counting()
+        self.pipeline = Reader()
         self.worker.pipeline = self.pipeline
         self.worker.records.jobs.store_priority = self._hear  # type: ignore[method-assign]
         self.words: list[tuple[int, int]] = []
