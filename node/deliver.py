@@ -135,7 +135,8 @@ class Courier:
     ) -> None:
         for outcome in self._peer.send(parcels):
             self._write_down(left.pop(outcome.key), outcome, now())
-            if len(self._taken) >= NOTED_AT_ONCE or time.monotonic() - self._noted_at >= NOTED_AFTER_S:
+            is_due = time.monotonic() - self._noted_at >= NOTED_AFTER_S
+            if is_due or len(self._taken) >= NOTED_AT_ONCE or not left:
                 self._note()
             if outcome.accepted and self._breaker.answered():
                 self._note()

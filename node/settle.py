@@ -179,6 +179,7 @@ class Clock:
         arriving = any(row.state is SeriesState.RECEIVING for row in rows.values())
         if arriving and now - waiting_since < self._settings.completeness.max_wait_s:
             return
+        self._head_start.forget(study_uid)
         open_rows = {uid: row for uid, row in rows.items() if row.state is SeriesState.COMPLETE}
         if self._refuse_mixed(study_uid, list(open_rows.values()), now):
             return
@@ -195,7 +196,6 @@ class Clock:
         job_id = self._records.decisions.decide(chosen, refused, now, notes)
         if chosen and job_id is not None:
             log.info("series %s is accepted as job %d", chosen.series_instance_uid, job_id)
-        self._head_start.forget(study_uid)
 
     def _refuse_mixed(self, study_uid: str, open_rows: list[SeriesRow], now: float) -> bool:
         """True when the study holds several patients: then none of its series is analysed."""

@@ -157,8 +157,8 @@ class Worker:
                 self._store(adopted[0], finished)
             else:
                 self.shelf.put(source, finished)
-        took_s = time.perf_counter() - began
-        log.info("series %s: analysed ahead in %.1f s", source.series_instance_uid, took_s)
+            took_s = time.perf_counter() - began
+            log.info("series %s: analysed ahead in %.1f s", source.series_instance_uid, took_s)
 
     def _source(self, job: Job) -> Source:
         paths = self.records.arrivals.paths(job.series_instance_uid)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from node.dul import pdu
 from node.dul.asking import Accepted, Self, Titles, encode, encode_request, read_accept, read_reject
 from node.dul.association import AS_USER, COMMAND, LAST
-from node.dul.limits import LONGEST_PDU_BYTES
+from node.dul.limits import LONGEST_PDU_BYTES, MAXIMUM_PDU_BYTES
 from node.dul.pdu import AssociateReject, InvalidPdu, ProposedContext
 from node.dul.stream import ConnectionOver, PeerTooSlow, Stream
 
@@ -59,7 +59,7 @@ class Requestor:
             if kind != pdu.ASSOCIATE_AC:
                 raise InvalidPdu(f"PDU type 0x{kind:02X} in answer to a request for an association")
             accepted = read_accept(body)
-        most = min(accepted.maximum_length or LONGEST_PDU_BYTES, LONGEST_PDU_BYTES) - _PDV.size
+        most = min(accepted.maximum_length or MAXIMUM_PDU_BYTES, MAXIMUM_PDU_BYTES) - _PDV.size
         self._longest = max(most & ~1, 2)
         self.is_established = True
         return accepted

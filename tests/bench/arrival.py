@@ -4,7 +4,7 @@
 stand side by side, one that does everything after a series is complete ("plain", `[ahead]` switched off) and
 one that works ahead, each with an Orthanc of its own. They get the same series in turn, so that what else the
 machine does hits both; judged are the ratios of pairs. A rate of 0 sends as fast as it goes; 10 is a scanner
-or PACS that sends 10 images a second. Four series that are not counted go first.
+or PACS that sends 10 images a second. Some series that are not counted go first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.admin.roles import die_with_parent
 from node.settings import load
 from node.store.records import Records, open_records
 from tests.peers import free_port
@@ -35,7 +36,7 @@ STEPS = ("complete", "taken", "analysed", "composed", "SR in the PACS", "all in 
 WORK = ("load", "classify", "segment", "explain", "measure")
 """Of the analysis itself, as the findings tell."""
 WARM_UP = 4
-"""Series that are not counted: caches, imports, and what a node learns of a sender."""
+"""Short series by which a node learns of a sender; then one that is not counted, for caches and imports."""
 LONGEST_S = 240.0
 SWITCHES = {
     "plain": "[ahead]\nhead_start = false\nsure_quiet_s = 0\n",
@@ -73,7 +74,7 @@ def running(folder: Path, quiet_s: float, switches: str, outputs: str) -> Iterat
     )
     with (folder / "node.log").open("wb") as log:
         command = [sys.executable, "-m", "node", "up", "--config", str(config)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
     try:
         _await(process, web, folder / "node.log")
         records = open_records(load(config))
@@ -169,11 +170,13 @@ def main() -> None:
             )
             for name in options.only
         }
-        number = 0
-        for number in range(WARM_UP):
-            files, uid = make_series(folder, number, options.slices)
+        number = WARM_UP
+        for few in range(WARM_UP):
             for node in nodes.values():
-                time_one(node, files, 0.0, uid)
+                send(node, make_series(folder, few, 4)[0], 0.0)
+        files, uid = make_series(folder, number, options.slices)
+        for node in nodes.values():
+            time_one(node, files, 0.0, uid)
         for rate in options.rates:
             found: dict[str, list[Timed]] = {name: [] for name in nodes}
             for turn in range(options.repeats):
