@@ -41,8 +41,21 @@ from tests.bench.ingest import orthanc, running, storescp
 from tests.factories import ct_series, make_uid
 from workers.demo import orthanc_executable
 
-Send = Callable[[int], float]
-"""Send everything to a port; seconds it took."""
+Send = Callable[[int], tuple[float, float]]
+"""Send everything to a port; seconds it took, and seconds of a core that the sender used."""
+
+
+class Watch:
+    """Time and CPU time since it was made, of this process and of the children it has waited for."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = time.monotonic(), self._cpu_s()
+
+    def read(self) -> tuple[float, float]:
+        return time.monotonic() - self._began, self._cpu_s() - self._cpu
+
+    def _cpu_s(self) -> float:
+        return sum(os.times()[:4])
 
 
 def plain_storescp(folder: Path, port: int) -> list[str]:
@@ -78,28 +91,28 @@ def write_objects(folder: Path, count: int) -> list[Path]:
 
 
 def by_storescu(files: Sequence[Path]) -> Send:
-    def send(port: int) -> float:
-        began = time.monotonic()
+    def send(port: int) -> tuple[float, float]:
+        watch = Watch()
         subprocess.run(
             ["storescu", "-R", "127.0.0.1", str(port), *map(str, files)],
             check=True,
             env={**os.environ, "TCP_NODELAY": "1"},
             stdout=subprocess.DEVNULL,
         )
-        return time.monotonic() - began
+        return watch.read()
 
     return send
 
 
 def by(peer: type[Peer], files: Sequence[Path], **changes: object) -> Send:
-    def send(port: int) -> float:
+    def send(port: int) -> tuple[float, float]:
         to = Destination(name="pacs", ae_title="ANY-SCP", port=port, **changes)  # type: ignore[arg-type]
         parcels = [Parcel(n, file, str(SecondaryCaptureImageStorage)) for n, file in enumerate(files)]
-        began = time.monotonic()
+        watch = Watch()
         refused = [one for one in peer(to, "ICHNODE").send(parcels) if not one.accepted]
         if refused:
             raise SystemExit(f"{len(refused)} objects were refused: {refused[0].text}")
-        return time.monotonic() - began
+        return watch.read()
 
     return send
 
@@ -107,7 +120,7 @@ def by(peer: type[Peer], files: Sequence[Path], **changes: object) -> Send:
 def by_courier(files: Sequence[Path], place: Path, slow_s: float = 0.0, **changes: object) -> Send:
     """The whole way of the deliveries of one job; beside them, on request, a destination that is slow."""
 
-    def send(port: int) -> float:
+    def send(port: int) -> tuple[float, float]:
         with tempfile.TemporaryDirectory(dir=place) as folder:
             settings = Settings(data_dir=Path(folder))
             records, spool = open_records(settings), Spool(Path(folder) / "spool")
@@ -121,16 +134,16 @@ def by_courier(files: Sequence[Path], place: Path, slow_s: float = 0.0, **change
             if slow_s:
                 thread.start()
                 time.sleep(0.3)
-            began = time.monotonic()
+            watch = Watch()
             while pending(records):
                 if not courier.round():
                     raise SystemExit("the receiver did not take everything")
-            took_s = time.monotonic() - began
+            found = watch.read()
             over.set()
             if slow_s:
                 thread.join()
             records.close()
-            return took_s
+            return found
 
     return send
 
@@ -212,7 +225,7 @@ def main() -> None:
             ),
         }
         for receiver in options.to:
-            found: dict[str, list[float]] = {name: [] for name in senders}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in senders}
             for turn in range(options.rounds):
                 names = list(senders)
                 for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
@@ -220,21 +233,24 @@ def main() -> None:
                         tempfile.TemporaryDirectory(dir=place) as there,
                         running(RECEIVERS[receiver], Path(there)) as pacs,
                     ):
-                        found[name].append(options.objects / senders[name](pacs.port))
+                        found[name].append(senders[name](pacs.port))
             print_table(receiver, options.objects, found)
 
 
-def print_table(receiver: str, objects: int, found: dict[str, list[float]]) -> None:
+def print_table(receiver: str, objects: int, found: dict[str, list[tuple[float, float]]]) -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     rounds = len(found["dcmtk storescu"])
     print(f"\nto {receiver}: {objects} objects, {rounds} rounds, load {load}")
-    print("| sender | objects/s, median (range) | × storescu (range) |")
-    print("|---|---|---|")
-    for name, rates in found.items():
-        ratios = [rate / base for rate, base in zip(rates, found["dcmtk storescu"], strict=True)]
+    print("| sender | objects/s, median (range) | × storescu (range) | CPU ms/object |")
+    print("|---|---|---|---|")
+    base = [objects / took_s for took_s, _ in found["dcmtk storescu"]]
+    for name, runs in found.items():
+        rates = [objects / took_s for took_s, _ in runs]
+        ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
+        cpu_ms = statistics.median(1000 * cpu_s / objects for _, cpu_s in runs)
         print(
             f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |",
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {cpu_ms:.2f} |",
             flush=True,
         )
 
