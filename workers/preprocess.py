@@ -133,13 +133,18 @@ def _sample(image: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.f
     return np.where(outside[:, None], 0, first * (1 - weight) + second * weight).astype(np.float32)
 
 
-def network_input(hu: Volume, spacing_mm: Spacing, view: View = DEFAULT_VIEW) -> NetworkInput:
-    """Find the head, window, average thin slices and resample. Raises PermanentError without a head."""
+def network_input(
+    hu: Volume, spacing_mm: Spacing, view: View = DEFAULT_VIEW, frame: HeadFrame | None = None
+) -> NetworkInput:
+    """Find the head (unless `frame` says where it is), window, average thin slices and resample.
+
+    Raises PermanentError without a head.
+    """
     if hu.ndim != 3 or 0 in hu.shape:
         raise PermanentError(
             "VOLUME_INVALID", f"a volume (z, y, x) is needed, got an array of shape {hu.shape}"
         )
-    frame, parts = find_head(hu, spacing_mm), slabs(hu.shape[0], spacing_mm[0])
+    frame, parts = frame or find_head(hu, spacing_mm), slabs(hu.shape[0], spacing_mm[0])
     pictures = np.stack(
         [
             [resample(window.apply(hu[start:stop]).mean(axis=0), frame, view.size) for window in view.windows]

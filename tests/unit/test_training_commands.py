@@ -29,16 +29,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    arguments = ["default", "--phantoms", "2", "--steps", "2", "--out", str(runs), "--version", "0.0.1"]
+    runs, name = tmp_path / "runs", "multitask-phantom"
+    arguments = [name, "--phantoms", "2", "--steps", "2", "--out", str(runs), "--version", "0.0.1"]
     trained = CliRunner().invoke(train, arguments, catch_exceptions=False)
     assert trained.exit_code == 0, trained.output
-    facts = json.loads((runs / "default" / "default.json").read_text())
+    facts = json.loads((runs / name / f"{name}.json").read_text())
     assert facts["version"] == "0.0.1" and facts["sha256"] in trained.output
     assert facts["metrics"]["protocol"] == "held-out phantoms; no patient was used"
     assert facts["metrics"]["largest_logit_difference_of_shipped_weights"] < 0.5
 
-    arguments = ["default", "--runs", str(runs), "--phantoms", "2", "--out", str(tmp_path / "report")]
+    arguments = [name, "--runs", str(runs), "--phantoms", "2", "--out", str(tmp_path / "report")]
     judged = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
     assert judged.exit_code == 0, judged.output
     assert json.loads((tmp_path / "report" / "report.json").read_text())["cases"]["patients"] == 2
@@ -52,11 +52,11 @@ def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:
 
 def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) -> None:
     for arguments, told in (
-        (["cnn-baseline"], "give --data KIND:FOLDER"),
+        (["default"], "give --data KIND:FOLDER"),
         (["default", "--data", "nosuch:/"], "ct-ich-nifti"),
         (["default", "--data", f"ct-ich:{tmp_path}/none"], "is no folder"),
         (["default", "--data", f"cq500:{tmp_path}"], "cannot be trained on: evaluate on it"),
-        (["default", "--only", "5"], "folds are 0 to 4"),
+        (["multitask-phantom", "--only", "5"], "folds are 0 to 4"),
     ):
         result = CliRunner().invoke(train, [*arguments, "--out", str(tmp_path / "runs")])
         assert result.exit_code != 0 and told in result.output, result.output

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from monai.networks.nets import DenseNet121, ResNet, SEResNext101
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,6 +70,9 @@ SPECS: tuple[BackboneSpec, ...] = (
     BackboneSpec("seresnext101-3slice", "seresnext101", windows=(BRAIN,), neighbours=True),
     BackboneSpec(
         "efficientnet-3window", "efficientnet-lite0", windows=(BRAIN, SUBDURAL, WIDE_BRAIN), size=224
+    ),
+    BackboneSpec(
+        "efficientnet-3slice", "efficientnet-lite0", windows=(WIDE_BRAIN,), neighbours=True, size=224
     ),
 )
 
@@ -141,53 +143,18 @@ class Trunk(NamedTuple):
     std: float = STD
 
 
-class _ResNetTrunk(ResNet):
-    """MONAI's ResNet up to its last maps; stem and shortcuts are torchvision's, not MONAI's defaults."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
-
-
-class _SEResNextTrunk(SEResNext101):
-    """MONAI's SE-ResNeXt101-32x4d up to its last maps."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.features(x)
-
-
 def _trunk(spec: BackboneSpec) -> Trunk:
-    """A fresh backbone.
-
-    A strided convolution with symmetric padding looks at the first pixel of its block, so a ResNet's
-    first cell looks at pixel 0. An average over two cells moves half a cell on: three transitions of
-    the DenseNet, at strides 4, 8 and 16, make (4 + 8 + 16) / 2. The unpadded 3x3 pool of the SE-ResNeXt
-    looks one cell further at stride 2. EfficientNet pads after, see there.
-    """
-    if spec.network == "resnet18":
-        resnet = _ResNetTrunk(
-            "basic",
-            [2, 2, 2, 2],
-            [64, 128, 256, 512],
-            spatial_dims=2,
-            n_input_channels=spec.channels,
-            conv1_t_size=7,
-            conv1_t_stride=2,
-            feed_forward=False,
-            bias_downsample=False,
-        )
-        return Trunk(resnet, 512, 0.0)
-    if spec.network == "densenet121":
-        return Trunk(DenseNet121(2, spec.channels, len(CLASSES)).features, 1024, 14.0)
-    if spec.network == "seresnext101":
-        seresnext = _SEResNextTrunk(spatial_dims=2, in_channels=spec.channels, num_classes=1)
-        seresnext.last_linear = nn.Identity()  # type: ignore[assignment]
-        return Trunk(seresnext, 2048, 2.0)
+    """A fresh backbone. MONAI, which takes seconds to import, comes along only where it is needed."""
     if spec.network == "efficientnet-lite0":
         lite = efficientnet.EfficientNetLite0(spec.channels)
         return Trunk(lite, efficientnet.WIDTH, efficientnet.FIRST_CENTRE, efficientnet.MEAN, efficientnet.STD)
-    known = "resnet18, densenet121, seresnext101, efficientnet-lite0"
-    raise KeyError(f"no backbone {spec.network!r}: there are {known}")
+    from workers.models import monai_trunks
+
+    if spec.network not in monai_trunks.TRUNKS:
+        known = ", ".join((*monai_trunks.TRUNKS, "efficientnet-lite0"))
+        raise KeyError(f"no backbone {spec.network!r}: there are {known}")
+    fresh, width, first_centre = monai_trunks.TRUNKS[spec.network]
+    return Trunk(fresh(spec.channels), width, first_centre)
 
 
 def _head(width: int, spec: BackboneSpec) -> nn.Module:

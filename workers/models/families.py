@@ -2,7 +2,7 @@
 
 A weights file holds the networks of a system one after another, "0.", "1.", … before their keys; the
 sidecar beside it says which family they are. Refuses weights that do not fit the networks, and weights
-trained with another preprocessing than the family's. The default family (`multitask`) is the runtime's own.
+trained with another preprocessing than the family's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers import preprocess
-from workers.models import baseline
+from workers.models import baseline, multitask
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.contract import Pipeline
+from workers.models.ensemble import EnsemblePipeline
 from workers.models.gated import GatedPipeline
-from workers.models.picture import Operating
+from workers.models.picture import Operating, ReadingPipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
@@ -51,7 +52,7 @@ class Family:
     specs: tuple[BackboneSpec, ...]
     members: int | None
     networks: Callable[[int], list[nn.Module]]
-    assemble: Callable[[ModelIdentity, Sequence[Any], Operating, torch.device, int], Pipeline]
+    assemble: Callable[[ModelIdentity, Sequence[Any], Operating, torch.device, int], ReadingPipeline]
 
     def preprocessing(self, size: int | None = None) -> dict[str, Any]:
         """What weights and preprocessing must agree on; a model may be trained at another size."""
@@ -63,7 +64,7 @@ class Family:
             "step_mm": preprocess.STEP_MM,
         }
 
-    def build(self, states: Sequence[State], facts: Facts, device: torch.device) -> Pipeline:
+    def build(self, states: Sequence[State], facts: Facts, device: torch.device) -> ReadingPipeline:
         """The pipeline of these weights, network by network, and the facts of their sidecar."""
         size = self._size(facts)
         if self.members is not None and len(states) != self.members:
@@ -105,7 +106,7 @@ def slice_network(one: BackboneSpec) -> SliceNetwork:
 
 def _slices(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> Pipeline:
+) -> ReadingPipeline:
     return SlicePipeline(identity, networks, how, device)
 
 
@@ -124,7 +125,7 @@ def _pair_networks(size: int) -> list[nn.Module]:
 
 def _pair(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> Pipeline:
+) -> ReadingPipeline:
     *cnns, sequence = networks
     return SequencePipeline(identity, cnns, sequence, how, device)
 
@@ -135,7 +136,7 @@ def _unets(size: int) -> list[nn.Module]:
 
 def _unet(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> Pipeline:
+) -> ReadingPipeline:
     return UNetPipeline(identity, networks, how, device, size)
 
 
@@ -185,6 +186,12 @@ FAMILIES: tuple[Family, ...] = (
         "EfficientNet-Lite0 on three windows of soft tissue, light enough for a CPU.",
         "Tan & Le, ICML 2019; Lite: Liu, TensorFlow blog 2020",
     ),
+    _classifier(
+        spec("efficientnet-3slice"),
+        3_378_694,
+        "The same on three neighbouring slices in the wide brain window.",
+        "Tan & Le, ICML 2019; Lite: Liu, TensorFlow blog 2020",
+    ),
     Family(
         "seresnext101-pair-sequence",
         "Both SE-ResNeXt101 and the sequence model over the whole CT, explained through all of it.",
@@ -216,30 +223,55 @@ def family(name: str) -> Family:
         if known.name == name:
             return known
     names = ", ".join(known.name for known in FAMILIES)
-    raise PermanentError("MODEL_NOT_FOUND", f"unknown model family {name!r}: there are {names}, {GATED}")
+    raise PermanentError(
+        "MODEL_NOT_FOUND",
+        f"unknown model family {name!r}: there are {names}, {multitask.MULTITASK}, {GATED}, {ENSEMBLE}",
+    )
 
 
 GATED = "gated"
 """Two families in one file: a classifier, and a segmenter behind it."""
+ENSEMBLE = "ensemble"
+"""Several families in one file, whose evidence is averaged."""
 
 
 def build(tensors: State, facts: Facts, device: torch.device) -> Pipeline:
     """The pipeline of a weights file whose sidecar says `family`, `members` and the rest.
 
-    A gated one has the facts of its parts under `classifier` and `segmenter`; the classifier's networks
-    come first in the file.
+    A gated one has the facts of its parts under `classifier` and `segmenter`, an ensemble under `parts`,
+    each with its `weight`; their networks follow one another in the file.
     """
     states = split(tensors, int(facts["members"]))
-    if facts["family"] != GATED:
-        return family(facts["family"]).build(states, facts, device)
-    first = int(facts["classifier"]["members"])
-    parts = []
-    for role, own in (("classifier", states[:first]), ("segmenter", states[first:])):
-        shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
-        told = {**facts[role], **shared}
-        parts.append(family(told["family"]).build(own, told, device))
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-    return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
+    if facts["family"] == GATED:
+        parts = _parts(states, facts, [(role, facts[role]) for role in ("classifier", "segmenter")], device)
+        return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
+    if facts["family"] == ENSEMBLE:
+        parts = _parts(states, facts, [(one["recipe"]["name"], one) for one in facts["parts"]], device)
+        weights = [float(one["weight"]) for one in facts["parts"]]
+        return EnsemblePipeline(identity, parts, weights, Operating.from_facts(facts))
+    return _one(states, facts, device)
+
+
+def _one(states: Sequence[State], facts: Facts, device: torch.device) -> ReadingPipeline:
+    if facts["family"] == multitask.MULTITASK:
+        return multitask.build(states, facts, device)
+    return family(facts["family"]).build(states, facts, device)
+
+
+def _parts(
+    states: Sequence[State], facts: Facts, parts: Sequence[tuple[str, Facts]], device: torch.device
+) -> list[ReadingPipeline]:
+    """The pipelines of the parts, by their facts; `states` hold the networks of all, in their order."""
+    found, start = [], 0
+    for role, own in parts:
+        shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
+        stop = start + int(own["members"])
+        found.append(_one(states[start:stop], {**own, **shared}, device))
+        start = stop
+    if start != len(states):
+        raise _invalid(facts, f"its parts have {start} networks, the weights hold {len(states)}")
+    return found
 
 
 def split(tensors: State, members: int) -> list[dict[str, Tensor]]:

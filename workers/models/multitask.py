@@ -7,18 +7,23 @@ mirror image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from node.domain.errors import PermanentError
 from node.domain.findings import SUBTYPES, ModelIdentity
+from workers import preprocess
 from workers.models.cam import grad_cam_pp
 from workers.models.contract import Classification, Mask, Spacing, Volume
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.preprocess import DEFAULT_VIEW, NetworkInput, View
 
+MULTITASK = "multitask"
+"""The name of this family in a sidecar."""
 BATCH = 32
 
 
@@ -94,3 +99,42 @@ class MultiTaskPipeline(PicturePipeline):
                 score = member.classify(leaf)[:, place].sum()
                 (gradients,) = torch.autograd.grad(score, leaf)
             yield grad_cam_pp(leaf.detach(), gradients), FIRST_CENTRE
+
+
+def build(
+    states: Sequence[Mapping[str, Tensor]], facts: Mapping[str, Any], device: torch.device
+) -> MultiTaskPipeline:
+    """The pipeline of these weights, network by network, and the facts of their sidecar.
+
+    Raises PermanentError for another preprocessing, or weights that do not fit.
+    """
+    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
+    if facts["preprocessing"] != preprocessing_facts(view):
+        raise PermanentError(
+            "MODEL_PREPROCESSING_MISMATCH",
+            f"{facts['name']}: these weights were trained with another preprocessing; train them anew",
+        )
+    members = []
+    for state in states:
+        network = MultiTaskNet(tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"])
+        try:
+            network.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise PermanentError(
+                "MODEL_INVALID", f"{facts['name']}: the weights do not fit the network: {error}"
+            ) from error
+        members.append(network)
+    identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+    return MultiTaskPipeline(identity, members, Operating.from_facts(facts), device, view)
+
+
+def preprocessing_facts(view: View = DEFAULT_VIEW) -> dict[str, Any]:
+    """What weights and preprocessing of this family must agree on."""
+    (window,) = view.windows
+    return {
+        "size": view.size,
+        "window_hu": [window.low, window.low + window.width],
+        "margin": preprocess.MARGIN,
+        "step_mm": preprocess.STEP_MM,
+        "neighbours": 1,
+    }

@@ -1,6 +1,6 @@
 """What every pipeline shares that looks at pictures of the head cut-out. Knows no network, trains nothing.
 
-A subclass says how its networks `read` pictures and where they `look`; all the way from HU and back to the
+A subclass says how its networks `read` pictures and what their maps are; all the way from HU and back to the
 source slices is here. None hides what it cannot do: `knows` are the classes a pipeline can tell (the others
 get probability 0, which says nothing of the patient) and `draws` is whether it has a mask at all. Refuses
 outputs that are not finite: they never become a negative result.
@@ -23,7 +23,7 @@ from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.aggregate import Aggregation
 from workers.models.cam import spread
 from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
-from workers.preprocess import NetworkInput, View, network_input
+from workers.preprocess import HeadFrame, NetworkInput, View, network_input
 
 SMALLEST_ML = 0.1
 """Pieces of the mask below this volume are noise."""
@@ -69,41 +69,27 @@ class Reading:
     masks: NDArray[np.float32] | None = None
 
 
-class PicturePipeline:
-    """See `workers.models.contract.Pipeline`."""
+class ReadingPipeline:
+    """See `workers.models.contract.Pipeline`. Turns a `Reading` into answers."""
 
     knows: frozenset[str] = frozenset(CLASSES)
     draws = False
 
-    def __init__(
-        self, identity: ModelIdentity, operating: Operating, view: View, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, identity: ModelIdentity, operating: Operating) -> None:
         self.identity = identity
         self.operating = operating
-        self.view = view
-        self.device = device or torch.device("cpu")
 
     @property
     def thresholds(self) -> Mapping[str, float]:
         return self.operating.thresholds
 
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
-        """Run every network over all pictures, which are of this pipeline's `view`."""
-        raise NotImplementedError
-
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
-        """Network by network, Grad-CAM++ maps (n, h, w) of a class and where their first cell looks."""
+    def look(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> Reading:
+        """Run every network over the head. `frame` is where it lies, when that is known already."""
         raise NotImplementedError
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
-        """Maps (n, size, size) on the pictures: one a network, each scaled to its peak, averaged; peak 1."""
-        place = CLASSES.index(class_name)
-        maps = [
-            _peak_is_one(spread(coarse, self.view.size, first_centre))
-            for coarse, first_centre in self.coarse(reading, spacing_mm, place)
-        ]
-        drawn: NDArray[np.float32] = _peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
-        return drawn
+        """Grad-CAM++ maps (n, size, size) of a class on the pictures, the brightest place of each 1."""
+        raise NotImplementedError
 
     def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification:
         reading = self._reading(hu, spacing_mm, None)
@@ -152,7 +138,39 @@ class PicturePipeline:
         state = classification.state if classification is not None else None
         if isinstance(state, Reading) and state.reader == self.identity and state.source.shape == hu.shape:
             return state
-        return require_finite(self.read(network_input(hu, spacing_mm, self.view), spacing_mm))
+        return require_finite(self.look(hu, spacing_mm))
+
+
+class PicturePipeline(ReadingPipeline):
+    """A pipeline whose networks all see the same pictures, those of its `view`."""
+
+    def __init__(
+        self, identity: ModelIdentity, operating: Operating, view: View, device: torch.device | None = None
+    ) -> None:
+        super().__init__(identity, operating)
+        self.view = view
+        self.device = device or torch.device("cpu")
+
+    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
+        """Run every network over all pictures, which are of this pipeline's `view`."""
+        raise NotImplementedError
+
+    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+        """Network by network, Grad-CAM++ maps (n, h, w) of a class and where their first cell looks."""
+        raise NotImplementedError
+
+    def look(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> Reading:
+        return self.read(network_input(hu, spacing_mm, self.view, frame), spacing_mm)
+
+    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+        """One map a network, each scaled to its peak, averaged."""
+        place = CLASSES.index(class_name)
+        maps = [
+            peak_is_one(spread(coarse, self.view.size, first_centre))
+            for coarse, first_centre in self.coarse(reading, spacing_mm, place)
+        ]
+        drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
+        return drawn
 
 
 def require_finite(reading: Reading) -> Reading:
@@ -178,5 +196,6 @@ def without_specks(mask: Mask, spacing_mm: Spacing) -> Mask:
     return keep[labels]
 
 
-def _peak_is_one(maps: Tensor) -> Tensor:
+def peak_is_one(maps: Tensor) -> Tensor:
+    """Maps (n, y, x), each divided by its largest value; dark ones stay dark."""
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-8)

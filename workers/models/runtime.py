@@ -21,15 +21,10 @@ from torch import Tensor
 
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
-from workers import preprocess
+from workers.models import families
 from workers.models.catalogue import entry
 from workers.models.contract import Pipeline
-from workers.models.multitask import MultiTaskPipeline
-from workers.models.network import MultiTaskNet
-from workers.models.picture import Operating
-from workers.preprocess import DEFAULT_VIEW, View
 
-MULTITASK = "multitask"
 State = Mapping[str, Tensor]
 
 
@@ -55,19 +50,7 @@ def load_pipeline(name_or_path: str | Path = "default", device: str = "auto") ->
 def _load(sidecar: Path, device: torch.device) -> Pipeline:
     facts = read_sidecar(sidecar)
     tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
-    if facts["family"] != MULTITASK:
-        from workers.models import families  # brings all of MONAI along, which the default does not need
-
-        return families.build(tensors, facts, device)
-    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
-    if facts["preprocessing"] != preprocessing_facts(view):
-        raise PermanentError(
-            "MODEL_PREPROCESSING_MISMATCH",
-            f"{sidecar.name}: these weights were trained with another preprocessing; train them anew",
-        )
-    operating = Operating.from_facts(facts)
-    identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-    return MultiTaskPipeline(identity, _members(tensors, facts), operating, device, view)
+    return families.build(tensors, facts, device)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -100,20 +83,6 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         }
     except SafetensorError as error:
         raise PermanentError("MODEL_INVALID", f"{path.name} is not a safetensors file: {error}") from error
-
-
-def _members(tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[MultiTaskNet]:
-    members = []
-    for index in range(int(facts["members"])):
-        prefix = f"{index}."
-        network = MultiTaskNet(tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"])
-        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError as error:
-            raise PermanentError("MODEL_INVALID", f"the weights do not fit the network: {error}") from error
-        members.append(network)
-    return members
 
 
 def save_pipeline(sidecar: Path, members: Sequence[State], facts: dict[str, Any]) -> ModelIdentity:
@@ -154,15 +123,3 @@ def _compact(name: str, value: Tensor) -> Tensor:
             "MODEL_INVALID", f"{name} is NaN, infinite or too large for float16; train with a lower rate"
         )
     return half
-
-
-def preprocessing_facts(view: View = DEFAULT_VIEW) -> dict[str, Any]:
-    """What weights and preprocessing of the multi-task family must agree on."""
-    (window,) = view.windows
-    return {
-        "size": view.size,
-        "window_hu": [window.low, window.low + window.width],
-        "margin": preprocess.MARGIN,
-        "step_mm": preprocess.STEP_MM,
-        "neighbours": 1,
-    }

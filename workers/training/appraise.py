@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from node.domain.findings import CLASSES
 from workers.models.catalogue import entry
 from workers.models.contract import Pipeline
 from workers.models.gated import GatedPipeline
-from workers.models.picture import PicturePipeline
+from workers.models.picture import ReadingPipeline
 from workers.models.runtime import load_pipeline, read_sidecar
 from workers.preprocess import View
 from workers.training import report
@@ -20,7 +21,7 @@ from workers.training.datasets import Series, phantoms
 from workers.training.evaluate import Judged, gated, judge, operating_of, operating_point
 from workers.training.outcome import parameters, throughput
 from workers.training.plan import HELD_OUT_SEEDS
-from workers.training.predict import predict
+from workers.training.predict import predict_through
 from workers.training.report import Case
 from workers.training.ship import sidecar_of
 from workers.training.sources import Source
@@ -90,12 +91,12 @@ def _judged(pipeline: Pipeline, sets: Sets, count: int) -> tuple[list[Judged], f
         parts = [_judged(part, sets, count) for part in (pipeline.classifier, pipeline.segmenter)]
         both = gated(*(judged for judged, _, _ in parts))
         return both, 1 / sum(1 / speed for _, speed, _ in parts), sum(size for _, _, size in parts)
-    if not isinstance(pipeline, PicturePipeline):
+    if not isinstance(pipeline, ReadingPipeline):
         raise PermanentError("MODEL_INVALID", f"{type(pipeline).__name__} cannot be evaluated on pictures")
-    series = _series(pipeline.view, sets, count)
     fitted = operating_of(pipeline)
-    judged = [judge(predict(pipeline, one), fitted) for one in series]
-    return judged, throughput(pipeline, series), parameters(pipeline)
+    seen = cache(lambda view: _series(view, sets, count))
+    judged = [judge(one, fitted) for one in predict_through(pipeline, seen)]
+    return judged, throughput(pipeline, seen), parameters(pipeline)
 
 
 def _series(view: View, sets: Sets, count: int) -> list[Series]:

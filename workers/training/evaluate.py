@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 
 from node.domain.findings import CLASSES
 from workers.models.aggregate import Aggregation
-from workers.models.picture import PicturePipeline
+from workers.models.picture import ReadingPipeline
 from workers.training import metrics
 from workers.training.datasets import Series
 from workers.training.predict import Prediction, drawn
@@ -56,7 +56,7 @@ def fit_operating(predictions: Sequence[Prediction], rules: Rules = RULES) -> Fi
     return Fitted(aggregation, thresholds(predictions, aggregation, rules), by_area or RULES.mask_threshold)
 
 
-def operating_of(pipeline: PicturePipeline) -> Fitted:
+def operating_of(pipeline: ReadingPipeline) -> Fitted:
     """How a shipped pipeline operates."""
     how = pipeline.operating
     return Fitted(how.aggregation, how.thresholds, how.mask_threshold)

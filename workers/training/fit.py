@@ -248,7 +248,7 @@ class Run:
 
     def _digest(self) -> str:
         """Of everything that decides the course of this run."""
-        decides = {**asdict(self.recipe), "summary": "", "rules": {}}
+        decides = {**self.recipe.told, "summary": "", "rules": {}}
         facts = repr((decides, asdict(self.stage), self.seed)) + self.learner.origin
         return hashlib.sha256(facts.encode()).hexdigest()
 

@@ -17,11 +17,10 @@ from workers.models import families
 from workers.models.backbones import BackboneNet, BackboneSpec, SliceNetwork, windows_of
 from workers.models.baseline import SmallCNN, categorical_loss
 from workers.models.efficientnet import EfficientNetLite0
-from workers.models.multitask import MultiTaskPipeline
+from workers.models.multitask import MULTITASK, MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
 from workers.models.pretrained import load_pretrained
-from workers.models.runtime import MULTITASK
 from workers.models.slicewise import SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
 from workers.preprocess import BRAIN, DEFAULT_VIEW, View

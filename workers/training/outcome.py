@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch import nn
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from workers.models import families
-from workers.models.picture import PicturePipeline
+from workers.models.ensemble import EnsemblePipeline
+from workers.models.picture import PicturePipeline, ReadingPipeline
+from workers.preprocess import View
 from workers.training import evaluate, report, train
 from workers.training.datasets import Series
 from workers.training.evaluate import Fitted, Judged
 from workers.training.plan import Plan
-from workers.training.predict import Prediction, as_input
+from workers.training.predict import Prediction, as_input, joined
 from workers.training.recipes import RECIPES
 from workers.training.train import Validated, Watch
 
@@ -49,30 +51,46 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of a cross-validation. A recipe has one part, a gated one has two."""
+    """Figures of a cross-validation. A recipe has one part; a gated one or an ensemble has several.
+
+    `fitted` is how the whole would operate.
+    """
 
     parts: tuple[Part, ...]
+    fitted: Fitted
     summary: dict[str, Any]
     facts: dict[str, Any]
 
 
 def validate(plan: Plan, watch: Watch) -> Outcome:
     """Cross-validate, judge, and write the report into the recipe's folder."""
-    gated = plan.recipe.family == families.GATED
-    plans = plan.parts() if gated else (plan,)
+    family = plan.recipe.family
+    plans = plan.parts() if family in (families.GATED, families.ENSEMBLE) else (plan,)
     parts = tuple(_part(one, watch) for one in plans)
-    judged = evaluate.gated(*(part.judged for part in parts)) if gated else parts[0].judged
+    judged, fitted = parts[0].judged, parts[0].fitted
+    if family == families.ENSEMBLE:
+        judged, fitted = _together(plan, parts)
+    if family == families.GATED:
+        judged = evaluate.gated(*(part.judged for part in parts))
     facts = _facts(plan, parts, judged)
-    if gated:
+    if family == families.GATED:
         facts["agreement of classifier and mask, patients"] = evaluate.agreement(
             *(part.judged for part in parts)
         )
     cases = [one.case for one in judged]
     knows = [name for name in CLASSES if name in parts[0].pipeline.knows]
-    summary = report.summarise(cases, dict(parts[0].fitted.thresholds), classes=knows)
+    summary = report.summarise(cases, dict(fitted.thresholds), classes=knows)
     title = f"{plan.recipe.name}: cross-validation"
     report.write(plan.folder / REPORT, title, facts, summary, cases, about=about(plan, facts), limits=LIMITS)
-    return Outcome(parts, summary, facts)
+    return Outcome(parts, fitted, summary, facts)
+
+
+def _together(plan: Plan, parts: Sequence[Part]) -> tuple[list[Judged], Fitted]:
+    """An ensemble's verdicts and how it operates: its parts saw the same folds of the same patients."""
+    same = zip(*(part.validated.averaged() for part in parts), strict=True)
+    predictions = [joined(of_one, plan.recipe.weights) for of_one in same]
+    judged = evaluate.cross_fitted(predictions, parts[0].validated.parts, plan.recipe.rules)
+    return judged, evaluate.fit_operating(predictions, plan.recipe.rules)
 
 
 def _part(plan: Plan, watch: Watch) -> Part:
@@ -92,15 +110,17 @@ def _part(plan: Plan, watch: Watch) -> Part:
 def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[str, Any]:
     """What stands beside the figures. Images a second are those of all networks of one member."""
     series = parts[0].plan.real(parts[0].pipeline.view)
-    seconds = sum(1 / throughput(part.pipeline, part.plan.real(part.pipeline.view)) for part in parts)
+    seconds = sum(1 / throughput(part.pipeline, part.plan.real) for part in parts)
     by_seed = {
-        str(seed): _auc(own, parts[0].validated.parts) for seed, own in parts[0].validated.predictions.items()
+        str(seed) if len(parts) == 1 else f"{part.plan.recipe.name} {seed}": _auc(own, part.validated.parts)
+        for part in parts
+        for seed, own in part.validated.predictions.items()
     }
     return {
         "recipe": plan.recipe.name,
         "summary": plan.recipe.summary,
         "parameters": sum(parameters(part.pipeline) for part in parts),
-        "pixels": parts[0].pipeline.view.size,
+        "pixels": " and ".join(dict.fromkeys(str(part.pipeline.view.size) for part in parts)),
         "images_per_s": round(1 / seconds, 1),
         "device": f"{plan.device.type}, {torch.get_num_threads()} threads",
         "folds": f"{len(plan.chosen_folds)} of {plan.folds}",
@@ -134,9 +154,16 @@ def protocol(plan: Plan) -> str:
     )
 
 
-def throughput(pipeline: PicturePipeline, series: Sequence[Series]) -> float:
-    """Pictures a second through all networks of a pipeline, prepared beforehand; the median of REPEATS."""
-    source, spacing_mm = as_input(series[0]), (series[0].step_mm, 1.0, 1.0)
+def throughput(pipeline: ReadingPipeline, seen: Callable[[View], Sequence[Series]]) -> float:
+    """Pictures a second through all networks of a pipeline, prepared beforehand; the median of REPEATS.
+
+    `seen` prepares series for a view.
+    """
+    if isinstance(pipeline, EnsemblePipeline):
+        return 1 / sum(1 / throughput(part, seen) for part in pipeline.parts)
+    assert isinstance(pipeline, PicturePipeline)
+    one = seen(pipeline.view)[0]
+    source, spacing_mm = as_input(one), (one.step_mm, 1.0, 1.0)
     taken = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
@@ -147,8 +174,10 @@ def throughput(pipeline: PicturePipeline, series: Sequence[Series]) -> float:
     return len(source.pictures) / statistics.median(taken[1:])
 
 
-def parameters(pipeline: PicturePipeline) -> int:
+def parameters(pipeline: ReadingPipeline) -> int:
     """Learnt numbers of all networks of a pipeline."""
+    if isinstance(pipeline, EnsemblePipeline):
+        return sum(parameters(part) for part in pipeline.parts)
     networks = [one for value in vars(pipeline).values() for one in _modules(value)]
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 

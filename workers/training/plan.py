@@ -70,7 +70,7 @@ class Plan:
     def digest(self) -> str:
         """Of what decides the predictions of a fold, for the names of files."""
         facts = repr(
-            (self.recipe, self.folds, self.phantoms, [(s.kind, str(p)) for s, p in self.data], self.init)
+            (self.recipe.told, self.folds, self.phantoms, [(s.kind, str(p)) for s, p in self.data], self.init)
         )
         return hashlib.sha256(facts.encode()).hexdigest()[:8]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
-from workers.models.picture import PicturePipeline, require_finite
-from workers.preprocess import HeadFrame, NetworkInput, Spacing
+from workers.models.ensemble import EnsemblePipeline, weighted
+from workers.models.picture import PicturePipeline, ReadingPipeline, require_finite
+from workers.preprocess import HeadFrame, NetworkInput, Spacing, View
 from workers.training.datasets import Series
 
 HEAT_SIZE = 64
@@ -93,11 +94,43 @@ def predict_all(pipeline: PicturePipeline, series: Iterable[Series]) -> list[Pre
     return [predict(pipeline, one) for one in series]
 
 
+def predict_through(pipeline: ReadingPipeline, seen: Callable[[View], Sequence[Series]]) -> list[Prediction]:
+    """What a pipeline of any kind says about the series that `seen` prepares for a view."""
+    if isinstance(pipeline, EnsemblePipeline):
+        parts = [predict_through(part, seen) for part in pipeline.parts]
+        return [joined(same, pipeline.weights) for same in zip(*parts, strict=True)]
+    assert isinstance(pipeline, PicturePipeline)
+    return predict_all(pipeline, seen(pipeline.view))
+
+
+def joined(same: Sequence[Prediction], weights: Sequence[float]) -> Prediction:
+    """Predictions of one series by the parts of an ensemble as one; masks are those of the first that draws.
+
+    Raises ValueError for predictions of different series.
+    """
+    if len({(one.patient, one.name, len(one.labels)) for one in same}) > 1:
+        told = ", ".join(f"{one.patient} {one.name} ({len(one.labels)} slices)" for one in same)
+        raise ValueError(f"the parts of an ensemble were asked about different series: {told}")
+    leader = next((one for one in same if one.blood is not None), same[0])
+    heat = [one.heat.astype(np.float32) for one in same]
+    size = min(one.shape[-1] for one in heat)
+    return replace(
+        leader,
+        class_logits=weighted([one.class_logits for one in same], weights),
+        mask_logits=weighted([one.mask_logits for one in same], weights),
+        heat=weighted([_pooled(one, size) for one in heat], weights).astype(np.float16),
+    )
+
+
 def _smaller(maps: NDArray[np.float32]) -> NDArray[np.float16]:
     if maps.shape[-1] <= HEAT_SIZE:
         return maps.astype(np.float16)
-    small = functional.adaptive_avg_pool2d(torch.from_numpy(maps), HEAT_SIZE)
-    return np.asarray(small.numpy(), np.float16)
+    return _pooled(maps, HEAT_SIZE).astype(np.float16)
+
+
+def _pooled(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    pooled = functional.adaptive_avg_pool2d(torch.from_numpy(maps), size)
+    return np.asarray(pooled.numpy(), np.float32)
 
 
 _SLICEWISE = ("labels", "told", "mask", "mask_known", "by_hand", "class_logits", "mask_logits", "heat")

@@ -6,7 +6,8 @@ Sizes and lengths are those of a machine with two cores; the published ones are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from workers.training.augment import STILL, Augmentation
 from workers.training.losses import LossWeights
@@ -58,10 +59,11 @@ class Rules:
 class Recipe:
     """Everything that decides what is trained. Changing any of it makes another model.
 
-    `family` is that of `workers.models.families`, or "multitask". The `stages` follow one another, each
+    `family` is one of `workers.models.families`. The `stages` follow one another, each
     from the weights of the one before; the networks at the end of the last `members` of them are shipped
     together (snapshots of restarted cosine cycles: Loshchilov & Hutter, arXiv:1608.03983; Huang et al.,
-    arXiv:1704.00109). `pretrain` sees phantoms alone. `parts` are recipes this one is put together from.
+    arXiv:1704.00109). `pretrain` sees phantoms alone. `parts` are recipes this one is put together from,
+    and `weights` how much each says in an ensemble.
     `kept` blocks of an EfficientNet stay as its public weights (`--init`) have them; without those, none.
     """
 
@@ -73,6 +75,7 @@ class Recipe:
     pretrain: Stage | None = None
     members: int = 1
     parts: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     widths: tuple[int, ...] = (32, 64, 128, 192)
     dropout: float = 0.3
     reconstruct: bool = False
@@ -80,6 +83,12 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
     rules: Rules = field(default_factory=Rules)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What differs from the plain recipe: a field added later changes no recipe that leaves it alone."""
+        plain = {one.name: _plain(one) for one in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
     def adjusted(self, size: int | None, steps: int | None) -> Recipe:
         """The same at another size, or with so many steps a stage: to try things. None: as it is."""
@@ -90,6 +99,14 @@ class Recipe:
         pretrain = replace(self.pretrain, steps=steps) if self.pretrain else None
         stages = tuple(replace(stage, steps=steps, patience=0) for stage in self.stages)
         return replace(self, stages=stages, pretrain=pretrain)
+
+
+def _plain(one: Field[Any]) -> Any:
+    """The value of a field that nobody set, as `asdict` writes it; None where one must be given."""
+    value = one.default_factory() if one.default_factory is not MISSING else one.default
+    if value is MISSING:
+        return None
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 FLIP_AND_TURN = replace(STILL, rotation_deg=10.0, flip=0.5)
@@ -128,6 +145,14 @@ _WINNER = Stage(
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "default",
+        "Ensemble of multitask-phantom, which draws and says more, and efficientnet-3window.",
+        family="ensemble",
+        size=128,
+        parts=("multitask-phantom", "efficientnet-3window"),
+        weights=(2.0, 1.0),
+    ),
+    Recipe(
+        "multitask-phantom",
         "Multi-task 2.5-D U-Net: phantoms first, then real heads with phantom replay.",
         family="multitask",
         size=128,
@@ -140,7 +165,7 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "multitask",
-        "The default's network with a third head that draws the picture again; no phantoms.",
+        "The same network with a third head that draws the picture again; no phantoms.",
         family="multitask",
         size=128,
         stages=(Stage("fit", 32, 2e-3, steps=400, ema=0.99),),
@@ -163,6 +188,15 @@ RECIPES: tuple[Recipe, ...] = (
         "efficientnet-3window",
         "EfficientNet-Lite0 on three windows: public ImageNet weights (--init), only the last blocks taught.",
         "efficientnet-3window",
+        224,
+        (Stage("fit", 32, 3e-4, steps=200, positive_share=0.4, ema=0.99),),
+        kept=11,
+        augmentation=FLIP_AND_TURN,
+    ),
+    Recipe(
+        "efficientnet-3slice",
+        "EfficientNet-Lite0 on three slices in the wide brain window: as efficientnet-3window otherwise.",
+        "efficientnet-3slice",
         224,
         (Stage("fit", 32, 3e-4, steps=200, positive_share=0.4, ema=0.99),),
         kept=11,

@@ -12,9 +12,10 @@ import torch
 
 from node.domain.findings import ModelIdentity
 from workers.models import families
-from workers.models.contract import Pipeline
-from workers.models.picture import PicturePipeline
-from workers.models.runtime import MULTITASK, load_pipeline, preprocessing_facts, save_pipeline
+from workers.models.ensemble import EnsemblePipeline
+from workers.models.multitask import MULTITASK, preprocessing_facts
+from workers.models.picture import PicturePipeline, ReadingPipeline
+from workers.models.runtime import load_pipeline, save_pipeline
 from workers.training import evaluate, report, train
 from workers.training.cache import patients
 from workers.training.datasets import Series
@@ -22,7 +23,7 @@ from workers.training.evaluate import Fitted
 from workers.training.learners import sha256_of, without_picture_head
 from workers.training.outcome import Outcome, Part, protocol, validate
 from workers.training.plan import HELD_OUT_SEEDS, PHANTOM_SEEDS, Plan
-from workers.training.predict import as_input, predict_all
+from workers.training.predict import as_input, predict_all, predict_through
 from workers.training.train import State, Watch
 
 COMPARED = 4
@@ -42,13 +43,18 @@ def ship(plan: Plan, outcome: Outcome | None, watch: Watch) -> ModelIdentity:
     facts = _common(plan, outcome)
     if plan.recipe.family == families.GATED:
         facts |= {"family": families.GATED, "classifier": trained[0][1], "segmenter": trained[1][1]}
+    elif plan.recipe.family == families.ENSEMBLE:
+        assert outcome is not None
+        facts |= _ensemble_facts(plan, outcome.fitted, [own for _, own in trained])
     else:
         facts |= trained[0][1]
     states = [without_picture_head(state) for own, _ in trained for state in own]
     sidecar = plan.folder / f"{plan.recipe.name}.json"
     save_pipeline(sidecar, states, facts)
-    if len(trained) == 1:
-        facts["metrics"] |= _on_phantoms(plan, trained[0][0], facts, load_pipeline(sidecar, str(plan.device)))
+    shipped = load_pipeline(sidecar, str(plan.device))
+    if isinstance(shipped, ReadingPipeline):
+        plans = [part.plan for part in outcome.parts] if outcome else [plan]
+        facts["metrics"] |= _on_phantoms(plans, [own for own, _ in trained], facts, shipped)
     return save_pipeline(sidecar, states, facts)
 
 
@@ -88,9 +94,7 @@ def _operating_facts(plan: Plan, fitted: Fitted, members: int) -> dict[str, Any]
         if multitask
         else families.family(plan.recipe.family).preprocessing(view.size),
         "recipe": asdict(plan.recipe),
-        "thresholds": dict(fitted.thresholds),
-        "mask_threshold": fitted.mask_threshold,
-        "aggregation": fitted.aggregation.to_json(),
+        **_statements(fitted),
     }
 
 
@@ -123,17 +127,41 @@ def _sources(plan: Plan, outcome: Outcome | None) -> list[dict[str, Any]]:
     return found
 
 
+def _ensemble_facts(plan: Plan, fitted: Fitted, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    weights = plan.recipe.weights
+    return {
+        "family": families.ENSEMBLE,
+        "recipe": asdict(plan.recipe),
+        "parts": [{**own, "weight": weight} for own, weight in zip(parts, weights, strict=True)],
+        **_statements(fitted),
+    }
+
+
+def _statements(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "thresholds": dict(fitted.thresholds),
+        "mask_threshold": fitted.mask_threshold,
+        "aggregation": fitted.aggregation.to_json(),
+    }
+
+
 def _on_phantoms(
-    plan: Plan, states: Sequence[State], facts: dict[str, Any], shipped: Pipeline
+    plans: Sequence[Plan],
+    trained: Sequence[Sequence[State]],
+    facts: dict[str, Any],
+    shipped: ReadingPipeline,
 ) -> dict[str, Any]:
     """Figures on held-out phantoms, and how far the shipped float16 weights are off the trained ones."""
-    assert isinstance(shipped, PicturePipeline)
-    series = held_out(plan)
     fitted = evaluate.operating_of(shipped)
-    judged = [evaluate.judge(one, fitted) for one in predict_all(shipped, series)]
+    seen = {train.view_of(plan.recipe): held_out(plan) for plan in plans}
+    judged = [evaluate.judge(one, fitted) for one in predict_through(shipped, seen.__getitem__)]
     summary = report.summarise([one.case for one in judged], dict(fitted.thresholds))
-    trained = train.pipeline(plan, states, shipped.operating)
-    apart = [_apart(trained, shipped, one) for one in series[:COMPARED]]
+    parts = shipped.parts if isinstance(shipped, EnsemblePipeline) else (shipped,)
+    apart = [
+        _apart(train.pipeline(plan, states), part, one)
+        for plan, states, part in zip(plans, trained, parts, strict=True)
+        for one in held_out(plan)[:COMPARED]
+    ]
     return {
         "phantoms": brief(summary),
         "phantom_operating_point": evaluate.operating_point(judged),
@@ -141,7 +169,8 @@ def _on_phantoms(
     }
 
 
-def _apart(trained: PicturePipeline, shipped: PicturePipeline, series: Series) -> float:
+def _apart(trained: PicturePipeline, shipped: ReadingPipeline, series: Series) -> float:
+    assert isinstance(shipped, PicturePipeline)
     source, spacing_mm = as_input(series), (series.step_mm, 1.0, 1.0)
     one, other = (pipeline.read(source, spacing_mm).class_logits for pipeline in (trained, shipped))
     return float(np.abs(one - other).max())

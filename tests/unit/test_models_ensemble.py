@@ -1,0 +1,205 @@
+"""An ensemble says what its parts say on average, draws what its leader draws, and hides no failing part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from node.domain.errors import PermanentError
+from node.domain.findings import CLASSES, ModelIdentity
+from workers import preprocess
+from workers.models.aggregate import Aggregation
+from workers.models.backbones import spec
+from workers.models.contract import Classification
+from workers.models.ensemble import EnsemblePipeline, JointReading
+from workers.models.families import ENSEMBLE, build, family, slice_network
+from workers.models.multitask import MULTITASK, MultiTaskPipeline, preprocessing_facts
+from workers.models.network import MultiTaskNet
+from workers.models.picture import Operating, ReadingPipeline
+from workers.models.slicewise import SlicePipeline
+from workers.models.unet import UNet
+from workers.phantom import PhantomVolume, volume
+from workers.preprocess import DEFAULT_VIEW
+from workers.training.datasets import phantom_series
+from workers.training.predict import joined, predict, predict_through
+
+CPU = torch.device("cpu")
+WIDTHS = (8, 8, 16, 16)
+IDENTITY = ModelIdentity("both", "1", "00")
+
+
+@pytest.fixture(scope="module")
+def head() -> PhantomVolume:
+    return volume(3, ("epidural",), slices=4, size=96, lowest_mm=0)
+
+
+def _multitask() -> MultiTaskPipeline:
+    torch.manual_seed(1)
+    return MultiTaskPipeline(ModelIdentity("m", "1", "0"), [MultiTaskNet(WIDTHS)], Operating.plain())
+
+
+def _slices() -> SlicePipeline:
+    torch.manual_seed(2)
+    network = slice_network(replace(spec("efficientnet-3window"), size=160))
+    return SlicePipeline(ModelIdentity("e", "1", "0"), [network], Operating.plain())
+
+
+def _ensemble(*parts: ReadingPipeline, weights: tuple[float, ...] = (3.0, 1.0)) -> EnsemblePipeline:
+    return EnsemblePipeline(
+        IDENTITY, parts or (_slices(), _multitask()), weights, Operating.plain(0.75, 0.25)
+    )
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Iterator[EnsemblePipeline]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield _ensemble()
+    torch.set_num_threads(threads)
+
+
+def test_evidence_is_the_weighted_mean_of_the_parts(ensemble: EnsemblePipeline, head: PhantomVolume) -> None:
+    joint = ensemble.classify(head.hu, head.spacing_mm).state
+    one, other = (part.look(head.hu, head.spacing_mm) for part in ensemble.parts)
+    assert isinstance(joint, JointReading)
+    assert np.allclose(joint.class_logits, 0.75 * one.class_logits + 0.25 * other.class_logits, atol=1e-5)
+    assert np.allclose(joint.mask_logits, 0.75 * one.mask_logits + 0.25 * other.mask_logits, atol=1e-5)
+    assert not np.allclose(one.class_logits, other.class_logits, atol=1e-3)
+
+
+def test_the_head_is_looked_for_once(
+    ensemble: EnsemblePipeline, head: PhantomVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "find_head", lambda *_: pytest.fail("looked for again"))
+    assert len(ensemble.look(head.hu, head.spacing_mm).class_logits) == 4
+
+
+def test_the_mask_is_that_of_the_first_part_that_draws(
+    ensemble: EnsemblePipeline, head: PhantomVolume
+) -> None:
+    drawing = ensemble.parts[1]
+    answer, own = (one.classify(head.hu, head.spacing_mm) for one in (ensemble, drawing))
+    assert ensemble.draws and ensemble.leader == 1
+    mask = ensemble.segment(head.hu, head.spacing_mm, answer)
+    assert np.array_equal(mask, drawing.segment(head.hu, head.spacing_mm, own))
+    parts = ensemble.segment_subtypes(head.hu, head.spacing_mm, answer)
+    wanted = drawing.segment_subtypes(head.hu, head.spacing_mm, own)
+    assert parts.keys() == wanted.keys()
+    assert all(np.array_equal(parts[name], wanted[name]) for name in wanted)
+    bare = Classification(answer.slices, answer.series)
+    assert np.array_equal(mask, ensemble.segment(head.hu, head.spacing_mm, bare))
+
+
+def test_an_ensemble_without_a_mask_draws_none(head: PhantomVolume) -> None:
+    pipeline = _ensemble(_slices(), _slices())
+    assert not pipeline.draws
+    answer = pipeline.classify(head.hu, head.spacing_mm)
+    assert not pipeline.segment(head.hu, head.spacing_mm, answer).any()
+    assert pipeline.segment_subtypes(head.hu, head.spacing_mm, answer) == {}
+
+
+def test_every_part_has_its_say_in_the_map(ensemble: EnsemblePipeline, head: PhantomVolume) -> None:
+    reading = ensemble.look(head.hu, head.spacing_mm)
+    heat = ensemble.heat(reading, head.spacing_mm, "any")
+    assert heat.shape == (4, DEFAULT_VIEW.size, DEFAULT_VIEW.size)
+    assert np.isfinite(heat).all() and heat.min() >= 0 and heat.max() == 1
+    assert isinstance(reading, JointReading)
+    leading = ensemble.parts[1].heat(reading.parts[1], head.spacing_mm, "any")
+    assert not np.allclose(heat, leading, atol=0.05)
+    answer = ensemble.classify(head.hu, head.spacing_mm)
+    shown = ensemble.explain(head.hu, head.spacing_mm, answer, "any")
+    assert shown.shape == (4, 128, 128) and shown.max() <= 1
+
+
+def test_one_part_that_says_nan_stops_the_whole(head: PhantomVolume) -> None:
+    broken = _multitask()
+    with torch.no_grad():
+        broken.members[0].class_head.bias[2] = float("nan")
+    with pytest.raises(PermanentError) as caught:
+        _ensemble(_slices(), broken).classify(head.hu, head.spacing_mm)
+    assert caught.value.code == "MODEL_OUTPUT_INVALID"
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0)])
+def test_every_part_needs_a_weight(weights: tuple[float, ...]) -> None:
+    with pytest.raises(PermanentError, match="weight above 0"):
+        _ensemble(_slices(), _multitask(), weights=weights)
+
+
+def test_parts_that_tell_other_classes_are_refused() -> None:
+    only_any = family("unet").assemble(IDENTITY, [UNet()], Operating.plain(), CPU, 64)
+    assert isinstance(only_any, ReadingPipeline)
+    with pytest.raises(PermanentError, match="same classes"):
+        _ensemble(_multitask(), only_any)
+
+
+def _facts(members: int, first: int = 1) -> dict[str, Any]:
+    plain = {
+        "thresholds": dict.fromkeys(CLASSES, 0.5),
+        "mask_threshold": 0.4,
+        "aggregation": Aggregation.plain().to_json(),
+    }
+    named = {"name": "both", "version": "2", "sha256": "ef" * 32, "family": ENSEMBLE, "members": members}
+    multitask = {
+        "family": MULTITASK,
+        "members": first,
+        "weight": 2,
+        "recipe": {"name": "m", "widths": list(WIDTHS), "dropout": 0.3},
+        "preprocessing": preprocessing_facts(),
+        **plain,
+    }
+    slices = {
+        "family": "small-cnn",
+        "members": 1,
+        "weight": 1,
+        "recipe": {"name": "s"},
+        "preprocessing": family("small-cnn").preprocessing(64),
+        **plain,
+    }
+    return {**named, **plain, "parts": [multitask, slices]}
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    networks = [MultiTaskNet(WIDTHS), *family("small-cnn").networks(64)]
+    return {
+        f"{index}.{key}": value
+        for index, network in enumerate(networks)
+        for key, value in network.state_dict().items()
+    }
+
+
+def test_a_weights_file_becomes_an_ensemble(head: PhantomVolume) -> None:
+    pipeline = build(_tensors(), _facts(2), CPU)
+    assert isinstance(pipeline, EnsemblePipeline)
+    assert pipeline.identity == ModelIdentity("both", "2", "ef" * 32)
+    assert [part.identity.name for part in pipeline.parts] == ["both/m", "both/s"]
+    assert pipeline.weights == pytest.approx((2 / 3, 1 / 3))
+    assert pipeline.classify(head.hu, head.spacing_mm).slices.shape == (4, 6)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_file_with_more_or_fewer_networks_than_its_parts_is_refused(first: int) -> None:
+    with pytest.raises(PermanentError) as caught:
+        build(_tensors(), _facts(2, first), CPU)
+    assert caught.value.code == "MODEL_INVALID"
+
+
+def test_predictions_are_joined_as_the_pipeline_joins_readings(ensemble: EnsemblePipeline) -> None:
+    def seen(view: preprocess.View) -> list[Any]:
+        return [phantom_series(5, slices=4, size=view.size, view=view)]
+
+    (one,) = predict_through(ensemble, seen)
+    parts = [predict(part, seen(part.view)[0]) for part in ensemble.parts]  # type: ignore[attr-defined]
+    assert np.allclose(
+        one.class_logits, 0.75 * parts[0].class_logits + 0.25 * parts[1].class_logits, atol=1e-5
+    )
+    assert one.blood is not None and np.array_equal(one.blood, parts[1].blood)
+    assert one.mask.shape == parts[1].mask.shape
+    assert one.heat.shape == (4, 64, 64)
+    with pytest.raises(ValueError, match="different series"):
+        joined([parts[0], replace(parts[1], patient="another")], (1, 1))
