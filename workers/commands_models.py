@@ -78,7 +78,7 @@ class _Train(click.Command):
     metavar="KIND:FOLDER",
     help="A labelled set, ct-ich:DIR say; repeat for more. Without it: phantoms only.",
 )
-@click.option("--phantoms", default=800, show_default=True, help="Synthetic heads to draw, where wanted.")
+@click.option("--phantoms", type=int, help="Synthetic heads to draw, where wanted, instead of the recipe's.")
 @click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="A folder in it a recipe.")
 @click.option("--folds", default=5, show_default=True, help="Folds of the cross-validation over patients.")
 @click.option("--only", type=int, multiple=True, help="Run this fold only (from 0); repeat for more.")

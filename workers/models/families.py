@@ -21,10 +21,11 @@ from workers import preprocess
 from workers.models import baseline, multitask
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
+from workers.models.compiled import Compiler
 from workers.models.contract import Pipeline
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.gated import GatedPipeline
-from workers.models.picture import Operating, ReadingPipeline
+from workers.models.picture import Operating, PicturePipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
@@ -52,7 +53,7 @@ class Family:
     specs: tuple[BackboneSpec, ...]
     members: int | None
     networks: Callable[[int], list[nn.Module]]
-    assemble: Callable[[ModelIdentity, Sequence[Any], Operating, torch.device, int], ReadingPipeline]
+    assemble: Callable[[ModelIdentity, Sequence[Any], Operating, torch.device, int], PicturePipeline]
 
     def preprocessing(self, size: int | None = None) -> dict[str, Any]:
         """What weights and preprocessing must agree on; a model may be trained at another size."""
@@ -64,7 +65,7 @@ class Family:
             "step_mm": preprocess.STEP_MM,
         }
 
-    def build(self, states: Sequence[State], facts: Facts, device: torch.device) -> ReadingPipeline:
+    def build(self, states: Sequence[State], facts: Facts, device: torch.device) -> PicturePipeline:
         """The pipeline of these weights, network by network, and the facts of their sidecar."""
         size = self._size(facts)
         if self.members is not None and len(states) != self.members:
@@ -106,7 +107,7 @@ def slice_network(one: BackboneSpec) -> SliceNetwork:
 
 def _slices(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> ReadingPipeline:
+) -> PicturePipeline:
     return SlicePipeline(identity, networks, how, device)
 
 
@@ -125,7 +126,7 @@ def _pair_networks(size: int) -> list[nn.Module]:
 
 def _pair(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> ReadingPipeline:
+) -> PicturePipeline:
     *cnns, sequence = networks
     return SequencePipeline(identity, cnns, sequence, how, device)
 
@@ -136,7 +137,7 @@ def _unets(size: int) -> list[nn.Module]:
 
 def _unet(
     identity: ModelIdentity, networks: Sequence[Any], how: Operating, device: torch.device, size: int
-) -> ReadingPipeline:
+) -> PicturePipeline:
     return UNetPipeline(identity, networks, how, device, size)
 
 
@@ -235,8 +236,10 @@ ENSEMBLE = "ensemble"
 """Several families in one file, whose evidence is averaged."""
 
 
-def build(tensors: State, facts: Facts, device: torch.device) -> Pipeline:
+def build(tensors: State, facts: Facts, device: torch.device, compiler: Compiler | None = None) -> Pipeline:
     """The pipeline of a weights file whose sidecar says `family`, `members` and the rest.
+
+    With a `compiler` its networks run compiled, on the CPU.
 
     A gated one has the facts of its parts under `classifier` and `segmenter`, an ensemble under `parts`,
     each with its `weight`; their networks follow one another in the file.
@@ -244,30 +247,43 @@ def build(tensors: State, facts: Facts, device: torch.device) -> Pipeline:
     states = split(tensors, int(facts["members"]))
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
     if facts["family"] == GATED:
-        parts = _parts(states, facts, [(role, facts[role]) for role in ("classifier", "segmenter")], device)
+        roles = [(role, facts[role]) for role in ("classifier", "segmenter")]
+        parts = _parts(states, facts, roles, device, compiler)
         return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
     if facts["family"] == ENSEMBLE:
-        parts = _parts(states, facts, [(one["recipe"]["name"], one) for one in facts["parts"]], device)
+        named = [(one["recipe"]["name"], one) for one in facts["parts"]]
+        parts = _parts(states, facts, named, device, compiler)
         weights = [float(one["weight"]) for one in facts["parts"]]
         return EnsemblePipeline(identity, parts, weights, Operating.from_facts(facts))
-    return _one(states, facts, device)
+    return _one(states, facts, device, compiler)
 
 
-def _one(states: Sequence[State], facts: Facts, device: torch.device) -> ReadingPipeline:
+def _one(
+    states: Sequence[State], facts: Facts, device: torch.device, compiler: Compiler | None
+) -> PicturePipeline:
     if facts["family"] == multitask.MULTITASK:
-        return multitask.build(states, facts, device)
-    return family(facts["family"]).build(states, facts, device)
+        pipeline: PicturePipeline = multitask.build(states, facts, device)
+    else:
+        pipeline = family(facts["family"]).build(states, facts, device)
+    if compiler is not None:
+        pipeline.accelerate(compiler)
+    return pipeline
 
 
 def _parts(
-    states: Sequence[State], facts: Facts, parts: Sequence[tuple[str, Facts]], device: torch.device
-) -> list[ReadingPipeline]:
+    states: Sequence[State],
+    facts: Facts,
+    parts: Sequence[tuple[str, Facts]],
+    device: torch.device,
+    compiler: Compiler | None,
+) -> list[PicturePipeline]:
     """The pipelines of the parts, by their facts; `states` hold the networks of all, in their order."""
-    found, start = [], 0
+    found: list[PicturePipeline] = []
+    start = 0
     for role, own in parts:
         shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
         stop = start + int(own["members"])
-        found.append(_one(states[start:stop], {**own, **shared}, device))
+        found.append(_one(states[start:stop], {**own, **shared}, device, compiler))
         start = stop
     if start != len(states):
         raise _invalid(facts, f"its parts have {start} networks, the weights hold {len(states)}")

@@ -17,8 +17,9 @@ from node.domain.errors import PermanentError
 from node.domain.findings import SUBTYPES, ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
+from workers.models.compiled import Compiler, Forward, named
 from workers.models.contract import Classification, Mask, Spacing, Volume
-from workers.models.network import FIRST_CENTRE, MultiTaskNet, mask_evidence
+from workers.models.network import FIRST_CENTRE, MultiTaskNet, Output, mask_evidence
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.preprocess import DEFAULT_VIEW, NetworkInput, View
 
@@ -45,6 +46,11 @@ class MultiTaskPipeline(PicturePipeline):
             member.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for member in members
         ]
+        self.forwards: list[Forward] = list(self.members)
+
+    def accelerate(self, compiler: Compiler) -> None:
+        for index, member in enumerate(self.members):
+            self.forwards[index] = named(Output, compiler(member, member, 3, self.view.size))
 
     def segment_subtypes(
         self, hu: Volume, spacing_mm: Spacing, classification: Classification
@@ -73,8 +79,8 @@ class MultiTaskPipeline(PicturePipeline):
         for batch in pictures.split(BATCH):
             batch = batch.to(self.device, memory_format=torch.channels_last)
             logits, blood = [], []
-            for member, kept in zip(self.members, features, strict=True):
-                output, mirrored = member(batch), member(batch.flip(3))
+            for forward, kept in zip(self.forwards, features, strict=True):
+                output, mirrored = forward(batch), forward(batch.flip(3))
                 logits += [output.classes, mirrored.classes]
                 blood += [output.masks, mirrored.masks.flip(3)]
                 kept.append(output.features)

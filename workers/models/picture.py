@@ -22,6 +22,7 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.aggregate import Aggregation
 from workers.models.cam import spread
+from workers.models.compiled import Compiler
 from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
 from workers.preprocess import HeadFrame, NetworkInput, View, network_input
 
@@ -150,6 +151,10 @@ class PicturePipeline(ReadingPipeline):
         super().__init__(identity, operating)
         self.view = view
         self.device = device or torch.device("cpu")
+
+    def accelerate(self, compiler: Compiler) -> None:
+        """Run the networks compiled from now on; they are on the CPU."""
+        raise NotImplementedError
 
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
         """Run every network over all pictures, which are of this pipeline's `view`."""

@@ -17,11 +17,12 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.backbones import SliceNetwork, windows_of
 from workers.models.cam import grad_cam_pp, grad_cam_pp_pooled
+from workers.models.compiled import Compiler, Forward, named
 from workers.models.contract import Spacing
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.models.sequence import SequenceModel, both_ways, steps_mm
 from workers.models.unet import SIZE as UNET_SIZE
-from workers.models.unet import UNet, decision
+from workers.models.unet import MaskOutput, UNet, decision
 from workers.preprocess import BRAIN, STEP_MM, NetworkInput, View
 
 BATCH = 16
@@ -43,6 +44,12 @@ class SlicePipeline(PicturePipeline):
         view = View(windows_of([one.spec for one in networks]), _one_size(networks))
         super().__init__(identity, operating, view, device)
         self.networks = [_ready(network, self.device) for network in networks]
+        self.trunks: list[Forward] = [network.features for network in self.networks]
+
+    def accelerate(self, compiler: Compiler) -> None:
+        for index, network in enumerate(self.networks):
+            channels = network.spec.channels
+            self.trunks[index] = compiler(network, network.features, channels, self.view.size)
 
     @torch.no_grad()
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
@@ -61,10 +68,10 @@ class SlicePipeline(PicturePipeline):
     def _features(self, source: NetworkInput) -> tuple[Tensor, ...]:
         """Network by network, its last maps of all pictures through its own windows."""
         every = []
-        for network in self.networks:
+        for network, trunk in zip(self.networks, self.trunks, strict=True):
             seen = [self.view.windows.index(window) for window in network.spec.windows]
             batches = _batches(network.spec.inputs(source.pictures[:, seen]), self.device)
-            every.append(torch.cat([network.features(batch) for batch in batches]))
+            every.append(torch.cat([trunk(batch) for batch in batches]))
         return tuple(every)
 
 
@@ -150,13 +157,19 @@ class UNetPipeline(PicturePipeline):
     ) -> None:
         super().__init__(identity, operating, View((BRAIN,), size), device)
         self.networks = [_ready(network, self.device) for network in networks]
+        self.forwards: list[Forward] = list(self.networks)
+
+    def accelerate(self, compiler: Compiler) -> None:
+        for index, network in enumerate(self.networks):
+            answer = compiler(network, network, len(self.view.windows), self.view.size)
+            self.forwards[index] = named(MaskOutput, answer)
 
     @torch.no_grad()
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
         features: list[list[Tensor]] = [[] for _ in self.networks]
         masks = []
         for batch in _batches(source.pictures, self.device):
-            outputs = [network(batch) for network in self.networks]
+            outputs = [forward(batch) for forward in self.forwards]
             for kept, output in zip(features, outputs, strict=True):
                 kept.append(output.features)
             masks.append(torch.stack([output.mask for output in outputs]).float().mean(0))

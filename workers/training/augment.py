@@ -58,7 +58,7 @@ def augment(
     if how.blur:
         pictures = _resolution(pictures, rng, how)
     if how.gain or how.offset or how.noise:
-        pictures = _intensity(pictures, rng, how)
+        pictures = _intensity(pictures, rng, how, slices)
     return (_erase(pictures, rng, how) if how.erase else pictures), masks
 
 
@@ -122,15 +122,19 @@ def _resolution(pictures: Tensor, rng: np.random.Generator, how: Augmentation) -
     return torch.where(_mask(rng, how.blur, len(pictures)).to(pictures.device), coarse, pictures)
 
 
-def _intensity(pictures: Tensor, rng: np.random.Generator, how: Augmentation) -> Tensor:
-    """Window jitter about grey matter and noise of random strength and grain; air and bone stay put."""
+def _intensity(pictures: Tensor, rng: np.random.Generator, how: Augmentation, slices: bool) -> Tensor:
+    """Window jitter about grey matter and noise of random strength and grain; air and bone stay put.
+
+    Neighbouring slices have noise of their own, the windows of one slice share theirs.
+    """
     count = len(pictures)
     device = pictures.device
     gain = _column(rng.uniform(1 - how.gain, 1 + how.gain, count)).to(device)
     offset = _column(rng.uniform(-how.offset, how.offset, count)).to(device)
     pivot = 0.45
     inside = (pictures > 0.02) & (pictures < 0.98)
-    noise = torch.from_numpy(rng.standard_normal(pictures.shape, dtype=np.float32)).to(pictures.device)
+    shape = pictures.shape if slices else (count, 1, *pictures.shape[2:])
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(pictures.device)
     if rng.random() < 0.5:
         noise = functional.avg_pool2d(noise, 3, 1, 1) * 2.2
     strength = _column(rng.uniform(0, how.noise, count) * (rng.random(count) < 0.7))

@@ -17,6 +17,7 @@ from workers.training.sources import Source
 PHANTOM_SEEDS = 100_000
 """First seed of the training phantoms; held-out ones start at HELD_OUT_SEEDS."""
 HELD_OUT_SEEDS = 900_000
+HELD_OUT = 40
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Plan:
     Every recipe has a folder of its own in `out`; recipes that are parts of another are trained in
     theirs, once. `only` are the folds to run, empty for all; `seeds` repetitions of everything after
     the pretraining are averaged; without `ship` nothing is trained on all patients in the end. `size`
-    and `steps` are those of every recipe taken from the table, instead of its own.
+    and `steps` are those of every recipe taken from the table, instead of its own; so are `phantoms`.
     """
 
     recipe: Recipe
     out: Path
     version: str = "1.0.0"
     data: tuple[tuple[Source, Path], ...] = ()
-    phantoms: int = 800
+    phantoms: int | None = None
     folds: int = 5
     only: tuple[int, ...] = ()
     seeds: int = 1
@@ -58,6 +59,16 @@ class Plan:
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def synthetic(self) -> int:
+        """How many phantoms are drawn to learn from."""
+        return self.recipe.phantoms if self.phantoms is None else self.phantoms
+
+    @property
+    def held_out(self) -> int:
+        """How many other phantoms are drawn to judge by, the same for every part of an ensemble."""
+        return HELD_OUT if self.phantoms is None else max(4, self.phantoms // 20)
 
     def of(self, recipe: Recipe) -> Plan:
         """The same for another recipe."""
@@ -84,7 +95,7 @@ class Plan:
 
     def drawn(self, view: View, first: int = PHANTOM_SEEDS, count: int | None = None) -> list[Series]:
         """Phantom series of `count` seeds from `first`, drawn once for each view."""
-        wanted = self.phantoms if count is None else count
+        wanted = self.synthetic if count is None else count
         if not wanted:
             return []
         seeds = range(first, first + wanted)

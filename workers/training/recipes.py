@@ -59,12 +59,12 @@ class Rules:
 class Recipe:
     """Everything that decides what is trained. Changing any of it makes another model.
 
-    `family` is one of `workers.models.families`. The `stages` follow one another, each
-    from the weights of the one before; the networks at the end of the last `members` of them are shipped
-    together (snapshots of restarted cosine cycles: Loshchilov & Hutter, arXiv:1608.03983; Huang et al.,
-    arXiv:1704.00109). `pretrain` sees phantoms alone. `parts` are recipes this one is put together from,
-    and `weights` how much each says in an ensemble.
-    `kept` blocks of an EfficientNet stay as its public weights (`--init`) have them; without those, none.
+    `family` is one of `workers.models.families`. The `stages` follow one another, each from the weights of
+    the one before; the networks at the end of the last `members` of them are shipped together (snapshots of
+    restarted cosine cycles: Loshchilov & Hutter, arXiv:1608.03983; Huang et al., arXiv:1704.00109).
+    `pretrain` sees phantoms alone, `phantoms` are how many are drawn. `parts` are recipes this one is put
+    together from, and `weights` how much each says in an ensemble. `kept` blocks of an EfficientNet stay as
+    its public weights (`--init`) have them; without those, none.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Recipe:
     dropout: float = 0.3
     reconstruct: bool = False
     kept: int = 0
+    phantoms: int = 800
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
     rules: Rules = field(default_factory=Rules)
@@ -189,9 +190,9 @@ RECIPES: tuple[Recipe, ...] = (
         "EfficientNet-Lite0 on three windows: public ImageNet weights (--init), only the last blocks taught.",
         "efficientnet-3window",
         224,
-        (Stage("fit", 32, 3e-4, steps=200, positive_share=0.4, ema=0.99),),
+        (Stage("fit", 32, 3e-4, steps=240, phantom_share=0.2, positive_share=0.4, ema=0.99),),
         kept=11,
-        augmentation=FLIP_AND_TURN,
+        phantoms=200,
     ),
     Recipe(
         "efficientnet-3slice",

@@ -80,7 +80,7 @@ def _fitted_on_phantoms(plan: Plan, states: Sequence[State]) -> Fitted:
 
 def held_out(plan: Plan) -> list[Series]:
     """Phantoms that no network was trained on."""
-    return plan.drawn(train.view_of(plan.recipe), HELD_OUT_SEEDS, max(4, plan.phantoms // 20))
+    return plan.drawn(train.view_of(plan.recipe), HELD_OUT_SEEDS, plan.held_out)
 
 
 def _operating_facts(plan: Plan, fitted: Fitted, members: int) -> dict[str, Any]:
@@ -116,8 +116,12 @@ def _common(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
 
 
 def _sources(plan: Plan, outcome: Outcome | None) -> list[dict[str, Any]]:
-    drawn = {"name": "synthetic phantoms", "seeds": [PHANTOM_SEEDS, PHANTOM_SEEDS + plan.phantoms - 1]}
-    found: list[dict[str, Any]] = [drawn] if train.wants_phantoms(plan.recipe) or not plan.data else []
+    plans = [part.plan for part in outcome.parts] if outcome else [plan]
+    drawn = [one.synthetic for one in plans if train.wants_phantoms(one.recipe) or not plan.data]
+    found: list[dict[str, Any]] = []
+    if drawn:
+        seeds = [PHANTOM_SEEDS, PHANTOM_SEEDS + max(drawn) - 1]
+        found.append({"name": "synthetic phantoms", "seeds": seeds})
     if outcome is None:
         return found
     names = patients(outcome.parts[0].plan.real(outcome.parts[0].pipeline.view))

@@ -1,0 +1,88 @@
+"""Networks compiled by OpenVINO for the CPU: torch's numbers in float32, sooner. Trains and explains nothing.
+
+A network is traced once, when the model is loaded, and its weights travel in memory: nothing is read from
+or written to disk, and OpenVINO's own converter with its telemetry is not called. What needs gradients (the
+heads behind Grad-CAM++) stays with torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[Tensor], Any]
+"""Pictures (n, channels, y, x) to one tensor, or to a tuple of tensors and None."""
+Compiler = Callable[[nn.Module, Forward, int, int], Forward]
+"""Of a network, one of its functions, and the channels and side of a picture: the same function, faster."""
+
+
+def available() -> bool:
+    """Whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
+
+
+def compiled(network: nn.Module, function: Forward, channels: int, size: int) -> Forward:
+    """The function of a network in eval mode on the CPU, for any number of pictures at once.
+
+    It answers as the function does, without what was None. Threads are torch's at this moment. Raises
+    ImportError without OpenVINO.
+    """
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    traced = _Traced(network, function).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # OpenVINO takes nothing else as fast
+        script = torch.jit.trace(traced, torch.zeros(1, channels, size, size), check_trace=False)
+        script = torch.jit.freeze(script, optimize_numerics=False)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(script)  # must outlive the conversion
+    model = frontend.load(decoder)
+    (pictures,) = model.get_inputs()
+    model.set_partial_shape(pictures, openvino.PartialShape([-1, channels, size, size]))
+    model.set_element_type(pictures, openvino.Type.f32)
+    request = openvino.Core().compile_model(
+        frontend.convert(model),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()},
+    )
+
+    def run(x: Tensor) -> Any:
+        answer = request(np.ascontiguousarray(x.numpy()), share_inputs=True)
+        tensors = tuple(torch.from_numpy(np.array(value)) for value in answer.to_tuple())
+        return tensors if traced.several else tensors[0]
+
+    return run
+
+
+def named(kind: Callable[..., Any], forward: Forward) -> Forward:
+    """The same function with its tensors as a `kind` of tuple."""
+
+    def run(x: Tensor) -> Any:
+        return kind(*forward(x))
+
+    return run
+
+
+class _Traced(nn.Module):
+    """One function of a network as a module of its own, with None left out of what it answers."""
+
+    def __init__(self, network: nn.Module, function: Forward) -> None:
+        super().__init__()
+        self.network = network
+        self.function = function
+        self.several = False
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        answer = self.function(x)
+        if isinstance(answer, Tensor):
+            return answer
+        self.several = True
+        return tuple(one for one in answer if one is not None)
