@@ -37,6 +37,7 @@ from workers.head import require_head
 from workers.leasing import LEASE_S, leased, watched
 from workers.load import acquired, load_volume
 from workers.models.contract import Pipeline
+from workers.models.runtime import choose_runtime
 from workers.pulse import Pulse
 from workers.selection import load_active, patiently
 
@@ -335,7 +336,7 @@ def prepare_series(series_uid: str, revision: int) -> None:
 
 
 def check_model(settings: Settings) -> str:
-    """For `ichnode doctor`: the weights are there, and their digest is right."""
+    """For `ichnode doctor`: the weights are there, their digest is right, and what will run them."""
     records = open_records(settings)
     try:
         active = records.promotions.active(settings.model.pipeline)
@@ -344,4 +345,5 @@ def check_model(settings: Settings) -> str:
     identity = load_active(active, settings.model.device).identity
     promoted = active.promoted
     how = f", promoted by {promoted.who}" if promoted else ""
-    return f"{identity.name} {identity.version}, sha256 {identity.sha256[:16]}…{how}"
+    runtime = choose_runtime(settings.model.device)
+    return f"{identity.name} {identity.version}, sha256 {identity.sha256[:16]}…, on {runtime}{how}"

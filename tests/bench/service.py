@@ -37,7 +37,7 @@ def measure(folder: Path, studies: int, seed: int) -> list[float]:
     from workers.phantom_series import write_series
 
     torch.set_num_threads(1)
-    pipeline = load_pipeline("default", "cpu")
+    pipeline = load_pipeline("default")
     chance = random.Random(seed)
     times = []
 

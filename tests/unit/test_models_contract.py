@@ -16,7 +16,7 @@ from workers.models import runtime
 from workers.models.aggregate import Aggregation
 from workers.models.catalogue import CATALOGUE, entry
 from workers.models.contract import Classification, require_classification, require_probabilities
-from workers.models.multitask import MultiTaskPipeline
+from workers.models.multitask import MULTITASK, MultiTaskPipeline, preprocessing_facts
 from workers.models.network import MultiTaskNet, mask_evidence
 from workers.models.picture import Operating
 from workers.phantom import volume
@@ -45,8 +45,8 @@ def _saved(folder: Path) -> Path:
         "thresholds": dict.fromkeys(CLASSES, 0.5),
         "mask_threshold": 0.5,
         "aggregation": Aggregation.plain().to_json(),
-        "family": runtime.MULTITASK,
-        "preprocessing": runtime.preprocessing_facts(),
+        "family": MULTITASK,
+        "preprocessing": preprocessing_facts(),
     }
     sidecar = folder / "tiny.json"
     runtime.save_pipeline(sidecar, [_network().state_dict(), _network(1).state_dict()], facts)
