@@ -178,7 +178,7 @@ def parameters(pipeline: ReadingPipeline) -> int:
     """Learnt numbers of all networks of a pipeline."""
     if isinstance(pipeline, EnsemblePipeline):
         return sum(parameters(part) for part in pipeline.parts)
-    networks = [one for value in vars(pipeline).values() for one in _modules(value)]
+    networks = {one for value in vars(pipeline).values() for one in _modules(value)}
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
