@@ -20,7 +20,8 @@ def yield_to_others(nice: int) -> None:
     """
     if not nice:
         return
-    os.nice(nice)
+    with contextlib.suppress(OSError):
+        os.nice(nice)
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, psutil.Error):

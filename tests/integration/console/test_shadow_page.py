@@ -126,6 +126,7 @@ def test_promotion_asks_for_a_reason_and_leaves_a_line(client: TestClient, node:
     page = client.get("/shadow").text
     assert "misses &lt;less&gt;" in page and "Go back to it" in page
     assert "the shadow model is the active one" in page.lower()
+    assert "active 1.0 was the active model; now it is other 2.0" in page
     assert press(client, "/shadow/promote", sha256=OTHER.sha256, reason="again") == 409
     assert press(client, "/shadow/rollback", reason="too slow") == 303
     assert node.records.promotions.active("default").promoted is None
