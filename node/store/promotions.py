@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, Row, func, select
+from sqlalchemy import Engine, Row, select
 
 from node.domain import choice
 from node.domain.choice import Active, Promotion
@@ -60,8 +60,7 @@ class Promotions:
         said = f"{_said(wish.model)} in place of {_said(wish.before)}: {wish.reason}"
         number = after_id + 1  # of two who promote at once one finds it taken
         with writing(self._engine) as connection:
-            newest = connection.execute(select(func.max(promotions.c.id))).scalar() or 0
-            if newest != after_id or not insert_if_absent(connection, promotions, {"id": number, **row}):
+            if not insert_if_absent(connection, promotions, {"id": number, **row}):
                 raise IllegalTransition("somebody chose another model just now; look at the page again")
             add_entry(connection, actor, action, now, detail=said)
         return number

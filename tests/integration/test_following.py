@@ -1,4 +1,4 @@
-"""A worker follows the choice of the active model, or takes no study; the shadow worker reads, or gives up."""
+"""A worker follows the choice of the active model, or takes none; the shadow worker reads, or gives up."""
 
 from __future__ import annotations
 
