@@ -120,7 +120,7 @@ def _shadow_trouble(
     if refusing:
         return [f"The shadow worker cannot load its model: {text}" for text in refusing]
     if shadow is None:
-        return ["No shadow worker is running: nothing is read in the shadow"]
+        return ["No shadow worker is up yet, or any more: nothing is read in the shadow"]
     if model and shadow.identity.sha256 == model.sha256:
         return ["The shadow model is the active one: there is nothing to compare; name another in [shadow]"]
     return []

@@ -66,7 +66,7 @@ def some_pairs(node: Shadowed) -> dict[str, int]:
 
 def test_an_empty_node_says_so(client: TestClient) -> None:
     page = client.get("/shadow").text
-    assert "No series was read by two models yet" in page and "No shadow worker is running" in page
+    assert "No series was read by two models yet" in page and "No shadow worker is up" in page
     assert client.get("/api/v1/shadow").json()["pair"] is None
     assert client.get("/shadow.csv").status_code == 200
 
