@@ -35,7 +35,7 @@ class Archive(Section):
     """What is fetched without being asked for: studies, series, slices that never came, priors."""
 
     counts: bool = False
-    """Ask it how many instances a series has that it sends here: none is analysed before so many came."""
+    """Ask it how many instances a series has that its AE title sent; fewer are waited for."""
 
     @property
     def peer(self) -> Destination:

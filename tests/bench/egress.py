@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--to", nargs="+", choices=list(RECEIVERS), default=["storescp", "Orthanc"])
     parser.add_argument("--folder", type=Path, help="where files lie and receivers write")
     parser.add_argument("--slow-s", type=float, default=0.5)
+    parser.add_argument("--only", nargs="+", help="words of the senders to compare with storescu")
     options = parser.parse_args()
     if not (shutil.which("storescu") and orthanc_executable()):
         parser.error("dcmtk and Orthanc must be installed")
@@ -224,6 +225,8 @@ def main() -> None:
                 files, place, slow_s=options.slow_s
             ),
         }
+        wanted = ("storescu", *(options.only or [""]))
+        senders = {name: send for name, send in senders.items() if any(word in name for word in wanted)}
         for receiver in options.to:
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in senders}
             for turn in range(options.rounds):
