@@ -25,7 +25,7 @@ from workers.models.compiled import Compiler
 from workers.models.contract import Pipeline
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.gated import GatedPipeline
-from workers.models.picture import Operating, PicturePipeline
+from workers.models.picture import Operating, PicturePipeline, ReadingPipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
@@ -226,9 +226,14 @@ def family(name: str) -> Family:
     names = ", ".join(known.name for known in FAMILIES)
     raise PermanentError(
         "MODEL_NOT_FOUND",
-        f"unknown model family {name!r}: there are {names}, {multitask.MULTITASK}, {GATED}, {ENSEMBLE}",
+        f"unknown model family {name!r}: there are {names}, {', '.join(BUILDERS)}, {GATED}, {ENSEMBLE}",
     )
 
+
+BUILDERS: Mapping[str, Callable[[Sequence[State], Facts, torch.device], Pipeline]] = {
+    multitask.MULTITASK: multitask.build,
+}
+"""Families that build their pipeline themselves, from the networks' weights and the sidecar's facts."""
 
 GATED = "gated"
 """Two families in one file: a classifier, and a segmenter behind it."""
@@ -252,22 +257,24 @@ def build(tensors: State, facts: Facts, device: torch.device, compiler: Compiler
         return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
     if facts["family"] == ENSEMBLE:
         named = [(one["recipe"]["name"], one) for one in facts["parts"]]
-        parts = _parts(states, facts, named, device, compiler)
+        read = [_reading(part) for part in _parts(states, facts, named, device, compiler)]
         weights = [float(one["weight"]) for one in facts["parts"]]
-        return EnsemblePipeline(identity, parts, weights, Operating.from_facts(facts))
+        return EnsemblePipeline(identity, read, weights, Operating.from_facts(facts))
     return _one(states, facts, device, compiler)
 
 
-def _one(
-    states: Sequence[State], facts: Facts, device: torch.device, compiler: Compiler | None
-) -> PicturePipeline:
-    if facts["family"] == multitask.MULTITASK:
-        pipeline: PicturePipeline = multitask.build(states, facts, device)
-    else:
-        pipeline = family(facts["family"]).build(states, facts, device)
-    if compiler is not None:
+def _one(states: Sequence[State], facts: Facts, device: torch.device, compiler: Compiler | None) -> Pipeline:
+    builder = BUILDERS.get(facts["family"])
+    pipeline = (builder or family(facts["family"]).build)(states, facts, device)
+    if compiler is not None and isinstance(pipeline, PicturePipeline):
         pipeline.accelerate(compiler)
     return pipeline
+
+
+def _reading(part: Pipeline) -> ReadingPipeline:
+    if not isinstance(part, ReadingPipeline):
+        raise PermanentError("MODEL_INVALID", f"{part.identity.name}: its evidence cannot be averaged")
+    return part
 
 
 def _parts(
@@ -276,9 +283,9 @@ def _parts(
     parts: Sequence[tuple[str, Facts]],
     device: torch.device,
     compiler: Compiler | None,
-) -> list[PicturePipeline]:
+) -> list[Pipeline]:
     """The pipelines of the parts, by their facts; `states` hold the networks of all, in their order."""
-    found: list[PicturePipeline] = []
+    found: list[Pipeline] = []
     start = 0
     for role, own in parts:
         shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
