@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, cast
 
 from pydicom.dataset import FileDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -56,4 +57,9 @@ def read_bounded(stream: BinaryIO, tags: Sequence[int]) -> FileDataset:
 
     Raises TooLong, and whatever pydicom raises on what is no DICOM (`frames.UNREADABLE`).
     """
-    return read_partial(cast(BinaryIO, _Bounded(stream)), _Stop(), specific_tags=list(tags))
+    try:
+        return read_partial(cast(BinaryIO, _Bounded(stream)), _Stop(), specific_tags=list(tags))
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InvalidDicomError(str(error)) from error  # pydicom says so of a sequence that is cut short

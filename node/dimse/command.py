@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 # Command Field, PS3.7 E.1
 C_STORE_RQ, C_GET_RQ, C_FIND_RQ, C_MOVE_RQ, C_ECHO_RQ = 0x0001, 0x0010, 0x0020, 0x0021, 0x0030
@@ -48,19 +49,19 @@ class Command:
                 return self.elements[element].rstrip(b"\0 ").decode("ascii", "replace")
         return ""
 
-    @property
+    @cached_property
     def field(self) -> int:
         return self.number(COMMAND_FIELD) or 0
 
-    @property
+    @cached_property
     def has_data_set(self) -> bool:
         return self.number(DATA_SET_TYPE) != NO_DATA_SET
 
-    @property
+    @cached_property
     def sop_class_uid(self) -> str:
         return self.uid(AFFECTED_SOP_CLASS, REQUESTED_SOP_CLASS)
 
-    @property
+    @cached_property
     def sop_instance_uid(self) -> str:
         return self.uid(AFFECTED_SOP_INSTANCE, REQUESTED_SOP_INSTANCE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import struct
 import warnings
@@ -215,6 +216,29 @@ def test_an_empty_value_of_a_representation_that_nobody_knows(keyword: str) -> N
     assert caught.value.code == "HEADER_UNREADABLE"
 
 
+SEQUENCE = struct.pack("<HH2sHI", 0x0040, 0x0275, b"SQ", 0, 0xFFFFFFFF)
+ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    "rest", [SEQUENCE, SEQUENCE + b"abc", SEQUENCE + ITEM, SEQUENCE + ITEM + b"\x08\0\x60\0"]
+)
+def test_a_header_that_ends_within_a_sequence_is_refused(rest: bytes) -> None:
+    """pydicom raises an OSError, though no disk is to blame."""
+    with pytest.raises(PermanentError, match="No tag") as caught:
+        read_instance(io.BytesIO(encoded(header()).getvalue() + rest))
+    assert caught.value.code == "HEADER_UNREADABLE"
+
+
+def test_a_disk_that_fails_is_not_the_senders_fault() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        read_instance(Failing())
+
+
 def test_zeros_without_end_are_refused_at_once() -> None:
     """Each eight of them are an element without a value."""
     head = encoded(header()).getvalue()
@@ -226,10 +250,8 @@ def test_zeros_without_end_are_refused_at_once() -> None:
 def test_zeros_in_a_sequence_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headerfile, "MOST_READS", 20_000)
     head = encoded(header()).getvalue()
-    sequence = struct.pack("<HH2sHI", 0x7001, 0x0010, b"SQ", 0, 0xFFFFFFFF)
-    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
     with pytest.raises(PermanentError, match="20000 pieces"):
-        read_instance(Zeros(head + sequence + item, 200 * 2**20))
+        read_instance(Zeros(head + SEQUENCE + ITEM, 200 * 2**20))
 
 
 class Zeros(io.RawIOBase):
