@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from node.domain.errors import TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState
+from node.domain.opinion import Opinion
+from node.domain.orders import Rules, Turn
+from node.quality.pairs import compare
 from node.shadowing import AT_ONCE, place_of
+from node.store import quality
+from node.store.pairs import Asked
 from node.store.records import Records
 from node.store.shadows import Drawn, ShadowModel
 from tests.shadowed import ACTIVE, OTHER, SHADOW, Shadowed, read
@@ -179,8 +185,6 @@ def test_a_newer_revision_overtakes_it(node: Shadowed) -> None:
 
 
 def test_a_broker_that_is_away_loses_nothing(node: Shadowed) -> None:
-    from node.domain.errors import TransientError
-
     def away(number: int) -> None:
         raise TransientError("broker: away")
 
@@ -204,14 +208,46 @@ def test_only_a_few_doorbells_are_rung_at_once(node: Shadowed) -> None:
 def test_forgetting_a_study_keeps_the_figures_and_no_uid(node: Shadowed) -> None:
     node.both("1.1", 0.9, 0.1)
     with node.records.engine.begin() as connection:
-        from node.store import quality
-
         quality.forget(connection, ["1.1"])
     (row,) = node.records.pairs.latest(_asked(), 5)
     assert row["study_instance_uid"] is None and row["shadow_any_probability"] == 0.1
 
 
-def _asked() -> object:
-    from node.store.pairs import Asked
+def test_pairs_are_counted_alike_by_either_database(node: Shadowed) -> None:
+    jobs = [node.both(f"1.{n}", *both) for n, both in enumerate(((0.9, 0.8), (0.9, 0.2), (0.1, 0.7)))]
+    for job, opinion in zip(jobs, (Opinion.AGREE, Opinion.AGREE, Opinion.DISAGREE), strict=True):
+        node.judged(job, opinion)
+    pairs = node.records.pairs
+    (pair,) = pairs.which()
+    assert (pair["active_sha256"], pair["shadow_sha256"], pair["count"]) == (ACTIVE.sha256, OTHER.sha256, 3)
+    any_ = compare(pairs.counted(_asked()))["any"]
+    cross = any_.cross
+    assert (cross.both, cross.active_only, cross.shadow_only, cross.neither) == (1, 1, 1, 0)
+    assert (any_.bleeding.active_right, any_.bleeding.shadow_right) == (1, 1)
+    rows, count = pairs.differing(_asked(), 1)
+    assert count == 2 and rows[0]["study_instance_uid"] == "1.2", "the latest first"
+    assert pairs.scanners(_asked()) == ["ACME"]
+    assert [row["shadow_total_s"] for row in pairs.times(_asked(), 9)] == [4.0] * 3
+    assert pairs.counted(replace(_asked(), scanner="another")) == []
+    assert node.records.quality.latest_model() == ACTIVE
+    assert node.records.quality.first_by(ACTIVE) and node.records.quality.first_by(OTHER) is None
 
+
+def test_what_waits_is_counted_by_turn(node: Shadowed) -> None:
+    now = time.time()
+    node.site.queued("1.1")
+    node.site.queued("1.2", requested_priority="STAT")
+    node.records.orders.weigh("1.2", (), now)
+    depths = node.records.queue.depths(now, Rules(age_s=600))
+    assert {turn.value: depth.waiting for turn, depth in depths.items()} == {
+        "STAT": 1,
+        "AGED": 0,
+        "ROUTINE": 1,
+    }
+    assert depths[Turn.STAT].oldest == pytest.approx(now, abs=60) and depths[Turn.AGED].oldest is None
+    later = node.records.queue.depths(now + 3600, Rules(age_s=600))
+    assert (later[Turn.AGED].waiting, later[Turn.STAT].waiting) == (1, 1)
+
+
+def _asked() -> Asked:
     return Asked(ACTIVE.sha256, OTHER.sha256)
