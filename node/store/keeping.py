@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState
+from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState, ShadowState
 from node.store import quality
 from node.store.engine import reading, writing
 from node.store.jobs import SOURCE
@@ -40,6 +40,7 @@ from node.store.tables import (
     removals,
     scans,
     series,
+    shadows,
     studies,
 )
 
@@ -271,10 +272,12 @@ class Keeping:
         pending = deliveries.c.state == DeliveryState.PENDING
         untold = alerts.c.state == AlertState.PENDING
         receiving = series.c.state == SeriesState.RECEIVING
+        unread = shadows.c.state == ShadowState.WAITING
         wrong: tuple[tuple[Any, tuple[ColumnElement[bool], ...], dict[str, Any]], ...] = (
             (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
             (studies, (studies.c.last_received_at > soon,), {"last_received_at": now}),
             (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.rung_at > soon), {"rung_at": None}),
+            (shadows, (unread, shadows.c.rung_at > soon), {"rung_at": None}),
             (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (deliveries, (pending, deliveries.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
             (alerts, (untold, alerts.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),

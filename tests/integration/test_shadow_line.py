@@ -197,6 +197,17 @@ def test_a_broker_that_is_away_loses_nothing(node: Shadowed) -> None:
     assert len(node.bell.rung) == 1
 
 
+def test_a_clock_that_is_set_back_does_not_silence_the_doorbell(node: Shadowed) -> None:
+    node.loads()
+    node.analysed("1.1")
+    node.line.round(time.time())
+    (rung,) = node.bell.rung
+    node.records.shadows.rung(rung, time.time() + 3600)
+    assert node.records.shadows.to_ring(time.time(), 5) == []
+    assert node.records.keeping.undo_the_future(time.time(), 60, 60) == 1
+    assert node.records.shadows.to_ring(time.time(), 5) == [rung]
+
+
 def test_only_a_few_doorbells_are_rung_at_once(node: Shadowed) -> None:
     node.loads()
     for number in range(AT_ONCE + 3):

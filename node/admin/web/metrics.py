@@ -191,7 +191,7 @@ def _models(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         states[name.partition(" ")[0].lower()] += count
     readings: list[Sample] = [("", {"state": state}, count) for state, count in states.items()]
     yield "shadow_readings", "Series for the shadow model, by state.", readings
-    oldest = site.records.shadows.oldest_waiting()
+    oldest = site.records.shadows.oldest_waiting() if site.settings.shadow.pipeline else None
     age = max(now - oldest, 0.0) if oldest else 0.0
     yield "shadow_oldest_seconds", "How long the oldest waiting of them has waited; 0: none.", [("", {}, age)]
     fine = float(not stands.shadow_trouble)
