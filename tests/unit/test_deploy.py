@@ -215,6 +215,26 @@ class TestChart:
         kubernetes_validate.validate(made, "1.31", strict=True)
         assert made["spec"]["template"]["spec"]["containers"][0]["args"][0] == "announce"
 
+    def test_the_role_of_orders_comes_on_request_with_the_ports_that_it_is_given(self) -> None:
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        peers = [{"ipBlock": {"cidr": "10.0.0.0/24"}}]
+        values: dict[str, Any] = {"orders": {"replicas": 2, "upsPort": 11114}}
+        values["networkPolicy"] = {"enabled": True, "ordersFrom": peers}
+        made = self.render(values)
+        for document in made:
+            kubernetes_validate.validate(document, "1.31", strict=True)
+        of = {d["kind"]: d for d in made if d["metadata"]["name"] == "site-ichnode-orders"}
+        assert of.keys() == {"Deployment", "Service", "PodDisruptionBudget"}
+        (container,) = of["Deployment"]["spec"]["template"]["spec"]["containers"]
+        assert container["args"] == ["orders"]
+        assert container["ports"] == [{"name": "ups", "containerPort": 11114}]
+        (port,) = of["Service"]["spec"]["ports"]
+        assert port == {"name": "ups", "port": 11114, "targetPort": "ups"}
+        (policy,) = [d for d in made if d["kind"] == "NetworkPolicy"]
+        assert {"ports": [{"port": "ups"}], "from": peers} in policy["spec"]["ingress"]
+        quiet = self.render({"orders": {"replicas": 1}})
+        assert [d["kind"] for d in quiet if d["metadata"]["name"] == "site-ichnode-orders"] == ["Deployment"]
+
     def test_services_find_their_pods(self) -> None:
         made = self.render(GPU_SITE)
         labels = [d["spec"]["template"]["metadata"]["labels"] for d in made if d["kind"] == "Deployment"]
@@ -228,7 +248,10 @@ class TestChart:
         (tmp_path / "ichnode.toml").write_text(made["data"]["ichnode.toml"])
         assert load(tmp_path / "ichnode.toml").scp.port == 11112
 
-    @pytest.mark.parametrize("wrong", [{"worker": {"device": "tpu"}}, {"workers": {}}, {"settings": ""}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"worker": {"device": "tpu"}}, {"orders": {"upsPort": 0}}, {"workers": {}}, {"settings": ""}],
+    )
     def test_wrong_values_are_refused(self, wrong: dict[str, Any]) -> None:
         helm = pytest.importorskip("helm_python")
         with pytest.raises(helm.HelmValuesError):
