@@ -337,7 +337,7 @@ def test_the_page_lists_fetches_dismisses_and_asks(
     assert client.post("/comparisons", data={**token, **days}).status_code == 200
     waiting = records.gaps.take("me", 1.0, ["pacs"])
     assert waiting and (waiting.since, waiting.until, waiting.asked_by) == ("20261120", "20261120", "local")
-    assert client.post("/comparisons", data={**token, **days, "until": "x"}).status_code == 422
+    assert client.post("/comparisons", data={**token, **days, "until": "x"}).status_code == 400
     assert client.post("/comparisons", data={**token, **days, "archive": "x"}).status_code == 404
     told = client.get("/metrics").text
     assert 'ichnode_missing{archive="pacs",kind="study"} 1' in told

@@ -25,6 +25,7 @@ from node.store.worklist import Reading, Shown
 PREFIX = "/api/v1"
 TAKEN = ("state", "claimed_by", "claimed_at", "changed_at")
 """Of a workitem; its Transaction UID is nobody's but its performer's."""
+StrictRowId = Annotated[RowId, Field(strict=True)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
 Offset = Annotated[int, Query(ge=0, le=100_000)]
@@ -46,7 +47,7 @@ class Chosen(BaseModel):
     """Which given-up deliveries to try again: these, else all of a destination, else all."""
 
     model_config = ConfigDict(extra="forbid")
-    ids: list[int] = []
+    ids: list[StrictRowId] = []
     destination: str = ""
 
 
@@ -70,7 +71,7 @@ class Asked(BaseModel):
 
 class Numbers(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    ids: list[int] = Field(max_length=5000)
+    ids: list[StrictRowId] = Field(max_length=5000)
 
 
 class Rules(BaseModel):
@@ -88,8 +89,29 @@ class Echoed(BaseModel):
     text: str
 
 
+class Refusal(BaseModel):
+    """Why not, in words."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": words}
+    for status, words in {
+        400: "The request cannot be read, or means nothing here",
+        401: "No login, or an API token that is unknown, revoked or too old",
+        403: "The role does not suffice, or a browser sent no anti-forgery token",
+        404: "There is no such thing here",
+        409: "Not possible any more: its state has changed",
+        413: "The body is too long",
+        503: "The database does not answer; try again",
+    }.items()
+}
+"""What every request may be answered besides what it asks for."""
+
+
 def routes(site: Site, gate: Gate) -> APIRouter:
-    router = APIRouter(prefix=PREFIX)
+    router = APIRouter(prefix=PREFIX, responses=REFUSALS)
     _reading(router, site, gate)
     _reviewing(router, Deeds(site), gate)
     quality.add_to(router, site, gate)
@@ -204,7 +226,7 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         try:
             drafts = read_drafts(draft.toml)
         except SettingsError as error:
-            raise HTTPException(422, str(error)) from None
+            raise HTTPException(400, str(error)) from None
         found = try_out(drafts, site.records, time.time(), draft.limit, draft.q)
         return [trial_json(trial) for trial in found]
 

@@ -147,7 +147,7 @@ class Deeds:
         try:
             check_days(days)
         except SettingsError as error:
-            raise NotAllowed(422, str(error)) from error
+            raise NotAllowed(400, str(error)) from error
         self._site.note(visitor, "compare", detail=f"{archive} {days[0]}-{days[1]}")
         self._records.gaps.ask(archive, days, visitor.name, time.time())
 

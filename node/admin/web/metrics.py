@@ -30,7 +30,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         site.records.views.processes(time.time())
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"description": "Not ready, and what is missing"}})
     def readyz(_: Visitor = gate.anybody) -> JSONResponse:
         """Every role is alive and there is room for what comes; else 503 with what is missing.
 
