@@ -445,6 +445,7 @@ reviews = Table(  # what people said about the word of a job; a later word makes
     Column("opinion_by", String(64)),
     Column("opinion_at", Float),
     Column("wrong", String(16)),  # node.domain.opinion.Wrong
+    Index("reviews_by_time", "acknowledged_at"),
 )
 
 analyses = Table(  # what statistics need of each analysis, and nothing of the patient; outlives its job
