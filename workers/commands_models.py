@@ -223,7 +223,10 @@ def _figures(summary: dict[str, Any]) -> Table:
 @with_settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(settings: Settings, as_json: bool) -> None:
-    """List the pipelines of the catalogue with versions and digests, and which model this node uses."""
+    """List the pipelines of the catalogue: versions, digests, figures, and which model this node uses.
+
+    The figures are the AUC of any haemorrhage for patients that the networks had not seen.
+    """
     from workers.models.catalogue import CATALOGUE
     from workers.models.runtime import read_sidecar
 
@@ -239,6 +242,7 @@ def models(settings: Settings, as_json: bool) -> None:
                 "version": facts["version"],
                 "sha256": facts["sha256"],
                 "summary": known.summary,
+                "figures": _auc(facts),
                 "used": "",
             }
         )
@@ -246,10 +250,23 @@ def models(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table("name", "version", "sha256", "summary", "used here")
+    table = Table("name", "version", "sha256", "summary", "AUC of any", "used here")
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*{**row, "sha256": row["sha256"][:12]}.values())
     Console().print(table)
+
+
+def _auc(facts: dict[str, Any]) -> str:
+    """Of a sidecar, the AUC of any haemorrhage of its cross-validation, patients and slices."""
+    from workers.training.report.numbers import UNTOLD, shown
+
+    held_out = (facts.get("metrics") or {}).get("held_out")
+    if not held_out:
+        return UNTOLD
+    told = {level: held_out[level]["any"] for level in ("study", "slice")}
+    return "; ".join(f"{level} {shown(one['auc'])} of {one['n']}" for level, one in told.items())
 
 
 def _uses(settings: Settings) -> list[tuple[ModelIdentity, str]]:
@@ -277,7 +294,14 @@ def _with_use(rows: list[dict[str, str]], uses: list[tuple[ModelIdentity, str]])
     of = {model.sha256: words for model, words in uses}
     known = {row["sha256"] for row in rows}
     others = [
-        {"name": m.name, "version": m.version, "sha256": m.sha256, "summary": "from a file", "used": words}
+        {
+            "name": m.name,
+            "version": m.version,
+            "sha256": m.sha256,
+            "summary": "from a file",
+            "figures": "–",
+            "used": words,
+        }
         for m, words in uses
         if m.sha256 not in known
     ]

@@ -67,6 +67,7 @@ def test_models_lists_the_catalogue_with_digests() -> None:
     rows = json.loads(listed.output)
     assert [row["name"] for row in rows] == [known.name for known in CATALOGUE]
     assert all(len(row["sha256"]) == 64 for row in rows)
+    assert all(row["figures"].startswith("study 0.") and " of 61; slice 0." in row["figures"] for row in rows)
     assert CliRunner().invoke(models, []).exit_code == 0
 
 
