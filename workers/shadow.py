@@ -23,6 +23,7 @@ from node.spool import Spool
 from node.store.records import Records, open_records
 from node.store.shadows import Shadowing
 from workers.analyse import analyse, with_loading
+from workers.giving_up import give_up
 from workers.head import require_head
 from workers.leasing import LEASE_S, leased
 from workers.load import load_volume
@@ -120,7 +121,7 @@ def _start(instance: Any = None, **_: Any) -> None:
             records, ROLE, lambda: load_pipeline(wanted.pipeline, wanted.device), lambda: True
         )
     except IchnodeError as error:
-        raise SystemExit(f"the shadow worker cannot start: {error}") from error
+        give_up("shadow worker", error)
     _worker = ShadowWorker(settings, pipeline, records)
     _worker.pulse.start()
 

@@ -33,6 +33,7 @@ from node.store.queue import Line
 from node.store.records import Records, open_records
 from workers.ahead import Finished, Shelf, Source
 from workers.analyse import analyse, with_loading, with_prior
+from workers.giving_up import give_up
 from workers.head import require_head
 from workers.leasing import LEASE_S, leased, watched
 from workers.load import acquired, load_volume
@@ -295,7 +296,7 @@ def _start(instance: Any = None, **_: Any) -> None:
     try:
         _worker = _with_its_model(settings)
     except IchnodeError as error:
-        raise SystemExit(f"the worker cannot start: {error}") from error
+        give_up("worker", error)
     _worker.start()
 
 

@@ -140,6 +140,15 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     assert "scp.prot" in done.stderr
 
 
+def test_a_worker_without_its_model_says_why_and_ends_with_1(tmp_path: Path) -> None:
+    config = tmp_path / "ichnode.toml"
+    config.write_text('[model]\npipeline = "absent.json"\n')
+    env = {"ICHNODE_BROKER__URL": "redis://127.0.0.1:1/0"}
+    done = ichnode("worker", "--data-dir", tmp_path, "--config", config, env=env)
+    assert done.returncode == 1, done.stderr
+    assert "the worker cannot start: no model at" in done.stderr
+
+
 def test_the_listener_never_loads_the_model_or_the_queue() -> None:
     code = (
         "import sys, node.scp, node.admin.roles, node.admin.cli\n"
