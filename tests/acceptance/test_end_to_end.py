@@ -243,7 +243,8 @@ def _text_of(report: Dataset) -> str:
 def test_a_killed_worker_loses_no_job_and_duplicates_no_object(
     make_node: NodeMaker, orthanc: Orthanc, phantom: list[Path], tmp_path: Path
 ) -> None:
-    node = make_node(pacs_port=orthanc.port, quiet_s=1)
+    # without a head start the job runs long enough to be met
+    node = make_node("[ahead]\nhead_start = false\n", pacs_port=orthanc.port, quiet_s=1)
     assert node.storescu(*phantom).returncode == 0
     node.wait_for(lambda: node.records.views.counts()["jobs"].get("RUNNING"))
     node.child("worker").kill()
