@@ -29,7 +29,8 @@ def test_a_haemorrhage_is_told_before_it_is_measured_and_outlives_a_crash(
 
     with EngineOfTheSite() as ris, Receiver(answer) as ward:
         down.append(1)
-        config = (
+        config = (  # without a head start, which would leave no time between the two words
+            "[ahead]\nhead_start = false\n"
             f'[[alert]]\ntype = "hl7"\nport = {ris.port}\n'
             f'[[alert]]\ntype = "webhook"\nurl = "{ward.url}"\nretry_base_s = 1\nretry_max_s = 1\n'
         )

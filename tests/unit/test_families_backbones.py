@@ -35,6 +35,7 @@ COUNTS = {
     "seresnext101-3window": 48_955_416 - 2049 * 1000 + 2049 * 6,
     "seresnext101-3slice": 48_955_416 - 2049 * 1000 + 2049 * 6,
     "efficientnet-3window": 4_652_008 - 1281 * 1000 + 1281 * 6,
+    "efficientnet-3slice": 4_652_008 - 1281 * 1000 + 1281 * 6,
 }
 
 

@@ -17,7 +17,7 @@ from workers.training.datasets import Batch, Series, SliceDataset, phantom_serie
 from workers.training.fit import CHECKPOINT_EVERY, Corpus, Fitted, Progress, Run, Sampler, schedule
 from workers.training.learners import learner
 from workers.training.losses import LossWeights, Truth, multitask_loss
-from workers.training.recipes import RECIPES, Recipe, Stage
+from workers.training.recipes import Recipe, Stage, recipe
 
 WIDTHS = (8, 8, 16, 16)
 
@@ -41,7 +41,7 @@ def bloody() -> Series:
 
 
 def _recipe(augmentation: Augmentation = STILL) -> Recipe:
-    return replace(RECIPES[0], widths=WIDTHS, dropout=0.0, augmentation=augmentation)
+    return replace(recipe("multitask-phantom"), widths=WIDTHS, dropout=0.0, augmentation=augmentation)
 
 
 def _stage(steps: int) -> Stage:
