@@ -90,6 +90,21 @@ def test_any_number_of_pictures_goes_through() -> None:
     assert torch.equal(first, kept), "an answer must outlive the next run"
 
 
+def test_what_is_no_number_never_becomes_a_result(head: PhantomVolume) -> None:
+    """OpenVINO's rectifiers make 0 of NaN: what torch shows in its answer has to be refused beforehand."""
+    holed = head.hu.copy()
+    holed[2, 96, 96] = np.nan
+    for device, code in (("cpu", "MODEL_OUTPUT_INVALID"), (OPENVINO, "MODEL_INPUT_INVALID")):
+        with pytest.raises(PermanentError) as caught:
+            load_pipeline("default", device).classify(holed, head.spacing_mm)
+        assert caught.value.code == code
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(PermanentError, match="weight of the weights holds NaN"):
+        compiled.compiled(network, network, 3, 8)
+
+
 def test_auto_takes_openvino_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: False)
     assert choose_runtime("auto") == OPENVINO and choose_runtime("cpu") == "cpu"

@@ -2,7 +2,8 @@
 
 A network is traced once, when the model is loaded, and its weights travel in memory: nothing is read from
 or written to disk, and OpenVINO's own converter with its telemetry is not called. What needs gradients (the
-heads behind Grad-CAM++) stays with torch.
+heads behind Grad-CAM++) stays with torch. Refuses weights and pictures that are not finite: OpenVINO's
+rectifiers make 0 of NaN, which would pass for a result.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from node.domain.errors import PermanentError
 
 Forward = Callable[[Tensor], Any]
 """Pictures (n, channels, y, x) to one tensor, or to a tuple of tensors and None."""
@@ -31,12 +34,17 @@ def compiled(network: nn.Module, function: Forward, channels: int, size: int) ->
     """The function of a network in eval mode on the CPU, for any number of pictures at once.
 
     It answers as the function does, without what was None. Threads are torch's at this moment. Raises
-    ImportError without OpenVINO.
+    ImportError without OpenVINO, and PermanentError for weights, later for pictures, that are not finite.
     """
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise PermanentError(
+                "MODEL_INVALID", f"{name} of the weights holds NaN or infinity; train or install them anew"
+            )
     traced = _Traced(network, function).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # OpenVINO takes nothing else as fast
@@ -55,6 +63,11 @@ def compiled(network: nn.Module, function: Forward, channels: int, size: int) ->
     )
 
     def run(x: Tensor) -> Any:
+        if not torch.isfinite(x).all():
+            raise PermanentError(
+                "MODEL_INPUT_INVALID",
+                "the pictures for the network hold NaN or infinity; check the pixels of the series",
+            )
         answer = request(np.ascontiguousarray(x.numpy()), share_inputs=True)
         tensors = tuple(torch.from_numpy(np.array(value)) for value in answer.to_tuple())
         return tensors if traced.several else tensors[0]
