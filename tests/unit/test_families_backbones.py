@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +24,8 @@ from workers.models.efficientnet import Bottleneck
 from workers.phantom import volume
 from workers.preprocess import BONE, BRAIN, SUBDURAL, View, Window, network_input
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Cell = tuple[int, int]
 
 COUNTS = {
@@ -37,15 +38,6 @@ COUNTS = {
     "efficientnet-3window": 4_652_008 - 1281 * 1000 + 1281 * 6,
     "efficientnet-3slice": 4_652_008 - 1281 * 1000 + 1281 * 6,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small networks only wait for one another on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_window_maps_its_level_to_the_middle_and_cuts_off_at_both_ends() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,15 +23,9 @@ from workers.models.unet import UNet, decision
 from workers.phantom import PhantomVolume, volume
 from workers.preprocess import BRAIN, View, network_input
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ANY = CLASSES.index("any")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

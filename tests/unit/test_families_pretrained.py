@@ -7,7 +7,6 @@ from those names what the public networks compute. A key in the wrong place woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,9 @@ from workers.models.backbones import BackboneNet, BackboneSpec, spec
 from workers.models.pretrained import fit, load_pretrained, read_state, stem_for
 from workers.preprocess import BRAIN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _conv(state: State, name: str, outputs: int, inputs: int, size: int, bias: bool = False) -> None:

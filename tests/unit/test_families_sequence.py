@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -20,16 +19,9 @@ from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, se
 from workers.models.slicewise import Reading, SequencePipeline
 from workers.preprocess import HeadFrame, NetworkInput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLAIN = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(1, 0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small networks only wait for one another on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ The tolerance of `docs/training.md`. SE-ResNeXt101 is left out, being too large 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,15 +22,10 @@ TOLERANCE = 1e-3
 """Of logits, and of the probabilities of pixels."""
 LIGHT = [one for one in FAMILIES if "seresnext" not in one.name]
 
-pytestmark = pytest.mark.skipif(not compiled.available(), reason="openvino is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not compiled.available(), reason="openvino is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

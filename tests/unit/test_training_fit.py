@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +18,9 @@ from workers.training.learners import learner
 from workers.training.losses import LossWeights, Truth, multitask_loss
 from workers.training.recipes import Recipe, Stage, recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTHS = (8, 8, 16, 16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,10 @@ from workers.training.plan import Plan
 from workers.training.recipes import RECIPES, Recipe
 from workers.training.sources import Source
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIGHT = [one.name for one in RECIPES if "seresnext" not in one.family]
 HEAVY = [one.name for one in RECIPES if "seresnext" in one.family]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 PATIENTS = 8
