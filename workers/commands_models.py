@@ -55,13 +55,46 @@ def table(out: Path) -> None:
         raise click.ClickException(str(error)) from error
 
 
+@click.command()
+@click.argument("recipe", default="default")
+@click.option("--data", multiple=True, required=True, metavar="KIND:FOLDER", help="As it was trained with.")
+@click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
+@click.option("--only", type=int, multiple=True, help="Judge this fold only (from 0); repeat for more.")
+@click.option("--seeds", default=1, show_default=True, help="As it was trained with.")
+@click.option("--size", type=click.IntRange(min=64), help="As it was trained with.")
+@click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same.")
+@click.option("--cache", type=FOLDER, help="Where prepared pictures are kept (default: in --out).")
+@click.option("--disturb", multiple=True, metavar="NAME", help="This disturbance only; repeat for more.")
+def robustness(
+    recipe: str, data: tuple[str, ...], size: int | None, disturb: tuple[str, ...], **given: Any
+) -> None:
+    """How much RECIPE minds noise, kernels, tilt, … Networks of the cross-validation read disturbed heads."""
+    from workers.training import disturb as known
+    from workers.training import recipes, robustness, sources
+    from workers.training.plan import Plan
+
+    try:
+        chosen = tuple(known.disturbance(name) for name in disturb) or known.DISTURBANCES
+        sets = tuple(sources.parse(text) for text in data)
+        plan = Plan(recipes.recipe(recipe).adjusted(size, None), data=sets, **given)
+        with _bar() as bar:
+            rows = robustness.measure(plan, lambda name: _follow(bar, name), chosen)
+        path = robustness.write(plan.folder, f"{recipe}: robustness", rows)
+    except KeyError as error:
+        raise click.BadParameter(str(error.args[0])) from error
+    except PermanentError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(robustness.lines(rows))
+    click.echo(f"table and picture: {path}")
+
+
 class _Train(click.Command):
-    """`train explore …` and `train table …` are commands of their own; any other first word is a recipe."""
+    """`explore`, `table` and `robustness` are commands of their own; any other first word is a recipe."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        for other in (explore, table):
+        for other in (explore, table, robustness):
             if args[:1] == [other.name]:
                 return other.make_context(f"{info_name} {other.name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
@@ -141,9 +174,8 @@ def train(
         device=where,
         **given,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns) as bar:
+        with _bar() as bar:
             outcome, identity = ship.run(plan, lambda name: _follow(bar, name))
     except PermanentError as error:
         raise click.ClickException(str(error)) from error
@@ -151,6 +183,11 @@ def train(
         click.echo(f"report: {plan.folder / 'report' / 'report.html'}")
     if identity:
         click.echo(f"{identity.name} {identity.version} sha256 {identity.sha256} in {plan.folder}")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns)
 
 
 def _follow(bar: Progress, name: str) -> Callback:

@@ -58,6 +58,10 @@ class View:
     windows: tuple[Window, ...]
     size: int
 
+    def prepare(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> NetworkInput:
+        """See `network_input`."""
+        return network_input(hu, spacing_mm, self, frame)
+
 
 SIZE = 128
 """Side of the default network's picture in pixels."""

@@ -19,7 +19,6 @@ from workers.preprocess import (
     NetworkInput,
     Spacing,
     View,
-    network_input,
     resample,
 )
 from workers.training.datasets import MASKS, Series, cell_mm, quantise
@@ -53,7 +52,7 @@ def assemble(
     view: View = DEFAULT_VIEW,
 ) -> Series:
     """The network's pictures with slab labels. A mask too small for the network's grid is not known there."""
-    prepared = network_input(hu, spacing_mm, view)
+    prepared = view.prepare(hu, spacing_mm)
     starts = slab_starts(prepared)
     labels = np.maximum.reduceat(truth.labels, starts, axis=0)
     known = np.logical_and.reduceat(truth.known, starts, axis=0)

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from node.domain.findings import CLASSES, SUBTYPES
 from workers.phantom import volume
-from workers.preprocess import DEFAULT_VIEW, STEP_MM, NetworkInput, Spacing, View, network_input, resample
+from workers.preprocess import DEFAULT_VIEW, STEP_MM, NetworkInput, Spacing, View, resample
 
 MASKS = CLASSES
 """Order of the mask channels: any, then the subtypes."""
@@ -136,7 +136,7 @@ def phantom_series(seed: int, *, slices: int = 24, size: int = 192, view: View =
     """A phantom head (chance decides about bleeds) cut at a random height, through the real preprocessing."""
     lowest_mm = float(np.random.default_rng((seed, 1)).uniform(-72, -45))
     head = volume(seed, None, slices=slices, size=size, lowest_mm=lowest_mm)
-    source = network_input(head.hu, head.spacing_mm, view)
+    source = view.prepare(head.hu, head.spacing_mm)
     masks = np.stack(
         [
             [resample(mask.astype(np.float32), source.frame, view.size) > 0.4 for mask in channel]
@@ -193,7 +193,7 @@ def _ich_patient(
     folder: Path, rows: list[dict[str, str]], boxes: dict[tuple[str, str], list[dict[str, str]]], view: View
 ) -> Series:
     hu = np.stack([_ich_hounsfield(folder, row) for row in rows])
-    source = network_input(hu, _ICH_SPACING_MM, view)
+    source = view.prepare(hu, _ICH_SPACING_MM)
     labels = np.asarray([[int(row[name]) for name in CLASSES] for row in rows], np.uint8)
     masks = np.zeros((len(rows), view.size, view.size), np.uint8)
     known = np.zeros(labels.shape, bool)

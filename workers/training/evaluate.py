@@ -73,18 +73,25 @@ class Judged:
 def cross_fitted(
     predictions: Sequence[Prediction], parts: Sequence[Sequence[int]], rules: Rules = RULES
 ) -> list[Judged]:
-    """In the order of `predictions`; `parts` are the indices of each fold's own.
-
-    Each fold is calibrated and thresholded by what the others say. Where there is one fold only, it is by
-    itself, which flatters.
-    """
+    """In the order of `predictions`; `parts` are the indices of each fold's own."""
     found: dict[int, Judged] = {}
-    for part in parts:
-        inside = set(part)
-        others = [one for index, one in enumerate(predictions) if index not in inside]
-        fitted = fit_operating(others or predictions, rules)
+    for part, fitted in zip(parts, operating_of_folds(predictions, parts, rules), strict=True):
         found.update((index, judge(predictions[index], fitted)) for index in part)
     return [found[index] for index in sorted(found)]
+
+
+def operating_of_folds(
+    predictions: Sequence[Prediction], parts: Sequence[Sequence[int]], rules: Rules = RULES
+) -> list[Fitted]:
+    """How each fold is calibrated and thresholded: by what the others say.
+
+    Where there is one fold only, it is by itself, which flatters.
+    """
+    return [
+        fit_operating([predictions[index] for index in others or part], rules)
+        for part in parts
+        for others in [[index for other in parts if other is not part for index in other]]
+    ]
 
 
 def judge(prediction: Prediction, fitted: Fitted) -> Judged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +93,11 @@ class Plan:
             place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
             found += cached(self._cache / key(f"{source.kind}-{place}", view), source.read(folder, view))
         return found
+
+    def read(self, view: View) -> Iterator[Series]:
+        """The same in the same order, read anew and kept nowhere."""
+        for source, folder in self.data:
+            yield from source.read(folder, view)
 
     def drawn(self, view: View, first: int = PHANTOM_SEEDS, count: int | None = None) -> list[Series]:
         """Phantom series of `count` seeds from `first`, drawn once for each view."""

@@ -67,8 +67,11 @@ def as_input(series: Series) -> NetworkInput:
     return NetworkInput(pictures, np.arange(count, dtype=np.float32), frame, (count, size, size))
 
 
-def predict(pipeline: PicturePipeline, series: Series) -> Prediction:
-    """What the pipeline's networks say about one prepared series; masks on its own grid."""
+def predict(pipeline: PicturePipeline, series: Series, explain: bool = True) -> Prediction:
+    """What the pipeline's networks say about one prepared series; masks on its own grid.
+
+    Maps take longer than all the rest: without `explain` they are one dark cell a slice.
+    """
     spacing_mm = (series.step_mm, 1.0, 1.0)
     reading = require_finite(pipeline.read(as_input(series), spacing_mm))
     blood = None if reading.masks is None else np.rint(reading.masks[:, 0] * 255).astype(np.uint8)
@@ -84,7 +87,7 @@ def predict(pipeline: PicturePipeline, series: Series) -> Prediction:
         class_logits=reading.class_logits,
         mask_logits=reading.mask_logits,
         blood=blood,
-        heat=_smaller(pipeline.heat(reading, spacing_mm, "any")),
+        heat=_smaller(pipeline.heat(reading, spacing_mm, "any")) if explain else _dark(len(series.pictures)),
         knows=pipeline.knows,
         cell_mm=series.cell_mm,
     )
@@ -120,6 +123,10 @@ def joined(same: Sequence[Prediction], weights: Sequence[float]) -> Prediction:
         mask_logits=weighted([one.mask_logits for one in same], weights),
         heat=weighted([_pooled(one, size) for one in heat], weights).astype(np.float16),
     )
+
+
+def _dark(count: int) -> NDArray[np.float16]:
+    return np.zeros((count, 1, 1), np.float16)
 
 
 def _smaller(maps: NDArray[np.float32]) -> NDArray[np.float16]:
