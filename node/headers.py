@@ -214,7 +214,8 @@ class _Header:
         self._encodings: list[str] | None = None
 
     def required(self, keyword: str) -> str:
-        value = self.text(keyword)
+        """A UID as it came: nothing is taken out of a key."""
+        value = "\\".join(self._values(keyword))
         if not value:
             known = self.text("SOPInstanceUID") or "without SOPInstanceUID"
             raise PermanentError("HEADER_INCOMPLETE", f"instance {known}: {keyword} is missing or empty")
@@ -231,6 +232,10 @@ class _Header:
             raise PermanentError("HEADER_UNREADABLE", f"{keyword} cannot be read: {error}") from error
 
     def texts(self, keyword: str) -> tuple[str, ...]:
+        """Without NUL, which belongs into no text and which PostgreSQL cannot hold."""
+        return tuple(value.replace("\0", "") for value in self._values(keyword))
+
+    def _values(self, keyword: str) -> tuple[str, ...]:
         item = self._item(keyword)
         if item is None or item.value is None or isinstance(item.value, Sequence):
             return ()
@@ -279,7 +284,7 @@ class _Header:
         """CodeMeaning of the first item of a code sequence (PS3.3 8.8)."""
         try:
             items: Any = self._ds[_TAGS[keyword]].value
-            return str(items[0].CodeMeaning or "").strip()
+            return str(items[0].CodeMeaning or "").replace("\0", "").strip()
         except (AttributeError, OSError, TypeError, *UNREADABLE):
             return ""
 

@@ -181,7 +181,8 @@ def _uid(value: bytes) -> str:
 
 
 def _ae_title(value: bytes) -> str:
-    return value.rstrip(b"\0").decode("ascii", "replace").strip()
+    """Some peers end it as C ends a string; what follows is no part of it."""
+    return value.partition(b"\0")[0].decode("ascii", "replace").strip()
 
 
 def encode_accept(accept: AssociateAccept, request: AssociateRequest) -> bytes:

@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydicom.dataset import Dataset
 from sqlalchemy import Engine, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 
@@ -22,6 +23,7 @@ from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Stat
 from node.domain.instance import Instance
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
 from node.domain.patients import Person
+from node.headers import instance_of
 from node.store import engine as store_engine
 from node.store.arrivals import Recorded, StoredFile
 from node.store.decisions import SeriesRow
@@ -372,6 +374,15 @@ class TestArrivals:
         receive(records, instance(1, of="1.2.11", patient_id="B", patient_name="B^B"))
         found = records.decisions.persons("1.2")
         assert found == {"1.2.10": {Person("A", "")}, "1.2.11": {Person("B", "B^B")}}
+
+    def test_a_header_that_holds_nul_can_be_asked_for_again(self, records: Records) -> None:
+        """PostgreSQL takes it into a column of JSON, and then gives nothing of that row any more."""
+        named = Dataset()
+        named.SOPClassUID, named.SOPInstanceUID, named.SeriesInstanceUID = CT_IMAGE, "1.2.10.1", "1.2.10"
+        named.StudyInstanceUID, named.PatientID = "1.2", "A\0B"
+        named.PatientName, named.StudyDescription = "DOE\0^JOHN", "HE\0AD"
+        receive(records, instance_of(named, "1.2.840.10008.1.2.1"))
+        assert records.decisions.persons("1.2") == {"1.2.10": {Person("AB", "DOE^JOHN")}}
 
     def test_receiving_lists_what_was_silent_long_enough(self, records: Records) -> None:
         receive(records, instance(of="1.2.10"), now=100.0)

@@ -106,6 +106,12 @@ class TestPdus:
         )
         assert read.roles == (Role(STORAGE_COMMITMENT, False, True),)
 
+    def test_an_ae_title_ends_where_a_string_of_c_does(self) -> None:
+        whole = asked((CT, [EXPLICIT]))
+        assert whole.count(b"CT1".ljust(16)) == 1
+        read = read_request(whole.replace(b"CT1".ljust(16), b"CT1\0junk".ljust(16)))
+        assert (read.calling_ae, read.called_ae) == ("CT1", "ICHNODE")
+
     def test_no_prefix_of_a_request_is_anything_but_refused_or_a_smaller_request(self) -> None:
         whole = asked((CT, [EXPLICIT]))
         for length in range(len(whole)):

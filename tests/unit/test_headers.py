@@ -114,6 +114,11 @@ def test_an_instance_must_say_which_it_is(keyword: str, value: str | None) -> No
     assert caught.value.code == "HEADER_INCOMPLETE"
 
 
+def test_nothing_is_taken_out_of_a_uid() -> None:
+    ds = raw(header(), "StudyInstanceUID", "UI", b"1.2\0.3")
+    assert instance_of(ds, "").study_instance_uid == "1.2\0.3", "and no column holds that"
+
+
 JUNK = [
     ("SliceThickness", "DS", b"5.0mm", "slice_thickness", None),
     ("SliceThickness", "DS", b"4\\5", "slice_thickness", None),
@@ -138,6 +143,9 @@ JUNK = [
     ("InstanceNumber", "IS", b"twelve", "instance_number", None),
     ("InstanceNumber", "IS", b"9" * 400, "instance_number", None),
     ("NumberOfFrames", "IS", b"0 ", "frames", 1),
+    ("PatientName", "PN", b"DOE\0^JOHN", "patient_name", "DOE^JOHN"),
+    ("PatientID", None, b"12\x00345", "patient_id", "12345"),
+    ("ImageType", "CS", b"ORIGINAL\\PRI\0MARY", "image_type", ("ORIGINAL", "PRIMARY")),
     ("RescaleSlope", "DS", b"0 ", "rescaled", False),
     ("RescaleIntercept", "DS", b"  ", "rescaled", False),
     ("Modality", "CS", b"ct\0", "modality", "CT"),
