@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from node import __version__
+from node.domain import patients
 from node.domain.announcing import Stage
 from node.domain.errors import PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
@@ -80,6 +81,9 @@ class Composer:
 
     def compose(self, job: Job) -> None:
         """Build, store and schedule the objects of an ANALYSED or FAILED job."""
+        if self._is_of_several(job):  # a report, or an alert, would be filed under one of them
+            self._records.jobs.store_objects(job, (), (), time.time())
+            return
         findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
         if findings is None:
             raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
@@ -106,6 +110,13 @@ class Composer:
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
             if urgent and routed and not any(decision.send for decision in routed.values()):
                 self._note_nowhere(job, now)
+
+    def _is_of_several(self, job: Job) -> bool:
+        """Nothing was analysed because the series itself holds several patients."""
+        if job.state is not JobState.FAILED or job.reason is None or job.reason.code != patients.CODE:
+            return False
+        persons = self._records.decisions.persons(job.study_instance_uid)
+        return not patients.same_person(persons.get(job.series_instance_uid, set()))
 
     def _store_canary(self, job: Job, made: Sequence[NewObject], now: float) -> None:
         """The node's own phantom alarms nobody, and goes nowhere but where the settings say."""

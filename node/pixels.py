@@ -172,11 +172,35 @@ def _stored(ds: Dataset, frame: int) -> np.ndarray:
     else:
         stored = _decoded(ds, syntax, frame)
     bits = int(ds.BitsStored)
+    if bits < 8 * stored.dtype.itemsize and _holds_more(ds, stored, bits):
+        sample = stored.astype(np.int32) & ((1 << bits) - 1)
+        stored = np.where(_is_padding_value(ds, stored), stored, sample)
     if ds.PixelRepresentation == 1 and bits < 8 * stored.dtype.itemsize and stored.min() >= 0:
         half = 1 << (bits - 1)
         if stored.max() >= half:
             return (stored.astype(np.int32) ^ half) - half
     return stored
+
+
+def _holds_more(ds: Dataset, stored: np.ndarray, bits: int) -> bool:
+    """Whether the bits above the sample are in use, for an overlay say (PS3.5 8.1.2, retired)."""
+    if ds.PixelRepresentation != 1:
+        return bool(stored.max() >= 1 << bits)
+    return any(_number(ds, 0x60000102 + (group << 16)) >= bits for group in range(0, 32, 2))
+
+
+def _is_padding_value(ds: Dataset, stored: np.ndarray) -> np.ndarray | bool:
+    """Padding may lie beyond the sample: it is no sample."""
+    value = ds.get("PixelPaddingValue")
+    return stored == _as_stored(value, ds) if isinstance(value, int) else False
+
+
+def _number(ds: Dataset, tag: int) -> int:
+    """Of an element that may be absent or broken; 0 then."""
+    try:
+        return int(ds[tag].value or 0) if tag in ds else 0
+    except _UNDECODABLE:
+        return 0
 
 
 def _native(ds: Dataset, frame: int, byte_order: str) -> np.ndarray:

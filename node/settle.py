@@ -17,7 +17,7 @@ from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choos
 from node.domain.errors import TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState, SeriesState
-from node.domain.patients import mixed, same_person
+from node.domain.patients import count, mixed, same_person
 from node.domain.sender import Habit, Peer, is_done
 from node.headstart import AFTER_RELEASE_S, HeadStart
 from node.leases import LeaseWatch
@@ -203,7 +203,7 @@ class Clock:
         everybody = set().union(*by_series.values())
         if same_person(everybody):
             return False
-        reason = mixed(len({person.patient_id or person.patient_name for person in everybody}))
+        reason = mixed(count(everybody))
         log.error("study %s: %s", study_uid, reason.text)
         self._records.decisions.decide(None, [(row, reason) for row in open_rows], now)
         uid = open_rows[0].series_instance_uid

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from node.domain.completeness import SAME_POSITION_MM, find_gaps, slice_normal, slice_position_mm
 from node.domain.errors import PermanentError
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
+from node.domain.patients import require_one
 from node.domain.stacks import main_stack
 from node.headers import instance_of
 from node.pixels import hounsfield, lossy_words
@@ -112,41 +113,46 @@ class Volume:
 def build_volume(datasets: Sequence[Dataset]) -> Volume:
     """The largest axial stack among the datasets of one series.
 
-    Raises PermanentError: NO_GEOMETRY, TOO_FEW_SLICES, NO_RESCALE, PIXELS_UNDECODABLE.
+    Raises PermanentError: PATIENTS_MIXED, NO_GEOMETRY, TOO_FEW_SLICES, NO_RESCALE, PIXELS_UNDECODABLE.
     """
     warnings: list[str] = []
-    images = _axial_images(datasets, warnings)
+    instances = [instance_of(ds, _syntax_of(ds)) for ds in datasets]
+    require_one(instances)
+    images = _axial_images(list(zip(instances, datasets, strict=True)), warnings)
     stack = _distinct(_main_stack(images, warnings), warnings)
     if len(stack) < MIN_SLICES:
         text = f"{len(stack)} axial slices at different places, at least {MIN_SLICES} needed"
         raise PermanentError("TOO_FEW_SLICES", text)
-    instances = [instance for instance, _ in stack]
-    first = instances[0]
+    slices = [slice_ for slice_, _ in stack]
+    first = slices[0]
     orientation, spacing = first.orientation or (), first.pixel_spacing or ()
-    origins = np.array([instance.position for instance in instances], np.float64)
+    origins = np.array([slice_.position for slice_ in slices], np.float64)
     positions = origins @ np.array(slice_normal(orientation))
-    warnings += _irregularities(instances, origins, positions)
+    warnings += _irregularities(slices, origins, positions)
     warnings += sorted({words for _, ds in stack if (words := lossy_words(ds))})
     return Volume(
         hu=_decode(stack),
         positions_mm=positions,
-        thickness_mm=_thickness_mm(positions, (first.slice_thickness, instances[-1].slice_thickness)),
+        thickness_mm=_thickness_mm(positions, (first.slice_thickness, slices[-1].slice_thickness)),
         pixel_spacing_mm=(spacing[0], spacing[1]),
         orientation=orientation,
         origins_mm=origins,
-        slices=tuple(instance.ref for instance in instances),
+        slices=tuple(slice_.ref for slice_ in slices),
         warnings=tuple(warnings),
     )
 
 
-def _axial_images(datasets: Sequence[Dataset], warnings: list[str]) -> list[_Slice]:
+def _syntax_of(ds: Dataset) -> str:
+    meta = getattr(ds, "file_meta", None)
+    return str(meta.get("TransferSyntaxUID", "")) if meta else ""
+
+
+def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]:
     """CT slices with geometry that stand more or less axially, those of each SOP instance once."""
     seen: set[str] = set()
     images: list[_Slice] = []
     foreign = placeless = others = repeated = 0
-    for ds in datasets:
-        meta = getattr(ds, "file_meta", None)
-        instance = instance_of(ds, str(meta.get("TransferSyntaxUID", "")) if meta else "")
+    for instance, ds in series:
         if instance.sop_instance_uid in seen:
             repeated += 1
             continue

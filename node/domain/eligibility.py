@@ -18,6 +18,7 @@ from statistics import median_low
 from node.domain import vocabulary as words
 from node.domain.completeness import slice_normal, slice_position_mm
 from node.domain.findings import Reason
+from node.domain.imagetypes import DERIVED_IMAGE, told
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
 from node.domain.stacks import main_stack
 
@@ -44,16 +45,6 @@ class SkipCode(StrEnum):
     BONE_KERNEL = "BONE_KERNEL"
     OTHER_SERIES_CHOSEN = "OTHER_SERIES_CHOSEN"
 
-
-_IMAGE_TYPES = (
-    (SkipCode.LOCALIZER, {"LOCALIZER", "SCOUT", "TOPOGRAM"}),
-    (SkipCode.DOSE_REPORT, {"DOSE_INFO", "DOSE", "SCREEN SAVE", "PATIENT_PROTOCOL"}),
-    (SkipCode.RENDERED, {"MIP", "MINIP", "MAX_IP", "MIN_IP", "VRT", "VOLREN", "CSA MIP"}),
-    (SkipCode.RENDERED, {"MAXIMUM", "MINIMUM", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"}),
-    (SkipCode.PERFUSION, {"PERFUSION", "CT_PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX"}),
-    (SkipCode.DERIVED_IMAGE, {"MPR", "CSA MPR", "REFORMATTED", "MULTI_PLANAR"}),
-)
-"""Values of ImageType that tell what an image is (PS3.3 C.8.2.1.1.1, C.8.16.1, and what vendors add)."""
 
 _NAMES = (
     (SkipCode.LOCALIZER, words.LOCALIZER),
@@ -217,13 +208,9 @@ def _refuse_slice(instance: Instance, rules: Rules) -> Reason | None:
     if instance.modality not in ("CT", "") or not (enhanced or instance.sop_class_uid == CT_IMAGE):
         text = f"not a CT image: modality {instance.modality or '(none)'}, SOP class {instance.sop_class_uid}"
         return _reason(SkipCode.NOT_CT, text)
-    for code, values in _IMAGE_TYPES:
-        if values.intersection(instance.image_type) and not (
-            code is SkipCode.DERIVED_IMAGE and rules.allow_derived
-        ):
-            return _reason(code, f"ImageType {kind}")
-    if instance.image_type[:2] == ("DERIVED", "SECONDARY") and not rules.allow_derived:
-        return _reason(SkipCode.DERIVED_IMAGE, f"ImageType {kind}: only source images are analysed")
+    if (other := told(instance.image_type)) and not (other == DERIVED_IMAGE and rules.allow_derived):
+        only = ": only source images are analysed" if other == DERIVED_IMAGE else ""
+        return _reason(SkipCode(other), f"ImageType {kind}{only}")
     if instance.frames > 1 or (enhanced and instance.frame_number is None):
         text = f"{instance.frames} frames, but not one functional group for each: no frame has a place"
         return _reason(SkipCode.NO_GEOMETRY, text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from node.domain.errors import PermanentError
 from node.domain.findings import Reason
+from node.domain.instance import Instance
 from node.domain.vocabulary import fold
 
 CODE = "PATIENTS_MIXED"
@@ -24,6 +26,19 @@ def same_person(persons: Collection[Person]) -> bool:
     if ids := {person.patient_id.strip() for person in persons} - {""}:
         return len(ids) == 1
     return len({fold(person.patient_name) for person in persons} - {""}) <= 1
+
+
+def require_one(instances: Iterable[Instance]) -> None:
+    """Raises PermanentError PATIENTS_MIXED where what is about to be read belongs to several."""
+    persons = {Person(instance.patient_id, instance.patient_name) for instance in instances}
+    if not same_person(persons):
+        reason = mixed(count(persons))
+        raise PermanentError(reason.code, reason.text)
+
+
+def count(persons: Collection[Person]) -> int:
+    """How many they seem to be."""
+    return len({person.patient_id or person.patient_name for person in persons})
 
 
 def mixed(count: int) -> Reason:

@@ -1,7 +1,8 @@
 """Which images of a series belong to one volume, and which volume of several is read. Opens no pixels.
 
-A series may hold an axial scan beside its reformats, and a multi-frame object several stacks, points in time
-or reconstructions. Slices of two volumes are never mixed; the position of a slice plays no part here.
+A series may hold an axial scan beside its reformats and projections, and a multi-frame object several
+stacks, points in time or reconstructions. Slices of two volumes are never mixed; the position of a slice
+plays no part here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.domain import vocabulary as words
+from node.domain.imagetypes import told
 from node.domain.instance import Instance, Vector
 
 ORIENTATION_TOLERANCE = 0.01
@@ -17,7 +19,7 @@ SPACING_TOLERANCE_MM = 0.001
 
 
 def stacks(slices: Sequence[Instance]) -> list[list[int]]:
-    """Indices of slices alike in matrix, orientation, spacing, stack and sharpness, first come first."""
+    """Indices of slices alike in kind, matrix, orientation, spacing, stack and sharpness, as they come."""
     groups: list[list[int]] = []
     for index, slice_ in enumerate(slices):
         group = next((group for group in groups if _alike(slices[group[0]], slice_)), None)
@@ -28,12 +30,13 @@ def stacks(slices: Sequence[Instance]) -> list[list[int]]:
 
 
 def main_stack(slices: Sequence[Instance]) -> list[int]:
-    """Indices of the stack to read: not a sharp kernel, then the most slices, then the earliest."""
-    return min(
-        stacks(slices),
-        key=lambda group: (_is_soft(slices[group[0]]) is False, -len(group), slices[group[0]].stack),
-        default=[],
-    )
+    """Indices of the stack to read: as scanned, not too sharp, then the most slices, then the earliest."""
+
+    def rank(group: list[int]) -> tuple[bool, bool, int, str]:
+        first = slices[group[0]]
+        return bool(told(first.image_type)), _is_soft(first) is False, -len(group), first.stack
+
+    return min(stacks(slices), key=rank, default=[])
 
 
 def parallel(one: Vector, other: Vector) -> bool:
@@ -44,6 +47,7 @@ def parallel(one: Vector, other: Vector) -> bool:
 def _alike(one: Instance, other: Instance) -> bool:
     return (
         (one.rows, one.columns, one.stack) == (other.rows, other.columns, other.stack)
+        and told(one.image_type) == told(other.image_type)
         and _close(one.orientation, other.orientation, ORIENTATION_TOLERANCE)
         and _close(one.pixel_spacing, other.pixel_spacing, SPACING_TOLERANCE_MM)
         and {_is_soft(one), _is_soft(other)} != {True, False}

@@ -75,6 +75,44 @@ CORONAL = Scan(
 )  # fmt: skip
 
 
+def with_projections() -> list[Dataset]:
+    """Maximum intensity projections, as bright as blood all over, lie between the slices of the series."""
+    between = Scan(
+        heights_mm=tuple(np.arange(-69.0, 70.0, 6.0)), name="mip",
+        labels={"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]},
+    )  # fmt: skip
+    series = with_others(between, same_series=True)
+    for ds in series:
+        if "MIP" in ds.ImageType:
+            stored_as([ds], lambda ds, hu: put(ds, np.where(hu == 32, 70, hu) + 1024))
+    return series
+
+
+def overlaid() -> list[Dataset]:
+    """12 bits, and above them a drawing, as scanners stored overlays once (PS3.5 8.1.2, retired)."""
+
+    def store(ds: Dataset, hu: np.ndarray) -> None:
+        drawn = np.zeros_like(hu)
+        drawn[40:60, 20:70] = 1 << 12
+        put(ds, (hu + 1024) | drawn, bits=12, signed=False)
+        ds.add_new(0x60000010, "US", ds.Rows)
+        ds.add_new(0x60000011, "US", ds.Columns)
+        ds.add_new(0x60000100, "US", 16)
+        ds.add_new(0x60000102, "US", 12)
+
+    return stored_as(scan(), store)
+
+
+def shuffled() -> list[Dataset]:
+    """Frames in no order, and each with a rescale of its own."""
+    series = scan()
+    random.Random(3).shuffle(series)
+    for number, ds in enumerate(series):
+        shift = 10 * (number % 5)
+        stored_as([ds], lambda ds, hu: put(ds, hu + 1024 + shift, RescaleIntercept=-1024 - shift))  # noqa: B023
+    return [enhanced(series, "shuffled")]
+
+
 def padded() -> list[Dataset]:
     """Everything outside a circle is -2000, as GE writes it."""
 
@@ -141,6 +179,9 @@ VARIANTS: dict[str, Callable[[], list[Dataset]]] = {
     "localizer in the series": lambda: with_others(LOCALIZER, same_series=True),
     "reformats in the series": lambda: with_others(CORONAL, same_series=True),
     "reformats in the study": lambda: with_others(CORONAL, same_series=False),
+    "projections between the slices": with_projections,
+    "overlay in the high bits": overlaid,
+    "frames in no order, rescaled one by one": shuffled,
     "12 bits unsigned": lambda: stored_as(scan(), lambda ds, hu: put(ds, hu + 1024, bits=12, signed=False)),
     "HU stored directly": lambda: stored_as(scan(), lambda ds, hu: put(ds, hu, RescaleIntercept=0)),
     "slope one half": lambda: stored_as(scan(), lambda ds, hu: put(ds, 2 * (hu + 1024), RescaleSlope=0.5)),

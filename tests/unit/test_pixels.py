@@ -165,6 +165,31 @@ def test_padding_with_a_negative_value_in_unsigned_data() -> None:
     np.testing.assert_array_equal(hounsfield(ds), scene_hu())
 
 
+def in_high_bits(signed: bool, **changes: Any) -> Dataset:
+    """12 bits, and above them a drawing (an overlay, or what a writer left there)."""
+    stored = (scene_hu() + 1024) & 0xFFF
+    stored[20:24, 20:24] |= 0xF000 if not signed else 0x1000
+    return image(stored, BitsStored=12, HighBit=11, PixelRepresentation=int(signed), **changes)
+
+
+def test_bits_above_the_sample_are_not_read() -> None:
+    np.testing.assert_array_equal(hounsfield(in_high_bits(signed=False)), scene_hu())
+    signed = in_high_bits(signed=True, RescaleIntercept=0)
+    signed.PixelData = (np.frombuffer(signed.PixelData, "<u2") - 1024 & 0xFFF).astype("<u2").tobytes()
+    np.testing.assert_array_equal(hounsfield(signed), scene_hu())
+    signed.PixelData = (np.frombuffer(signed.PixelData, "<u2") | 0x1000).astype("<u2").tobytes()
+    signed.add_new(0x60020102, "US", 12)
+    np.testing.assert_array_equal(hounsfield(signed), scene_hu())
+
+
+def test_padding_beyond_the_sample_is_padding() -> None:
+    ds = in_high_bits(signed=False, PixelPaddingValue=0xF830)
+    stored = np.frombuffer(ds.PixelData, "<u2").reshape(ds.Rows, ds.Columns).copy()
+    stored[:4] = 0xF830
+    ds.PixelData = stored.tobytes()
+    np.testing.assert_array_equal(hounsfield(ds), scene_hu())
+
+
 def test_padding_within_tissue_is_not_believed() -> None:
     hu = scene_hu()
     hu[20:24, 20:24] = 0
