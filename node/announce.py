@@ -59,7 +59,7 @@ class Herald:
             return True
         except TransientError as error:
             log.warning("alert %d waits: %s", due.id, error)
-            self._again_or_never(due, str(error), "", now())
+            self._again_or_never(due, str(error), "", now(), after_s=error.after_s)
             return False
         except Exception as error:
             self._again_or_never(due, f"{type(error).__name__}; see the log of the node", "broke", now())
@@ -79,15 +79,26 @@ class Herald:
             log.info("%s is back; %d alerts are due", self._alert.name, count)
 
     def _again_or_never(
-        self, due: DueAlert, error: str, status: str, now: float, *, rejected: bool = False
+        self,
+        due: DueAlert,
+        error: str,
+        status: str,
+        now: float,
+        *,
+        rejected: bool = False,
+        after_s: float = 0.0,
     ) -> None:
-        """What is rejected is given up at once, unless it is positive: that is tried for ever."""
+        """What is rejected is given up at once, unless it is positive: that is tried for ever.
+
+        A receiver that asks for patience gets it, up to the longest wait of the channel.
+        """
         if is_hopeless(due, self._alert, now) or (rejected and not due.urgent):
             log.error("alert %d is given up: %s", due.id, error)
             self._alerts.give_up(due, error, status, now, self._actor)
             return
         attempts = 30 if rejected else due.attempts
-        delay = back_off_s(attempts, self._alert, random.random())
+        patience = min(after_s, self._alert.retry_max_s)
+        delay = max(back_off_s(attempts, self._alert, random.random()), patience)
         self._alerts.failed(due, error, status, now + delay)
 
 

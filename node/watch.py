@@ -55,5 +55,6 @@ class Watch:
 
     def round(self, now: float) -> None:
         if self._elapsed() >= self._next:
+            self._records.pairs.count_days(now)
             look(self._records, self._drift, now)
             self._next = self._elapsed() + LOOK_EVERY_S

@@ -99,12 +99,16 @@ class Request:
 
 @dataclass
 class Receiver:
-    """An HTTP server on loopback; `respond` gives status and body of each answer. Port 0: any."""
+    """An HTTP server on loopback; `respond` gives status and body of each answer. Port 0: any.
+
+    `headers` go out with every answer; `respond` may change them.
+    """
 
     respond: Callable[[Request], tuple[int, bytes]] = lambda _: (204, b"")
     tls: ssl.SSLContext | None = None
     got: list[Request] = field(default_factory=list)
     port: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Receiver:
         receiver = self
@@ -119,6 +123,8 @@ class Receiver:
                 status, answer = receiver.respond(request)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
+                for name, value in receiver.headers.items():
+                    self.send_header(name, value)
                 if status in (301, 302, 307):
                     self.send_header("Location", "/elsewhere")
                 self.end_headers()

@@ -57,6 +57,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.orders.worklist.ae_title:
         worklist = Worklist(settings.orders.worklist, settings.scp.ae_title)
         yield _check("worklist", lambda: _echo(worklist))
+    if settings.ups.watcher:
+        yield _check("subscribers", lambda: _subscribers(settings))
     for destination in settings.destination:
         peer = carrier_to(destination, settings.scp.ae_title)
         yield _check(f"destination {destination.name}", lambda peer=peer: _echo(peer))  # type: ignore[misc]
@@ -179,6 +181,28 @@ def _shadow(settings: Settings) -> str:
     if stands.shadow_trouble:
         raise PermanentError("SHADOW", "; ".join(stands.shadow_trouble))
     return ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was read yet"
+
+
+def _subscribers(settings: Settings) -> str:
+    """Raises PermanentError while events wait for one who is away, or takes none."""
+    records, now = open_records(settings), time.time()
+    found = records.subscriptions.standing([watcher.ae_title for watcher in settings.ups.watcher])
+    records.close()
+    failing = [
+        f"{one.ae_title} takes no event since {when(one.failing_since)}, {one.waiting} wait: {one.last_error}"
+        for one in found
+        if one.failing_since
+    ]
+    if failing:
+        raise PermanentError("SUBSCRIBER", "; ".join(failing))
+    words = []
+    for one in found:
+        oldest = f", the oldest for {now - one.oldest_at:.0f} s" if one.oldest_at else ""
+        lost = f", {one.given_up} given up so far" if one.given_up else ""
+        hears = "every workitem" if one.to_all else "a filter" if one.matching is not None else ""
+        to = hears or (f"{one.workitems} workitems" if one.workitems else "nothing yet")
+        words.append(f"{one.ae_title} subscribed to {to}; {one.waiting} events wait{oldest}{lost}")
+    return "; ".join(words)
 
 
 def _drift(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from pydicom.sr.coding import Code
 
 from node import https
 from node.channels.contract import Receipt, Rejected
-from node.channels.http import Answer, exchange
+from node.channels.http import CONFLICT, TRY_LATER, Answer, exchange
 from node.channels.words import sentences
 from node.credentials import secret
 from node.domain.announcing import Announcement, Stage
@@ -39,6 +39,8 @@ ABSENT_REASON = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 TEST_DATA = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
 TASK_PRIORITY = {Priority.STAT: "stat", Priority.HIGH: "urgent", Priority.ROUTINE: "routine"}
 CONTENT = "application/fhir+json"
+LATER = (*TRY_LATER, CONFLICT)
+"""A conditional update that meets another one is a conflict (R4 3.1.0.4.3), and harmless to repeat."""
 
 
 class FhirChannel:
@@ -79,7 +81,7 @@ class FhirChannel:
     def _transact(self, session: requests.Session, parts: list[Resource]) -> Receipt:
         bundle = {"resourceType": "Bundle", "type": "transaction", "entry": parts}
         request = requests.Request("POST", self._settings.url, data=_bytes(bundle), headers=_headers())
-        answer = exchange(session, request, self._settings.timeout_s, self._name)
+        answer = exchange(session, request, self._settings.timeout_s, self._name, LATER)
         done = [entry.get("response", {}).get("status", "") for entry in _json(answer).get("entry") or []]
         failed = [status for status in done if not status.startswith("2")]
         if failed or len(done) != len(parts):
@@ -96,7 +98,7 @@ class FhirChannel:
         request = requests.Request(
             how["method"], f"{self._settings.url}/{how['url']}", data=data, headers=headers
         )
-        return exchange(session, request, self._settings.timeout_s, self._name)
+        return exchange(session, request, self._settings.timeout_s, self._name, LATER)
 
     def _session(self) -> requests.Session:
         session = https.session(self._settings.tls, f"alert {self._settings.name}")

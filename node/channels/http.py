@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import requests
@@ -15,11 +16,15 @@ MOST_READ_BYTES = 256 * 1024
 LONGEST_WORDS = 300
 TRY_LATER = (408, 425, 429)
 """Request Timeout, Too Early, Too Many Requests (RFC 9110, 8470, 6585); 5xx count as well."""
+CONFLICT = 409
+"""Somebody else writes the same resource; only a peer of which that is known is asked again."""
 HINTS = {
     401: "check the secret or token",
     403: "it must allow us to write",
     404: "check the url",
     405: "check the url",
+    409: "somebody else writes the same",
+    412: "it holds several of the same identifier, delete all but one",
     413: "raise the size that it takes",
     429: "it is asked again later",
 }
@@ -31,10 +36,17 @@ class Answer:
     body: bytes
 
 
-def exchange(session: requests.Session, request: requests.Request, timeout_s: float, name: str) -> Answer:
+def exchange(
+    session: requests.Session,
+    request: requests.Request,
+    timeout_s: float,
+    name: str,
+    later: Sequence[int] = TRY_LATER,
+) -> Answer:
     """The 2xx answer to a request. Follows no redirection: what is signed for one host is not for another.
 
-    Raises TransientError when nobody answers in time or asks for patience, Rejected for other answers.
+    Raises TransientError when nobody answers in time or asks for patience (a status in `later`, with what
+    Retry-After says), Rejected for other answers.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -42,7 +54,7 @@ def exchange(session: requests.Session, request: requests.Request, timeout_s: fl
             session.prepare_request(request), timeout=timeout_s, stream=True, allow_redirects=False
         ) as response:
             answer = Answer(response.status_code, _read(response, deadline))
-            reason = response.reason or ""
+            reason, after_s = response.reason or "", _patience(response)
     except requests.exceptions.SSLError as error:
         raise TransientError(f"{name}: TLS failed, is the authority in tls.ca? {error}") from error
     except requests.Timeout as error:
@@ -54,9 +66,15 @@ def exchange(session: requests.Session, request: requests.Request, timeout_s: fl
         return answer
     status = f"HTTP {answer.status}"
     text = f"{name}: {status} {reason}; {_next_step(answer.status)}{_words(answer.body)}"
-    if answer.status >= 500 or answer.status in TRY_LATER:
-        raise TransientError(text)
+    if answer.status >= 500 or answer.status in later:
+        raise TransientError(text, after_s)
     raise Rejected(status, text)
+
+
+def _patience(response: requests.Response) -> float:
+    """Retry-After in seconds (RFC 9110 10.2.3); 0 without one, or where it is a date."""
+    said = response.headers.get("Retry-After", "").strip()
+    return float(said) if said.isascii() and said.isdecimal() else 0.0
 
 
 def _next_step(status: int) -> str:

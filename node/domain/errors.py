@@ -8,7 +8,14 @@ class IchnodeError(Exception):
 
 
 class TransientError(IchnodeError):
-    """Worth trying again later without anybody's help (peer down, broker away, disk busy)."""
+    """Worth trying again later without anybody's help (peer down, broker away, disk busy).
+
+    `after_s`: the peer asked to be left alone for so long.
+    """
+
+    def __init__(self, message: str = "", after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class PermanentError(IchnodeError):

@@ -28,15 +28,25 @@ class Event(IntEnum):
     PROGRESS = 3
 
 
+class Ended(StrEnum):
+    """Why the node itself ended a workitem; after the last two its job may be offered again."""
+
+    NEWER = "NEWER"  # a newer revision has one, or an admin cancelled the job
+    READ = "READ"  # its study was acknowledged in the console
+    TAKEN_BACK = "TAKEN_BACK"  # from who took it: by an admin, or since nothing was heard for long
+
+
+OFFERED_AGAIN = (Ended.READ, Ended.TAKEN_BACK)
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
 """The well-known instance that stands for all workitems, those to come included (PS3.4 CC.2.3.2)."""
+FILTERED = "1.2.840.10008.5.1.4.34.5.1"
+"""…and for those of them that match the keys of the request (PS3.4 CC.2.3.3)."""
 FINAL = (StepState.COMPLETED, StepState.CANCELED)
 STEP_PRIORITY = {Priority.STAT: "HIGH", Priority.HIGH: "MEDIUM", Priority.ROUTINE: "LOW"}
 """Scheduled Procedure Step Priority (0074,1200) knows these three; HIGH stands for STAT (PS3.3 C.30)."""
 
 # Statuses of PS3.4 Tables CC.2.1-2, CC.2.2-2, CC.2.3-3, CC.2.6-1 and CC.2.7-2
 SUCCESS = 0x0000
-NO_DELETION_LOCK = 0xB301
 ALREADY_CANCELED = 0xB304
 ALREADY_COMPLETED = 0xB306
 MAY_NOT_BE_UPDATED = 0xC300
@@ -51,7 +61,6 @@ IS_COMPLETED = 0xC311
 NOBODY_HEARS = 0xC312
 MEANINGS = {
     SUCCESS: "Success",
-    NO_DELETION_LOCK: "Deletion lock not granted",
     ALREADY_CANCELED: "The UPS is already in the requested state of CANCELED",
     ALREADY_COMPLETED: "The UPS is already in the requested state of COMPLETED",
     MAY_NOT_BE_UPDATED: "The UPS may no longer be updated",

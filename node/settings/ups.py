@@ -34,6 +34,8 @@ class Ups(Section):
     worklist_label: str = Field("AI triage", min_length=1, max_length=64)
     retrieve_ae_title: AeTitle | Literal[""] = ""
     """Where readers fetch the study from; empty: the first destination with an AE title."""
+    claim_h: float = Field(12.0, ge=0)
+    """A workitem that a reader took and of which nothing was heard for so long is offered again; 0: never."""
     watcher: tuple[Watcher, ...] = ()
     """Who may be named as the receiver of events; empty: nobody can subscribe."""
 

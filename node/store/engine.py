@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from node.domain.errors import PermanentError, TransientError
 from node.store.tables import metadata
 
-SCHEMA_REVISION = "0019"
+SCHEMA_REVISION = "0021"
 """The newest migration; a test holds it against the migrations themselves."""
 
 BUSY_TIMEOUT_S = 30

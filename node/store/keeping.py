@@ -28,6 +28,7 @@ from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesSta
 from node.store import quality
 from node.store.engine import reading, writing
 from node.store.jobs import SOURCE
+from node.store.subscriptions import is_locked
 from node.store.tables import (
     alerts,
     associations,
@@ -42,6 +43,7 @@ from node.store.tables import (
     series,
     shadows,
     studies,
+    workitems,
 )
 
 UNDECIDED = (SeriesState.RECEIVING, SeriesState.COMPLETE)
@@ -150,12 +152,19 @@ class Keeping:
             return [dict(row._mapping) for row in connection.execute(query)]
 
     def forget(self, before: float) -> int:
-        """Delete the records of studies whose files are gone and that came before then. Returns how many."""
+        """Delete the records of studies whose files are gone and that came before then. Returns how many.
+
+        Those with a workitem that a subscriber locked stay.
+        """
         waiting = exists().where(
             alerts.c.study_instance_uid == studies.c.study_instance_uid,
             alerts.c.state == AlertState.PENDING,
         )
-        gone = and_(studies.c.files_removed_at.is_not(None), studies.c.last_received_at < before, ~waiting)
+        mine = workitems.c.study_instance_uid == studies.c.study_instance_uid
+        locked = exists().where(mine, is_locked(workitems.c.sop_instance_uid))
+        gone = and_(
+            studies.c.files_removed_at.is_not(None), studies.c.last_received_at < before, ~waiting, ~locked
+        )
         with writing(self._engine) as connection:
             uids = (
                 connection.execute(select(studies.c.study_instance_uid).where(gone).limit(500))

@@ -18,6 +18,7 @@ from node.domain.findings import Findings, ModelIdentity, Priority
 from node.domain.opinion import Opinion, Word, bits, judged
 from node.quality.counts import Analysed, Said
 from node.store.engine import insert_if_absent, reading, writing
+from node.store.pair_days import changed
 from node.store.tables import analyses, shadows, studies
 
 Row = dict[str, Any]
@@ -51,38 +52,30 @@ class Quality:
 
     def analysed(self, group: Group, since: float, until: float) -> dict[str, Analysed]:
         """How many analyses of each group ended then, by verdict."""
-        keys = _KEYS[group]
-        counts = [func.sum(case((analyses.c.verdict == v, 1), else_=0)) for v in _VERDICTS]
-        query = select(*keys, *counts).where(*_within(since, until)).group_by(*_grouping(group))
         with reading(self._engine) as connection:
-            rows = connection.execute(query).all()
-        return {_name(row[: len(keys)]): Analysed(*(int(n or 0) for n in row[len(keys) :])) for row in rows}
+            return _analysed(connection, group, since, until)
 
     def said(self, group: Group, since: float, until: float) -> dict[str, list[Said]]:
         """What readers said of the analyses that ended then, counted, by group."""
-        keys = _KEYS[group]
-        drawn = case((analyses.c.sampled_at.is_not(None), 1), else_=0)
-        what = (analyses.c.verdict, analyses.c.present, analyses.c.told, analyses.c.wrong, drawn)
-        query = (
-            select(*keys, *what, func.count())
-            .where(analyses.c.opinion_at.is_not(None), *_within(since, until))
-            .group_by(*_grouping(group), *what)
-        )
-        found: dict[str, list[Said]] = {}
         with reading(self._engine) as connection:
-            for row in connection.execute(query):
-                verdict, present, told, wrong, sampled, count = row[len(keys) :]
-                said = Said(Priority(verdict), present, told, wrong, bool(sampled), count)
-                found.setdefault(_name(row[: len(keys)]), []).append(said)
-        return found
+            return _said(connection, group, since, until)
+
+    def of_times(self, times: Sequence[tuple[float, float]]) -> list[tuple[Analysed, list[Said]]]:
+        """Both of all analyses that ended in each of these times, in one look."""
+        with reading(self._engine) as connection:
+            return [
+                (
+                    _analysed(connection, Group.ALL, *time).get("", Analysed()),
+                    _said(connection, Group.ALL, *time).get("", []),
+                )
+                for time in times
+            ]
 
     def disagreements(self, since: float, until: float, limit: int = 50) -> list[Row]:
         """What readers disagreed with, the latest first."""
-        query = (
-            _shown()
-            .where(analyses.c.opinion == Opinion.DISAGREE, *_within(since, until))
-            .order_by(analyses.c.opinion_at.desc())
-        )
+        ended = analyses.c.analysed_at + 0.0  # not by the index of times: few of these were disagreed with
+        told = (analyses.c.opinion == Opinion.DISAGREE, analyses.c.opinion_at.is_not(None))
+        query = _shown().where(*told, ended >= since, ended < until).order_by(analyses.c.opinion_at.desc())
         return self._rows(query.limit(limit))
 
     def draw(self, count: int, since: float, who: str, now: float, chance: random.Random) -> int:
@@ -91,7 +84,7 @@ class Quality:
         Of those that ended since then, were not drawn before, and whose images are still kept.
         """
         open_ones = (
-            select(analyses.c.id)
+            select(analyses.c.id, analyses.c.analysed_at)
             .join(studies, studies.c.study_instance_uid == analyses.c.study_instance_uid)
             .where(
                 analyses.c.verdict == Priority.ROUTINE,
@@ -101,10 +94,11 @@ class Quality:
             )
         )
         with writing(self._engine) as connection:
-            ids = list(connection.execute(open_ones.order_by(analyses.c.id)).scalars())
-            drawn = chance.sample(ids, min(count, len(ids)))
-            mine = update(analyses).where(analyses.c.id.in_(drawn))
+            found = connection.execute(open_ones.order_by(analyses.c.id)).all()
+            drawn = chance.sample(found, min(count, len(found)))
+            mine = update(analyses).where(analyses.c.id.in_([row.id for row in drawn]))
             connection.execute(mine.values(sampled_at=now, sampled_by=who))
+            changed(connection, *(row.analysed_at for row in drawn))
         return len(drawn)
 
     def sample(self, limit: int = 50) -> list[Row]:
@@ -138,6 +132,31 @@ class Quality:
             return [dict(row._mapping) for row in connection.execute(query)]
 
 
+def _analysed(connection: Connection, group: Group, since: float, until: float) -> dict[str, Analysed]:
+    keys = _KEYS[group]
+    counts = [func.sum(case((analyses.c.verdict == v, 1), else_=0)) for v in _VERDICTS]
+    query = select(*keys, *counts).where(*_within(since, until)).group_by(*_grouping(group))
+    rows = connection.execute(query).all()
+    return {_name(row[: len(keys)]): Analysed(*(int(n or 0) for n in row[len(keys) :])) for row in rows}
+
+
+def _said(connection: Connection, group: Group, since: float, until: float) -> dict[str, list[Said]]:
+    keys = _KEYS[group]
+    drawn = case((analyses.c.sampled_at.is_not(None), 1), else_=0)
+    what = (analyses.c.verdict, analyses.c.present, analyses.c.told, analyses.c.wrong, drawn)
+    query = (
+        select(*keys, *what, func.count())
+        .where(analyses.c.opinion_at.is_not(None), *_within(since, until))
+        .group_by(*_grouping(group), *what)
+    )
+    found: dict[str, list[Said]] = {}
+    for row in connection.execute(query):
+        verdict, present, told, wrong, sampled, count = row[len(keys) :]
+        said = Said(Priority(verdict), present, told, wrong, bool(sampled), count)
+        found.setdefault(_name(row[: len(keys)]), []).append(said)
+    return found
+
+
 def record(
     connection: Connection, job: tuple[int, str], findings: Findings, acquired: Acquisition, now: float
 ) -> None:
@@ -161,6 +180,8 @@ def record(
         "kernel": acquired.kernel[:64],
         **{name: getattr(acquired, name) for name in _MEASURED},
     }
+    before = connection.execute(select(analyses.c.analysed_at).where(*key)).scalar()
+    changed(connection, now, *([] if before is None else [before]))
     insert_if_absent(connection, analyses, {"job_id": job[0], "model_sha256": model.sha256, **values})
     other_word = (analyses.c.present != present) | (analyses.c.verdict != findings.priority)
     connection.execute(update(analyses).where(*key, other_word).values(**_WITHDRAWN))
@@ -192,11 +213,16 @@ def say(connection: Connection, job_id: int, word: Word) -> None:
     values = {"told": told.told, "wrong": told.wrong, "opinion": word.opinion, "why": word.wrong}
     values |= {"opinion_by": word.who, "opinion_at": word.at}
     connection.execute(update(analyses).where(analyses.c.id == row.id).values(**values))
+    changed(connection, row.analysed_at)
 
 
 def withdraw(connection: Connection, job_id: int) -> None:
     """A reader took the word back."""
-    connection.execute(update(analyses).where(analyses.c.id == _newest(job_id)).values(**_WITHDRAWN))
+    mine = analyses.c.id == _newest(job_id)
+    at = connection.execute(select(analyses.c.analysed_at).where(mine)).scalar()
+    if at is not None:
+        connection.execute(update(analyses).where(mine).values(**_WITHDRAWN))
+        changed(connection, at)
 
 
 def forget(connection: Connection, study_uids: Sequence[str]) -> None:

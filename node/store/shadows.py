@@ -15,6 +15,7 @@ from node.domain.findings import Findings, ModelIdentity, Reason
 from node.domain.lifecycle import SHADOWS, JobState, ShadowEvent, ShadowState, sources
 from node.store import quality
 from node.store.engine import insert_if_absent, reading, writing
+from node.store.pair_days import changed
 from node.store.tables import analyses, jobs, series, shadows, studies
 
 Row = dict[str, Any]
@@ -168,7 +169,10 @@ class Shadows:
                 return False
             read = _move(ShadowEvent.READ, now).where(*_held(number, owner))
             nothing_wrong = {"reason_code": None, "reason_text": None}
-            return connection.execute(read.values(**quality.outcome(findings), **nothing_wrong)).rowcount == 1
+            stored = connection.execute(read.values(**quality.outcome(findings), **nothing_wrong)).rowcount
+            of_job = select(analyses.c.analysed_at).join(shadows, shadows.c.job_id == analyses.c.job_id)
+            changed(connection, *connection.execute(of_job.where(shadows.c.id == number)).scalars())
+            return stored == 1
 
     def fail(self, number: int, owner: str, reason: Reason, now: float) -> bool:
         """For good."""
@@ -225,17 +229,26 @@ class Shadows:
             return [dict(row._mapping) for row in rows]
 
     def models(self) -> list[Row]:
-        """Each model that has read something in the shadow, the latest first: identity, pipeline, `done`."""
-        identity = (shadows.c.model_name, shadows.c.model_version, shadows.c.model_sha256)
-        query = (
-            select(*identity, func.max(shadows.c.pipeline).label("pipeline"))
-            .add_columns(func.count().label("done"), func.max(shadows.c.finished_at).label("last_at"))
-            .where(shadows.c.state == ShadowState.DONE)
-            .group_by(*identity)
-            .order_by(func.max(shadows.c.finished_at).desc())
+        """Each model that has read something in the shadow, the latest first: identity, pipeline, `done`.
+
+        By the digest of its weights; what it is called is what it was called last.
+        """
+        done = shadows.c.state == ShadowState.DONE
+        last_at = func.max(shadows.c.finished_at)
+        counted = (
+            select(shadows.c.model_sha256, func.count().label("done"), last_at.label("last_at"))
+            .where(done)
+            .group_by(shadows.c.model_sha256)
+            .order_by(last_at.desc())
         )
+        named = select(shadows.c.model_name, shadows.c.model_version, shadows.c.pipeline)
         with reading(self._engine) as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            rows = []
+            for row in connection.execute(counted).mappings().all():
+                mine = named.where(done, shadows.c.model_sha256 == row["model_sha256"])
+                latest = connection.execute(mine.order_by(shadows.c.finished_at.desc()).limit(1)).one()
+                rows.append({**row, **latest._mapping})
+            return rows
 
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:

@@ -243,7 +243,7 @@ workitems = Table(  # Unified Procedure Steps that readers may take (PS3.4 Annex
     "workitems",
     metadata,
     Column("sop_instance_uid", UID, primary_key=True),
-    Column("job_id", Integer, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("job_id", Integer, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("study_instance_uid", UID, nullable=False),
     Column("state", String(16), nullable=False),  # node.domain.workitems.StepState
     Column("transaction_uid", UID),  # known to its performer alone
@@ -252,18 +252,33 @@ workitems = Table(  # Unified Procedure Steps that readers may take (PS3.4 Annex
     Column("claimed_at", Float),
     Column("created_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
+    Column("offer", Integer, nullable=False, server_default="1"),  # a job is offered again with another UID
+    Column("ended", String(16)),  # why the node itself ended it: node.domain.workitems.Ended
+    UniqueConstraint("job_id", "offer", name="one_workitem_an_offer"),
     Index("workitems_by_study", "study_instance_uid"),
     Index("workitems_by_state", "state", "created_at"),
     Index("workitems_by_change", "changed_at"),
 )
 
-ups_subscriptions = Table(  # who hears of which workitem; node.domain.workitems.GLOBAL: of those to come
+ups_subscriptions = Table(  # who hears of which workitem; GLOBAL, FILTERED: of those to come
     "ups_subscriptions",
     metadata,
     Column("receiving_ae", String(16), primary_key=True),
     Column("sop_instance_uid", UID, primary_key=True),
     Column("subscribed_at", Float, nullable=False),
+    Column("deletion_lock", Integer, nullable=False, server_default="0"),  # 1: it is kept after its end
+    Column("matching", JSON),  # of FILTERED: the keys, as DICOM JSON
     Index("ups_subscriptions_by_workitem", "sop_instance_uid"),
+)
+
+ups_watchers = Table(  # how it went to tell a subscriber
+    "ups_watchers",
+    metadata,
+    Column("receiving_ae", String(16), primary_key=True),
+    Column("told_at", Float),
+    Column("failing_since", Float),  # NULL: the last event was taken
+    Column("last_error", Text),
+    Column("given_up", Integer, nullable=False),  # events that nobody took for a day
 )
 
 ups_events = Table(  # what subscribers are still to be told, in the order it happened
@@ -486,9 +501,23 @@ analyses = Table(  # what statistics need of each analysis, and nothing of the p
     Index("analyses_by_time", "analysed_at", "verdict"),
     Index("analyses_by_scanner", "scanner", "analysed_at", "verdict"),
     Index("analyses_by_model", "model_name", "model_version", "analysed_at", "verdict"),
-    Index("analyses_by_opinion", "opinion_at"),
-    Index("analyses_by_sampling", "sampled_at"),
 )
+# Of what readers judged, and of what was drawn and waits for them: few rows, so that pages read no others.
+Index(
+    "analyses_told",
+    *(analyses.c[n] for n in ("analysed_at", "scanner", "model_name", "model_version", "verdict")),
+    *(analyses.c[n] for n in ("present", "told", "wrong", "sampled_at")),
+    sqlite_where=analyses.c.opinion_at.is_not(None),
+    postgresql_where=analyses.c.opinion_at.is_not(None),
+)
+Index(
+    "analyses_by_opinion",
+    *(analyses.c[n] for n in ("opinion", "opinion_at")),
+    sqlite_where=analyses.c.opinion_at.is_not(None),
+    postgresql_where=analyses.c.opinion_at.is_not(None),
+)
+_DRAWN = analyses.c.sampled_at.is_not(None) & analyses.c.opinion_at.is_(None)
+Index("analyses_drawn", analyses.c.sampled_at, analyses.c.id, sqlite_where=_DRAWN, postgresql_where=_DRAWN)
 
 shadows = Table(  # what a model that reads in silence makes of what was analysed; outlives its job
     "shadows",
@@ -523,6 +552,46 @@ shadows = Table(  # what a model that reads in silence makes of what was analyse
     UniqueConstraint("job_id", "model_sha256", name="one_shadow_a_model"),
     Index("shadows_by_state", "state", "created_at"),
     Index("shadows_by_model", "model_sha256", "state", "created_at"),
+    Index("shadows_by_end", "state", "model_sha256", "finished_at"),
+    Index("shadows_by_reason", "state", "reason_code"),
+)
+
+pair_days = Table(  # series that two models read, counted by the day of the analysis: node.store.pair_days
+    "pair_days",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("day", Integer, nullable=False),  # of 86,400 s since the epoch, by `analyses.analysed_at`
+    Column("active_name", String(64), nullable=False),
+    Column("active_version", String(64), nullable=False),
+    Column("active_sha256", String(64), nullable=False),
+    Column("shadow_name", String(64), nullable=False),
+    Column("shadow_version", String(64), nullable=False),
+    Column("shadow_sha256", String(64), nullable=False),
+    Column("scanner", String(200), nullable=False),
+    Column("active_present", Integer, nullable=False),
+    Column("active_evaluated", Integer, nullable=False),
+    Column("shadow_present", Integer, nullable=False),
+    Column("shadow_evaluated", Integer, nullable=False),
+    Column("told", Integer),
+    Column("wrong", Integer),
+    Column("sampled", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("last_at", Float),
+    Index("pair_days_by_day", "day"),
+)
+
+pair_changes = Table(  # days of which something changed since they were counted, or may have
+    "pair_changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("day", Integer, nullable=False),
+)
+
+pair_summary = Table(  # one row: all days before this one are counted in `pair_days`
+    "pair_summary",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("until_day", Integer, nullable=False),
 )
 
 promotions = Table(  # which model was made the active one; the newest row counts: node.domain.choice

@@ -1,4 +1,4 @@
-"""Every query about workitems: one for each job whose result should be read, taken and finished by readers.
+"""What changes workitems: one for each job whose result should be read, taken and finished by readers.
 
 They follow from the jobs, so that making them can be repeated; a change of state is decided by
 node.domain.workitems in the transaction that writes it.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, exists, func, or_, select, update
 
+from node.domain.errors import IllegalTransition
 from node.domain.findings import Priority
 from node.domain.lifecycle import JobState
 from node.domain.workitems import (
     NOBODY_HEARS,
+    OFFERED_AGAIN,
     SUCCESS,
+    Ended,
     Event,
     Standing,
     StepState,
@@ -27,14 +31,15 @@ from node.domain.workitems import (
 from node.store.audit import Actor, add_entry
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.reviews import acknowledge
-from node.store.subscriptions import born, report, state_report
-from node.store.tables import instances, jobs, objects, studies, workitems
-from node.store.worklist import without_slices
+from node.store.steps import Item, Values, items
+from node.store.subscriptions import born, report, served, state_report
+from node.store.tables import instances, jobs, objects, reviews, workitems
 
-Values = dict[str, Any]
 WORKITEM = "workitem"
 """What the audit trail calls it when a reader takes or finishes one."""
 PROGRESS = "00741002"  # Procedure Step Progress Information Sequence
+_REASON, _CANCELLED_AT = "00741238", "00404052"
+"""Reason For Cancellation, Procedure Step Cancellation DateTime"""
 PERFORMED = "00741216"  # Unified Procedure Step Performed Procedure Sequence
 REQUIRED_OF_PERFORMED = {
     "00404050": "PerformedProcedureStepStartDateTime",
@@ -43,117 +48,85 @@ REQUIRED_OF_PERFORMED = {
     "00404019": "PerformedWorkitemCodeSequence",
 }
 """Final state requirements of COMPLETED, PS3.4 Table CC.2.5-3."""
-_TAKEN_BACK = (JobState.SUPERSEDED, JobState.CANCELLED)
-
-_newer = workitems.alias("newer")
-_same_study = _newer.c.study_instance_uid == workitems.c.study_instance_uid
-_OUTDATED = (
-    workitems.c.state == StepState.SCHEDULED,
-    or_(
-        exists().where(
-            _newer.c.study_instance_uid == workitems.c.study_instance_uid,
-            _newer.c.job_id > workitems.c.job_id,
-        ),
-        exists().where(jobs.c.id == workitems.c.job_id, jobs.c.state == JobState.CANCELLED),
-    ),
-)
+NODE = Actor("ichnode", "node", "")
+"""Who acts where nobody pressed a button."""
+_GONE = (JobState.SUPERSEDED, JobState.CANCELLED)
 
 
 @dataclass(frozen=True)
-class Item:
-    """A workitem with what is known of its study; `performed` is what N-SET brought, as DICOM JSON."""
+class Terms:
+    """Which jobs are offered (of these priorities, made since then), and how."""
 
-    uid: str
-    job_id: int
-    study_instance_uid: str
-    series_instance_uid: str
-    state: StepState
-    priority: Priority
-    findings: Values | None
-    performed: Values
-    created_at: float
-    changed_at: float
-    claimed_by: str
-    study: Values
-    header: Values
+    priorities: Sequence[Priority]
+    since: float
+    uid_of: Callable[[str, int, int], str]
+    """Of a series, its revision and how many times it was offered, this one included."""
+    matches: Callable[[Item, Values], bool]
+    """Whether a workitem matches the keys of a subscriber, given as DICOM JSON."""
+    claim_s: float = 0.0
+    """For how long nothing may be heard of what a reader took; 0: for ever."""
 
 
 class Workitems:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def make(
-        self, priorities: Sequence[Priority], uid_of: Callable[[str, int], str], since: float, now: float
-    ) -> int:
+    def make(self, terms: Terms, now: float) -> int:
         """A SCHEDULED workitem for each job with such a priority that has none. Returns how many are new.
 
-        One that nobody has taken is CANCELED once a newer one of its study is there, or an admin cancelled
-        its job; never by an analysis that has no result yet, nor by one that alarms less.
+        What nobody took is CANCELED once a newer one of its study is there, an admin cancelled its job, or
+        somebody read the study in the console; never by an analysis that has no result yet, nor by one that
+        alarms less. What was taken, and of which nothing was heard for `terms.claim_s`, is taken back.
         """
-        lacking = (
-            select(jobs.c.id, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.study_instance_uid)
-            .outerjoin(workitems, workitems.c.job_id == jobs.c.id)
-            .where(workitems.c.job_id.is_(None), jobs.c.priority.in_(priorities), jobs.c.canary == 0)
-            .where(jobs.c.state.not_in(_TAKEN_BACK), jobs.c.created_at >= since, jobs.c.canary == 0)
-        )
         with reading(self._engine) as connection:
-            rows = connection.execute(lacking).all()
-        if not rows and not self._outdated():
-            return 0
+            if not any(connection.execute(query.limit(1)).first() for query in _due(terms, now)):
+                return 0
         with writing(self._engine) as connection:
-            made = 0
-            for row in rows:
-                item = {
-                    "sop_instance_uid": uid_of(row.series_instance_uid, row.revision),
-                    "job_id": row.id,
-                    "study_instance_uid": row.study_instance_uid,
-                    "state": StepState.SCHEDULED,
-                    "performed": {},
-                    "created_at": now,
-                    "changed_at": now,
-                }
-                if insert_if_absent(connection, workitems, item):
-                    made += 1
-                    born(connection, item["sop_instance_uid"], now)
-            outdated = connection.execute(select(workitems.c.sop_instance_uid).where(*_OUTDATED)).scalars()
-            for uid in outdated.all():
-                _move(connection, uid, StepState.CANCELED, now)
+            outdated, read, silent, lacking = _due(terms, now)
+            made = sum(_offer(connection, row, terms, now) for row in connection.execute(lacking).all())
+            for row in connection.execute(outdated).all():
+                _end(connection, row, Ended.NEWER, "replaced by a newer result", now)
+            for row in connection.execute(read).all():
+                _end(connection, row, Ended.READ, "read in the console of the node", now)
+            for row in connection.execute(silent).all():
+                hours = terms.claim_s / 3600
+                why = f"taken back from AE {row.claimed_by}: nothing was heard of it for {hours:g} h"
+                _end(connection, row, Ended.TAKEN_BACK, why, now)
+                add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
             return made
 
-    def _outdated(self) -> bool:
-        with reading(self._engine) as connection:
-            found = connection.execute(select(workitems.c.job_id).where(*_OUTDATED).limit(1))
-            return found.first() is not None
-
     def listed(self, since: float, limit: int) -> list[Item]:
-        """Workitems changed since then, the most urgent and then the oldest first."""
-        return self._items(workitems.c.changed_at >= since, limit)
+        """Workitems changed since then or locked, the most urgent and then the oldest first."""
+        with reading(self._engine) as connection:
+            return items(connection, served(since), limit)
 
     def get(self, uid: str) -> Item | None:
-        found = self._items(workitems.c.sop_instance_uid == uid, 1)
-        return found[0] if found else None
-
-    def _items(self, condition: ColumnElement[bool], limit: int) -> list[Item]:
-        first_instance = (
-            select(func.min(instances.c.sop_instance_uid))
-            .where(instances.c.series_instance_uid == jobs.c.series_instance_uid)
-            .correlate(jobs)
-            .scalar_subquery()
-        )
-        urgency = case({p: rank for rank, p in enumerate(Priority)}, value=jobs.c.priority)
         with reading(self._engine) as connection:
-            query = (
-                select(workitems, jobs.c.series_instance_uid, jobs.c.priority)
-                .add_columns(without_slices(connection).label("findings"), instances.c.header)
-                .add_columns(studies.c.patient_id, studies.c.patient_name, studies.c.accession_number)
-                .join(jobs, jobs.c.id == workitems.c.job_id)
-                .join(studies, studies.c.study_instance_uid == workitems.c.study_instance_uid)
-                .outerjoin(instances, instances.c.sop_instance_uid == first_instance)
-                .where(condition)
-                .order_by(urgency, workitems.c.created_at)
-                .limit(limit)
-            )
-            return [_item(row) for row in connection.execute(query)]
+            found = items(connection, workitems.c.sop_instance_uid == uid, 1)
+            return found[0] if found else None
+
+    def taken(self, limit: int) -> list[Item]:
+        """What readers took and did not finish, the longest silent first."""
+        with reading(self._engine) as connection:
+            found = items(connection, workitems.c.state == StepState.IN_PROGRESS, limit)
+            return sorted(found, key=lambda item: item.changed_at)
+
+    def counts(self) -> dict[str, int]:
+        """How many there are in each state."""
+        query = select(workitems.c.state, func.count()).group_by(workitems.c.state)
+        with reading(self._engine) as connection:
+            return {row.state: row[1] for row in connection.execute(query)}
+
+    def take_back(self, uid: str, why: str, now: float) -> None:
+        """From the reader who took it: it is CANCELED, and its job is offered again with another UID.
+
+        Raises IllegalTransition where nobody has it.
+        """
+        with writing(self._engine) as connection:
+            row = _locked(connection, uid)
+            if row is None or row.state != StepState.IN_PROGRESS:
+                raise IllegalTransition(f"nobody has workitem {uid} any more; look at the study again")
+            _end(connection, row, Ended.TAKEN_BACK, why, now)
 
     def inputs(self, item: Item) -> tuple[list[tuple[str, str]], dict[str, list[tuple[str, str]]]]:
         """The source instances of a workitem, and the reports made for it by series: (class, instance)."""
@@ -252,6 +225,81 @@ class Workitems:
             return {row.study_instance_uid: dict(row._mapping) for row in connection.execute(query)}
 
 
+def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any], Select[Any]]:
+    """Workitems that are outdated, that were read elsewhere, that a reader forgot; and jobs without one."""
+    newer = workitems.alias("newer")
+    mine = workitems.c.state == StepState.SCHEDULED
+    outdated = or_(
+        exists().where(
+            newer.c.study_instance_uid == workitems.c.study_instance_uid,
+            newer.c.job_id > workitems.c.job_id,
+        ),
+        exists().where(jobs.c.id == workitems.c.job_id, jobs.c.state == JobState.CANCELLED),
+    )
+    forgotten = workitems.c.changed_at < (now - terms.claim_s if terms.claim_s else 0.0)
+    offered = workitems.c.job_id == jobs.c.id
+    of_job = (jobs.c.id, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.study_instance_uid)
+    lacking = select(*of_job).where(
+        jobs.c.priority.in_(terms.priorities),
+        jobs.c.canary == 0,
+        jobs.c.state.not_in(_GONE),
+        or_(jobs.c.created_at >= terms.since, exists().where(offered, workitems.c.changed_at >= terms.since)),
+        ~exists().where(offered, or_(workitems.c.ended.is_(None), workitems.c.ended.not_in(OFFERED_AGAIN))),
+        ~exists().where(newer.c.study_instance_uid == jobs.c.study_instance_uid, newer.c.job_id > jobs.c.id),
+        ~_was_read(jobs.c.study_instance_uid, jobs.c.id),
+    )
+    return (
+        select(workitems).where(mine, outdated),
+        select(workitems).where(mine, _was_read(workitems.c.study_instance_uid, workitems.c.job_id)),
+        select(workitems).where(workitems.c.state == StepState.IN_PROGRESS, forgotten),
+        lacking,
+    )
+
+
+def _was_read(study: ColumnElement[str], job: ColumnElement[int]) -> ColumnElement[bool]:
+    """Somebody acknowledged the word of this job of a study, or of a later one, as it is now."""
+    later = jobs.alias("later")
+    return exists().where(
+        later.c.study_instance_uid == study,
+        later.c.id >= job,
+        reviews.c.job_id == later.c.id,
+        reviews.c.acknowledged_at >= func.coalesce(later.c.analysed_at, 0),
+    )
+
+
+def _offer(connection: Connection, job: Row, terms: Terms, now: float) -> bool:
+    """False when another process was quicker."""
+    before = select(func.count()).where(workitems.c.job_id == job.id)
+    offer = int(connection.execute(before).scalar_one()) + 1
+    uid = terms.uid_of(job.series_instance_uid, job.revision, offer)
+    row = {
+        "sop_instance_uid": uid,
+        "job_id": job.id,
+        "study_instance_uid": job.study_instance_uid,
+        "state": StepState.SCHEDULED,
+        "performed": {},
+        "created_at": now,
+        "changed_at": now,
+        "offer": offer,
+    }
+    if not insert_if_absent(connection, workitems, row):
+        return False
+    (item,) = items(connection, workitems.c.sop_instance_uid == uid, 1)
+    born(connection, item, terms.matches, now)
+    return True
+
+
+def _end(connection: Connection, row: Row, ended: Ended, why: str, now: float) -> None:
+    """By the node itself: CANCELED, by way of IN PROGRESS (PS3.4 CC.2.2.3), and says why."""
+    uid = row.sop_instance_uid
+    if row.state == StepState.SCHEDULED:
+        _move(connection, uid, StepState.IN_PROGRESS, now)
+    at = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%S.%f+0000")
+    said = {_REASON: {"vr": "LT", "Value": [why]}, _CANCELLED_AT: {"vr": "DT", "Value": [at]}}
+    performed = {**row.performed, PROGRESS: {"vr": "SQ", "Value": [said]}}
+    _move(connection, uid, StepState.CANCELED, now, performed=performed, ended=ended)
+
+
 def _move(connection: Connection, uid: str, state: StepState, now: float, **values: Any) -> None:
     """Into another state, and subscribers are told."""
     mine = update(workitems).where(workitems.c.sop_instance_uid == uid)
@@ -272,22 +320,3 @@ def is_complete(performed: Values) -> bool:
     """Whether the performer said what COMPLETED requires (DICOM JSON, PS3.18 F.2)."""
     items = (performed.get(PERFORMED) or {}).get("Value") or []
     return any(all((item.get(tag) or {}).get("Value") for tag in REQUIRED_OF_PERFORMED) for item in items)
-
-
-def _item(row: Row) -> Item:
-    study = {"patient_id": row.patient_id, "patient_name": row.patient_name}
-    return Item(
-        uid=row.sop_instance_uid,
-        job_id=row.job_id,
-        study_instance_uid=row.study_instance_uid,
-        series_instance_uid=row.series_instance_uid,
-        state=StepState(row.state),
-        priority=Priority(row.priority),
-        findings=row.findings,
-        performed=row.performed,
-        created_at=row.created_at,
-        changed_at=row.changed_at,
-        claimed_by=row.claimed_by or "",
-        study=study | {"accession_number": row.accession_number},
-        header=row.header or {},
-    )

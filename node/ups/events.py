@@ -70,7 +70,9 @@ class Reporter:
             finally:
                 if assoc.is_established:
                     assoc.release()
+            self._subscriptions.went_well(self._ae, now)
         except _NotTakenError as error:
+            self._subscriptions.went_wrong(self._ae, str(error), now)
             self._later(due[taken], str(error), now)
         return taken
 
@@ -104,7 +106,7 @@ class Reporter:
     def _later(self, one: Due, why: str, now: float) -> None:
         if now - one.created_at > GIVE_UP_S:
             log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
-            self._subscriptions.told(one.id)
+            self._subscriptions.give_up(one.id, self._ae)
             return
         if one.attempts == 0:
             log.warning("event %d of workitem %s waits: %s", one.event, one.sop_instance_uid, why)

@@ -18,8 +18,7 @@ from pydicom.tag import BaseTag
 from node.domain.errors import TransientError
 from node.domain.findings import Findings, Priority
 from node.domain.workitems import (
-    GLOBAL,
-    NO_DELETION_LOCK,
+    FILTERED,
     NO_SUCH_UPS,
     SUCCESS,
     UNKNOWN_RECEIVER,
@@ -33,7 +32,9 @@ from node.outputs.workitem import date_time, served
 from node.settings import Settings
 from node.store.audit import Actor
 from node.store.records import Records
-from node.store.workitems import Item
+from node.store.steps import Item
+from node.store.subscriptions import ALL, Matching
+from node.store.workitems import Terms
 from node.ups.matching import answer, matches
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ MADE_FOR_S = 24 * 3600.0
 MAKE_EVERY_S = 1.0
 MOST_SERVED = 1000
 LONGEST_PERFORMED = 256 * 1024
+LONGEST_KEYS = 16 * 1024
+NOT_MATCHED = ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")
+"""What comes along with the keys of a filtered subscription (PS3.4 Table CC.2.3-1)."""
 RESULT_FOLLOWS = "The result of the AI analysis follows"
 NOT_ANALYSED_YET = "First word of the classifier; the analysis goes on."
 
@@ -77,7 +81,16 @@ class Service:
 
     def make(self, now: float) -> int:
         """Workitems for what was found since; what is outdated is CANCELED. Returns how many are new."""
-        made = self._records.workitems.make(self._ups.priorities, workitem_uid, now - MADE_FOR_S, now)
+        made = self._records.workitems.make(
+            Terms(
+                self._ups.priorities,
+                now - MADE_FOR_S,
+                workitem_uid,
+                lambda item, keys: self._holds(Dataset.from_json(keys), item),
+                self._ups.claim_h * 3600,
+            ),
+            now,
+        )
         if made:
             log.info("%d workitems for readers", made)
         return made
@@ -173,27 +186,47 @@ class Service:
         return NO_SUCH_UPS if status is None else status
 
     def _subscribe(self, uid: str, action: int, given: Dataset, reader: Actor) -> int:
-        """PS3.4 CC.2.3; the Receiving AE may be another than the one that asks. No lock is ever granted."""
+        """PS3.4 CC.2.3; the Receiving AE may be another than the one that asks."""
         receiver = str(given.get("ReceivingAE") or "").strip()
-        if not receiver or (action == SUSPEND and uid != GLOBAL):
+        if not receiver or (action == SUSPEND and uid not in ALL):
             return INVALID_ARGUMENT
         if receiver not in self._watchers:
             log.warning(
                 "%s names %s as a receiver of events, who is in no [[ups.watcher]]", reader.name, receiver
             )
             return UNKNOWN_RECEIVER
-        subscriptions, known = self._records.subscriptions, True
-        if action == SUBSCRIBE:
-            known = subscriptions.subscribe(receiver, uid, time.time())
+        subscriptions, status = self._records.subscriptions, SUCCESS
+        if action == SUBSCRIBE and uid in ALL:
+            status = self._subscribe_to_all(receiver, uid, given)
+        elif action == SUBSCRIBE:
+            known = subscriptions.subscribe(receiver, uid, _wants_lock(given), time.time())
+            status = SUCCESS if known else NO_SUCH_UPS
         elif action == UNSUBSCRIBE:
-            known = subscriptions.unsubscribe(receiver, uid)
+            status = SUCCESS if subscriptions.unsubscribe(receiver, uid) else NO_SUCH_UPS
         else:
             subscriptions.suspend(receiver)
-        if not known:
-            return NO_SUCH_UPS
-        log.info("subscriptions of %s: action %d on %s", receiver, action, uid)
-        locked = action == SUBSCRIBE and str(given.get("DeletionLock") or "").strip().upper() == "TRUE"
-        return NO_DELETION_LOCK if locked else SUCCESS
+        log.info("subscriptions of %s: action %d on %s: 0x%04X", receiver, action, uid, status)
+        return status
+
+    def _subscribe_to_all(self, receiver: str, uid: str, given: Dataset) -> int:
+        """With matching keys for FILTERED (PS3.4 CC.2.3.3.1), which may not be empty."""
+        now = time.time()
+        matching = None
+        if uid == FILTERED:
+            keys = Dataset()
+            keys.update({e.tag: e for e in given if e.keyword not in NOT_MATCHED})
+            if not len(keys):
+                return INVALID_ARGUMENT
+            as_json = keys.to_json_dict()
+            if len(repr(as_json)) > LONGEST_KEYS:
+                return RESOURCE_LIMITATION
+            matching = Matching(as_json, lambda item: self._holds(keys, item))
+        since = now - SERVED_FOR_S
+        self._records.subscriptions.subscribe_to_all(receiver, _wants_lock(given), since, now, matching)
+        return SUCCESS
+
+    def _holds(self, keys: Dataset, item: Item) -> bool:
+        return matches(keys, self._dataset(item, False))
 
     def _dataset(self, item: Item, with_inputs: bool) -> Dataset:
         performed = Dataset.from_json(item.performed)
@@ -210,9 +243,13 @@ class Service:
         return (source, *(Input(uid, tuple(made)) for uid, made in reports.items()))
 
 
-def workitem_uid(series_uid: str, revision: int) -> str:
-    """One for each revision of an analysed series."""
-    return derived("workitem", series_uid, revision)
+def _wants_lock(given: Dataset) -> bool:
+    return str(given.get("DeletionLock") or "").strip().upper() == "TRUE"
+
+
+def workitem_uid(series_uid: str, revision: int, offer: int = 1) -> str:
+    """One for each revision of an analysed series, and for each time it is offered again."""
+    return derived("workitem", series_uid, revision, *([offer] if offer > 1 else []))
 
 
 def work_of(item: Item, inputs: tuple[Input, ...]) -> Work:
@@ -231,6 +268,9 @@ def work_of(item: Item, inputs: tuple[Input, ...]) -> Work:
         accession_number=item.study["accession_number"],
         state=item.state,
         changed_at=item.changed_at,
+        replaces=workitem_uid(item.series_instance_uid, item.revision, item.offer - 1)
+        if item.offer > 1
+        else "",
         inputs=inputs,
     )
 

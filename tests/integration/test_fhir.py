@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import requests
 from fhir.resources.R4B import get_fhir_model_class
 from pydantic import ValidationError
 
@@ -18,6 +21,7 @@ from node.channels.trial import trial
 from node.domain.announcing import Stage
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status
+from node.domain.lifecycle import AlertState
 from node.settings import Fhir, Settings
 from node.store.records import open_records
 from tests.alerting import Receiver, Request, alert_of, house, told
@@ -31,64 +35,100 @@ FAILED = Findings(
 Resource = dict[str, Any]
 
 
+class Refusal(Exception):
+    """An answer that is an OperationOutcome."""
+
+    def __init__(self, status: int, code: str, words: str) -> None:
+        super().__init__(words)
+        self.status, self.code = status, code
+
+    def outcome(self) -> Resource:
+        issue = {"severity": "error", "code": self.code, "diagnostics": str(self)}
+        made = {"resourceType": "OperationOutcome", "issue": [issue]}
+        get_fhir_model_class("OperationOutcome").model_validate(made)
+        return made
+
+
+def _valid(resource: Resource) -> None:
+    try:
+        get_fhir_model_class(resource["resourceType"]).model_validate(resource)
+    except ValidationError as error:
+        raise Refusal(422, "invalid", str(error)[:200]) from error
+
+
 @dataclass
 class Server:
-    """Transactions, conditional create and conditional update (R4 3.1.0); else 422."""
+    """Keeps resources by the rules of R4 3.1.0: conditional create and update, versions, whole transactions.
+
+    What is no valid resource of R4B (Observation, DiagnosticReport, Task and Bundle are as in R4), or breaks
+    a rule, is refused by an OperationOutcome. `refuse` is the status of the next answers, one each.
+    """
 
     resources: dict[str, list[Resource]] = field(default_factory=dict)
-    versions: int = 0
+    refuse: list[int] = field(default_factory=list)
 
     def respond(self, request: Request) -> tuple[int, bytes]:
         path = urlsplit(request.path)
         if path.path.endswith("/metadata"):
             return 200, json.dumps({"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}).encode()
-        body = json.loads(request.body)
+        before = copy.deepcopy(self.resources)
         try:
+            if self.refuse:
+                raise Refusal(self.refuse.pop(0), "throttled", "come back later")
+            if request.headers["Content-Type"] != "application/fhir+json":
+                raise Refusal(415, "not-supported", "no FHIR")
+            body = json.loads(request.body)
             if body["resourceType"] == "Bundle":
-                get_fhir_model_class("Bundle").model_validate(body)
-                answers = [self._one(**self._asked(entry)) for entry in body["entry"]]
-                self._resolve(body)
-                entries = [{"response": {"status": f"{status}"}} for status in answers]
-                return 200, json.dumps(
-                    {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
-                ).encode()
-            exists = request.headers.get("If-None-Exist", "")
+                return 200, json.dumps(self._transaction(body)).encode()
             kind = path.path.rpartition("/")[2]
-            return self._one(request.method, kind, path.query or exists, body), b""
-        except (ValidationError, ValueError) as error:
-            said = {"resourceType": "OperationOutcome", "issue": [{"diagnostics": str(error)[:200]}]}
-            return 422, json.dumps(said).encode()
+            query = path.query or request.headers.get("If-None-Exist", "")
+            status, kept = self._one(request.method, kind, query, body)
+            return status, json.dumps(kept).encode()
+        except Refusal as refusal:
+            self.resources = before
+            return refusal.status, json.dumps(refusal.outcome()).encode()
 
-    def _asked(self, entry: Resource) -> dict[str, Any]:
-        how = entry["request"]
-        kind, _, query = how["url"].partition("?")
-        query = query or how.get("ifNoneExist", "")
-        return {"method": how["method"], "kind": kind, "query": query, "resource": entry["resource"]}
+    def _transaction(self, bundle: Resource) -> Resource:
+        _valid(bundle)
+        names = [entry["fullUrl"] for entry in bundle["entry"]]
+        links = {v for v in _values(bundle, "reference") if v.startswith("urn:uuid:")}
+        if links - set(names) or len(names) != len(set(names)):
+            raise Refusal(400, "invalid", f"links to nothing, or a name twice: {links - set(names)}")
+        entries = []
+        for entry in bundle["entry"]:
+            how = entry["request"]
+            kind, _, query = how["url"].partition("?")
+            status, kept = self._one(
+                how["method"], kind, query or how.get("ifNoneExist", ""), entry["resource"]
+            )
+            version = kept["meta"]["versionId"]
+            where = f"{kind}/{kept['id']}/_history/{version}"
+            entries.append(
+                {"response": {"status": f"{status} ok", "location": where, "etag": f'W/"{version}"'}}
+            )
+        answer = {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
+        _valid(answer)
+        return answer
 
-    def _one(self, method: str, kind: str, query: str, resource: Resource) -> int:
-        """The HTTP status of one interaction."""
+    def _one(self, method: str, kind: str, query: str, resource: Resource) -> tuple[int, Resource]:
+        """The HTTP status of one interaction, and the resource as it is kept."""
         if resource["resourceType"] != kind:
-            raise ValueError(f"{resource['resourceType']} sent to {kind}")
-        get_fhir_model_class(kind).model_validate(resource)
+            raise Refusal(400, "invalid", f"{resource['resourceType']} sent to {kind}")
+        _valid(resource)
         system, _, value = unquote(parse_qs(query)["identifier"][0]).partition("|")
         kept = self.resources.setdefault(kind, [])
-        same = [r for r in kept if {"system": system, "value": value} in r["identifier"]]
+        same = [r for r in kept if any((i["system"], i["value"]) == (system, value) for i in r["identifier"])]
         if len(same) > 1:
-            return 412
+            raise Refusal(412, "multiple-matches", f"{len(same)} of {kind} match {value}")
         if same and method == "POST":
-            return 200
+            return 200, same[0]
+        version = int(same[0]["meta"]["versionId"]) + 1 if same else 1
+        number = same[0]["id"] if same else str(sum(map(len, self.resources.values())) + 1)
+        meta = {**resource.get("meta", {}), "versionId": str(version)}
         for old in same:
             kept.remove(old)
-        self.versions += 1
-        kept.append(resource)
-        return 200 if same else 201
-
-    def _resolve(self, bundle: Resource) -> None:
-        """Each link within the transaction must lead somewhere."""
-        names = {entry["fullUrl"] for entry in bundle["entry"]}
-        links = {v for v in _values(bundle, "reference") if v.startswith("urn:uuid:")}
-        if links - names:
-            raise ValueError(f"links to nothing: {links - names}")
+        kept.append({**resource, "id": number, "meta": meta})
+        return (200 if same else 201), kept[-1]
 
     def the(self, kind: str) -> Resource:
         (one,) = self.resources[kind]
@@ -207,6 +247,73 @@ def test_the_token_travels(monkeypatch: pytest.MonkeyPatch) -> None:
         there.check()
     with pytest.raises(TransientError, match="FHIR_TOKEN"):
         there.send(told())
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_versions_tell_what_a_resend_and_a_newer_word_change(transaction: bool) -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        there = channel(receiver.url, transaction=transaction)
+        there.send(told())
+        first = server.the("DiagnosticReport")
+        there.send(told(last=told()))
+    report, task = server.the("DiagnosticReport"), server.the("Task")
+    assert report["id"] == first["id"] and report["meta"]["versionId"] == "2"
+    assert task["meta"]["versionId"] == "1", "a conditional create leaves it alone"
+
+
+def test_a_transaction_is_whole_or_nothing() -> None:
+    """One of its resources is there twice already, so the server cannot tell which one is meant."""
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        there = channel(receiver.url)
+        there.send(told())
+        report = server.the("DiagnosticReport")
+        server.resources["DiagnosticReport"].append({**report, "id": "999"})
+        with pytest.raises(Rejected, match=r"412.*delete all but one.*2 of DiagnosticReport match"):
+            there.send(told(last=told()))
+    assert {o["meta"]["versionId"] for o in server.resources["Observation"]} == {"1"}, "rolled back"
+
+
+@pytest.mark.parametrize("status", [409, 429, 503])
+def test_what_passes_is_tried_again_when_the_server_says(status: int) -> None:
+    server = Server(refuse=[status])
+    with Receiver(server.respond, headers={"Retry-After": "120"}) as receiver:
+        there = channel(receiver.url)
+        with pytest.raises(TransientError, match=f"HTTP {status}.*come back later") as caught:
+            there.send(told())
+        assert caught.value.after_s == 120
+        assert there.send(told()).acknowledged
+    assert len(server.resources["DiagnosticReport"]) == 1
+
+
+def test_a_server_that_asks_for_patience_gets_it(tmp_path: Path) -> None:
+    records, server = open_records(Settings(data_dir=tmp_path)), Server(refuse=[429])
+    with Receiver(server.respond, headers={"Retry-After": "50"}) as receiver:
+        of = house(records, alert_of(Fhir, url=receiver.url))
+        of.alarmed()
+        of.herald().round()
+        (waiting,) = records.alerts.unsent(AlertState.PENDING, 5)
+    assert 40 < waiting["next_try_at"] - waiting["created_at"] - 1 < 90, (
+        "not sooner, whatever the back-off says"
+    )
+    records.close()
+
+
+def test_what_is_wrong_is_refused_in_words() -> None:
+    """The server of these tests looks at what it gets."""
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        for part in entries(told(), Fhir(url=receiver.url)):
+            wrong = {**part["resource"], "status": ["final"]}
+            answer = requests.put(
+                f"{receiver.url}/{part['resource']['resourceType']}?identifier=a|b",
+                json.dumps(wrong),
+                headers={"Content-Type": "application/fhir+json"},
+                timeout=10,
+            )
+            assert (answer.status_code, answer.json()["resourceType"]) == (422, "OperationOutcome")
+    assert not any(server.resources.values())
 
 
 def test_what_the_server_says_of_a_refusal_is_shown() -> None:

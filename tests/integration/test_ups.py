@@ -23,6 +23,7 @@ from sqlalchemy import update
 
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import Consistency, Priority
+from node.scu import leave_responses
 from node.settings import Destination, Settings, Ups
 from node.store.records import Records, open_records
 from node.store.tables import jobs
@@ -41,6 +42,7 @@ class Reader:
         ae.add_requested_context(UnifiedProcedureStepPull)
         ae.add_requested_context(Verification)
         self.assoc = ae.associate("127.0.0.1", port, ae_title="ICHNODE")
+        leave_responses(self.assoc)
         self.transaction_uid = generate_uid()
 
     def find(self, **keys: Any) -> list[Dataset]:

@@ -20,7 +20,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from node.admin.roles import serving_workitems
-from node.domain.workitems import GLOBAL
+from node.domain.workitems import FILTERED, GLOBAL
+from node.scu import leave_responses
 from node.settings import Settings, Ups, Watcher
 from node.store.audit import Actor
 from node.store.records import Records, open_records
@@ -30,8 +31,6 @@ from node.ups.service import Service
 from tests.integration.test_ups import Reader, performed
 from tests.peers import eventually, free_port
 from tests.site import SUBDURAL, Site
-
-FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 
 
 @dataclass
@@ -48,6 +47,7 @@ class Board:
         ae.add_requested_context(UnifiedProcedureStepWatch)
         self.assoc = ae.associate("127.0.0.1", self.node, ae_title="ICHNODE")
         assert self.assoc.is_established
+        leave_responses(self.assoc)
 
     def listen(self) -> None:
         ae = AE("BOARD")
@@ -157,7 +157,7 @@ def test_a_subscriber_hears_the_present_state_and_every_change(place: Place, boa
 
 def test_who_subscribes_to_all_hears_of_those_to_come(place: Place, board: Board) -> None:
     old = place.workitem("1.1")
-    assert board.subscribe(GLOBAL, lock="TRUE") == 0xB301, "no lock is granted"
+    assert board.subscribe(GLOBAL, lock="TRUE") == 0x0000
     new = place.workitem("1.2")
     place.reporter.round(time.time())
     assert [(uid, said.ProcedureStepState) for _, uid, said in board.heard] == [
@@ -190,7 +190,9 @@ def test_one_workitem_is_left_and_the_others_stay(place: Place, board: Board) ->
     [
         (3, "1.2.3.4", {"ReceivingAE": "BOARD", "DeletionLock": "FALSE"}, 0xC307),
         (4, "1.2.3.4", {"ReceivingAE": "BOARD"}, 0xC307),
-        (3, FILTERED, {"ReceivingAE": "BOARD", "DeletionLock": "FALSE"}, 0xC307),
+        (3, FILTERED, {"ReceivingAE": "BOARD", "DeletionLock": "FALSE"}, 0x0115),
+        (3, FILTERED, {"ReceivingAE": "BOARD", "PatientID": "x" * 17_000}, 0x0213),
+        (3, FILTERED, {"ReceivingAE": "STRANGER", "PatientID": "x"}, 0xC308),
         (3, GLOBAL, {"ReceivingAE": "STRANGER", "DeletionLock": "FALSE"}, 0xC308),
         (3, GLOBAL, {"DeletionLock": "FALSE"}, 0x0115),
         (5, "1.2.3.4", {"ReceivingAE": "BOARD"}, 0x0115),
@@ -294,11 +296,13 @@ def test_on_each_database(records: Records) -> None:
     def told(ae: str) -> list[tuple[str, int]]:
         return [(due.sop_instance_uid, due.event) for due in subscriptions.due(ae, 1e12, 99)]
 
-    assert subscriptions.subscribe("A", GLOBAL, 1.0) and subscriptions.subscribe("A", GLOBAL, 2.0)
+    subscriptions.subscribe_to_all("A", False, 0.0, 1.0)
+    subscriptions.subscribe_to_all("A", False, 0.0, 2.0)
     site.composed("1.1", SUBDURAL)
     assert service.make(time.time()) == 1
     (item,) = records.workitems.listed(0, 9)
-    assert subscriptions.subscribe("B", item.uid, 3.0) and not subscriptions.subscribe("B", "1.2.3", 3.0)
+    assert subscriptions.subscribe("B", item.uid, False, 3.0)
+    assert not subscriptions.subscribe("B", "1.2.3", False, 3.0)
     assert told("A") == told("B") == [(item.uid, 1)]
     watcher = Actor("A", "reader", "")
     assert records.workitems.request_cancel(item.uid, {}, {"vr": "SQ", "Value": [{}]}, watcher, 4.0) == 0

@@ -235,6 +235,26 @@ class TestChart:
         quiet = self.render({"orders": {"replicas": 1}})
         assert [d["kind"] for d in quiet if d["metadata"]["name"] == "site-ichnode-orders"] == ["Deployment"]
 
+    def test_the_shadow_worker_comes_on_request_and_stands_behind_the_worker(self) -> None:
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        toleration = {"key": "spare", "operator": "Exists"}
+        made = self.render({"shadowWorker": {"replicas": 1, "threads": 2, "tolerations": [toleration]}})
+        pods = {
+            d["metadata"]["name"]: d["spec"]["template"]["spec"] for d in made if d["kind"] == "Deployment"
+        }
+        for document in made:
+            kubernetes_validate.validate(document, "1.31", strict=True)
+        shadow = pods["site-ichnode-shadow-worker"]
+        (container,) = shadow["containers"]
+        (worker,) = pods["site-ichnode-worker"]["containers"]
+        assert container["args"] == ["shadow-worker"] and shadow["tolerations"] == [toleration]
+        env = {one["name"]: one["value"] for one in container["env"]}
+        assert (env["ICHNODE_SHADOW__DEVICE"], env["ICHNODE_SHADOW__THREADS"]) == ("cpu", "2")
+        assert container["volumeMounts"] == worker["volumeMounts"], "the images and the weights of the node"
+        wants = [one["resources"]["requests"]["cpu"] for one in (container, worker)]
+        assert wants == ["10m", "2"], "the CPU is shared by requests"
+        assert "site-ichnode-shadow-worker" not in {d["metadata"]["name"] for d in self.render({})}
+
     def test_services_find_their_pods(self) -> None:
         made = self.render(GPU_SITE)
         labels = [d["spec"]["template"]["metadata"]["labels"] for d in made if d["kind"] == "Deployment"]
@@ -250,7 +270,13 @@ class TestChart:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"worker": {"device": "tpu"}}, {"orders": {"upsPort": 0}}, {"workers": {}}, {"settings": ""}],
+        [
+            {"worker": {"device": "tpu"}},
+            {"orders": {"upsPort": 0}},
+            {"shadowWorker": {"replicas": 1, "threads": 0}},
+            {"workers": {}},
+            {"settings": ""},
+        ],
     )
     def test_wrong_values_are_refused(self, wrong: dict[str, Any]) -> None:
         helm = pytest.importorskip("helm_python")

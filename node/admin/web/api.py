@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from node import __version__
-from node.admin.web import board, canaries, drift, quality, shadow
+from node.admin.web import board, canaries, drift, quality, readers, shadow
 from node.admin.web.deeds import Deeds
 from node.admin.web.gate import Gate, RowId, Visitor
 from node.admin.web.pages import audit_queue, wanted_of, with_takers
@@ -23,7 +23,7 @@ from node.settings.routing import read_drafts
 from node.store.worklist import Reading, Shown
 
 PREFIX = "/api/v1"
-TAKEN = ("state", "claimed_by", "claimed_at", "changed_at")
+TAKEN = ("state", "claimed_by", "claimed_at", "changed_at", "ended")
 """Of a workitem; its Transaction UID is nobody's but its performer's."""
 StrictRowId = Annotated[RowId, Field(strict=True)]
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -118,6 +118,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     drift.add_to(router, site, gate)
     canaries.add_to(router, site, gate)
     shadow.add_to(router, site, gate)
+    readers.add_to(router, site, gate)
     _administering(router, Deeds(site), gate)
     return router
 

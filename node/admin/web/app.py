@@ -30,6 +30,7 @@ from node.admin.web import (
     pages,
     pictures,
     quality,
+    readers,
     routing,
     shadow,
 )
@@ -80,6 +81,7 @@ def make_app(settings: Settings, records: Records) -> FastAPI:
         quality,
         drift,
         canaries,
+        readers,
         shadow,
         missing,
         routing,

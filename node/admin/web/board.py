@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from node.admin.web import plots, words
+from node.admin.web import plots, readers, words
 from node.admin.web.site import Site
 from node.domain.lifecycle import AlertState, DeliveryState
 from node.store import pauses
@@ -49,6 +49,7 @@ def gather(site: Site, now: float) -> Row:
         "incidents": records.incidents.since(now - INCIDENT_DAYS * DAY_S)[:SHOWN],
         "incident_days": INCIDENT_DAYS,
         "disk": disk(site, now),
+        **readers.gather(site),
         "shown": SHOWN,
     }
 

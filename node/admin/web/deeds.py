@@ -60,6 +60,17 @@ class Deeds:
         self._note(visitor, "mark-unread", job_id)
         self._records.reviews.withdraw(job_id)
 
+    def take_back(self, visitor: Visitor, uid: str) -> None:
+        """A workitem from the reader who took it; its study is offered to readers again."""
+        item = self._records.workitems.get(uid)
+        if item is None:
+            raise NotAllowed(404, f"there is no workitem {uid!r}")
+        self._site.note(
+            visitor, "take-back", item.study_instance_uid, f"job {item.job_id} from AE {item.claimed_by}"
+        )
+        why = f"taken back from AE {item.claimed_by} by {visitor.name}"
+        self._records.workitems.take_back(uid, why, time.time())
+
     def retry_job(self, visitor: Visitor, job_id: int) -> None:
         self._note(visitor, "retry-job", job_id)
         self._records.jobs.retry(job_id)

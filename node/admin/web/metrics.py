@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from node import __version__, canary, promotion
-from node.admin.web import board
+from node.admin.web import board, readers
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.lifecycle import AlertState, DeliveryState, JobState, ShadowState
@@ -152,6 +152,7 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     yield from _canary(site, now)
     yield from _queue(site, now)
     yield from _models(site, now)
+    yield from readers.metrics(site)
     stand = {pauses.QUEUE: "queue", **{pauses.of_destination(name): name for name in names}}
     stand |= {pauses.of_channel(a.name): f"alert {a.name}" for a in site.settings.alert}
     yield (

@@ -19,7 +19,6 @@ from node.admin.web.site import Site
 from node.domain.findings import CLASSES
 from node.domain.opinion import has
 from node.quality.agreement import Agreement, Table, agreement
-from node.quality.counts import Analysed
 from node.quality.rates import Rate
 from node.settings import Settings
 from node.store.quality import Group
@@ -117,19 +116,21 @@ def figures(
     return whole, sorted(found, key=lambda g: (-g.analysed.total, g.name))
 
 
-def _all(records: Records, since: float, until: float, name: str = "all") -> Agreement:
-    analysed = records.quality.analysed(Group.ALL, since, until).get("", Analysed())
-    return agreement(name, analysed, records.quality.said(Group.ALL, since, until).get("", []))
+def _all(records: Records, since: float, until: float) -> Agreement:
+    ((analysed, said),) = records.quality.of_times([(since, until)])
+    return agreement("all", analysed, said)
 
 
 def _months(records: Records, clock: words.Clock, since: float, now: float) -> list[Agreement]:
-    found, end = [], now
+    times, names, end = [], [], now
     for begin, name in _month_starts(clock, now):
-        found.append(_all(records, max(begin, since), end, name))
+        times.append((max(begin, since), end))
+        names.append(name)
         end = begin
         if begin <= since:
             break
-    return [month for month in found if month.analysed.total]
+    counts = zip(names, records.quality.of_times(times), strict=True)
+    return [agreement(name, *count) for name, count in counts if count[0].total]
 
 
 def _month_starts(clock: words.Clock, now: float) -> Iterator[tuple[float, str]]:

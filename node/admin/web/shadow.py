@@ -171,7 +171,7 @@ def gather(site: Site, choice: Choice, now: float) -> Row:
         "candidates": candidates(records, stands),
         "counts": records.shadows.counts(),
         "failures": records.shadows.failures(5),
-        "dots": plots.scatter(records.pairs.latest(wanted, PLOTTED)) if wanted else [],
+        "dots": plots.scatter(records.pairs.dots(wanted, PLOTTED)) if wanted else [],
         "plotted": PLOTTED,
         "scanners": records.pairs.scanners(wanted) if wanted else [],
         "differing": [{**row, "differs": differences(row)} for row in differing],

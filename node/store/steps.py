@@ -1,0 +1,82 @@
+"""Workitems with what is known of their studies. Reads alone; who changes them is in node.store.workitems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, case, func, select
+
+from node.domain.findings import Priority
+from node.domain.workitems import StepState
+from node.store.tables import instances, jobs, studies, workitems
+from node.store.worklist import without_slices
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A workitem with what is known of its study; `performed` is what N-SET brought, as DICOM JSON."""
+
+    uid: str
+    job_id: int
+    study_instance_uid: str
+    series_instance_uid: str
+    revision: int
+    state: StepState
+    priority: Priority
+    findings: Values | None
+    performed: Values
+    created_at: float
+    changed_at: float
+    claimed_by: str
+    claimed_at: float | None
+    offer: int
+    study: Values
+    header: Values
+
+
+def items(connection: Connection, condition: ColumnElement[bool], limit: int) -> list[Item]:
+    """Workitems of which this holds, the most urgent and then the oldest first."""
+    first_instance = (
+        select(func.min(instances.c.sop_instance_uid))
+        .where(instances.c.series_instance_uid == jobs.c.series_instance_uid)
+        .correlate(jobs)
+        .scalar_subquery()
+    )
+    urgency = case({p: rank for rank, p in enumerate(Priority)}, value=jobs.c.priority)
+    query = (
+        select(workitems, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.priority)
+        .add_columns(without_slices(connection).label("findings"), instances.c.header)
+        .add_columns(studies.c.patient_id, studies.c.patient_name, studies.c.accession_number)
+        .join(jobs, jobs.c.id == workitems.c.job_id)
+        .join(studies, studies.c.study_instance_uid == workitems.c.study_instance_uid)
+        .outerjoin(instances, instances.c.sop_instance_uid == first_instance)
+        .where(condition)
+        .order_by(urgency, workitems.c.created_at)
+        .limit(limit)
+    )
+    return [_item(row) for row in connection.execute(query)]
+
+
+def _item(row: Row) -> Item:
+    study = {"patient_id": row.patient_id, "patient_name": row.patient_name}
+    return Item(
+        uid=row.sop_instance_uid,
+        job_id=row.job_id,
+        study_instance_uid=row.study_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        revision=row.revision,
+        state=StepState(row.state),
+        priority=Priority(row.priority),
+        findings=row.findings,
+        performed=row.performed,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        claimed_by=row.claimed_by or "",
+        claimed_at=row.claimed_at,
+        offer=row.offer,
+        study=study | {"accession_number": row.accession_number},
+        header=row.header or {},
+    )

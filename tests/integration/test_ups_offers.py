@@ -1,0 +1,224 @@
+"""What is offered to readers and for how long: read elsewhere, taken back, kept by a lock, filtered."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+from sqlalchemy import delete, update
+
+from node.domain.errors import IllegalTransition
+from node.domain.findings import Consistency, Priority
+from node.domain.workitems import FILTERED, GLOBAL
+from node.settings import Settings, Ups, Watcher
+from node.store.audit import Actor
+from node.store.records import Records
+from node.store.tables import instances, studies
+from node.ups.service import SERVED_FOR_S, Service
+from tests.site import SUBDURAL, Site, findings
+
+HIGH = findings({}, 0.6, Consistency.MASK_ONLY, Priority.HIGH)
+DAY_S = 86400.0
+READER = Actor("READER1", "reader", "127.0.0.1")
+HOUR_S = 3600.0
+
+
+class Desk:
+    """Workitems of a node with one subscriber; `now` is what the service takes for the time."""
+
+    def __init__(self, records: Records, **ups: Any) -> None:
+        self.records = records
+        self.site = Site(records)
+        settings = Settings(ups=Ups(watcher=(Watcher(ae_title="BOARD"), Watcher(ae_title="WALL")), **ups))
+        self.service = Service(settings, records)
+
+    def offered(self, at: float = 0.0) -> dict[str, str]:
+        """State by workitem, after what is due then was done."""
+        self.service.make(time.time() + at)
+        return {item.uid: item.state.value for item in self.records.workitems.listed(0, 99)}
+
+    def act(self, action: int, uid: str, ae: str = "BOARD", **keys: Any) -> int:
+        asked = Dataset()
+        asked.ReceivingAE = ae
+        for keyword, value in keys.items():
+            setattr(asked, keyword, value)
+        return self.service.act(uid, action, asked, READER)
+
+    def take(self, uid: str) -> str:
+        asked = Dataset()
+        asked.ProcedureStepState, asked.TransactionUID = "IN PROGRESS", generate_uid()
+        assert self.service.act(uid, 1, asked, READER) == 0x0000
+        return str(asked.TransactionUID)
+
+    def whole(self, uid: str) -> Dataset:
+        status, ds = self.service.get(uid, [])
+        assert status == 0x0000 and ds is not None
+        return ds
+
+    def told(self, ae: str = "BOARD") -> list[tuple[str, str]]:
+        due = self.records.subscriptions.due(ae, 1e12, 99)
+        return [(one.sop_instance_uid, one.content["00741000"]["Value"][0]) for one in due]
+
+
+@pytest.fixture
+def desk(records: Records) -> Desk:
+    return Desk(records)
+
+
+def test_what_was_read_in_the_console_is_offered_to_nobody(desk: Desk) -> None:
+    desk.act(3, GLOBAL, DeletionLock="FALSE")
+    job = desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    desk.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    assert desk.offered() == {uid: "CANCELED"}
+    (progress,) = desk.whole(uid).ProcedureStepProgressInformationSequence
+    assert progress.ReasonForCancellation == "read in the console of the node"
+    assert progress.ProcedureStepCancellationDateTime
+    assert [state for _, state in desk.told()] == ["SCHEDULED", "IN PROGRESS", "CANCELED"]
+    assert desk.offered(at=60) == {uid: "CANCELED"}, "and not again"
+    desk.records.reviews.withdraw(job)
+    again = {u: state for u, state in desk.offered().items() if u != uid}
+    assert list(again.values()) == ["SCHEDULED"], "marked unread, it is offered again"
+    (replaced,) = desk.whole(*again).ReplacedProcedureStepSequence
+    assert replaced.ReferencedSOPInstanceUID == uid
+
+
+def test_what_was_read_before_it_could_be_offered_never_is(desk: Desk) -> None:
+    job = desk.site.composed("1.1", SUBDURAL)
+    desk.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    assert desk.offered() == {}
+
+
+def test_what_a_reader_has_stays_his_when_it_is_read_in_the_console(desk: Desk) -> None:
+    job = desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    desk.take(uid)
+    desk.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    assert desk.offered() == {uid: "IN PROGRESS"}
+
+
+def test_what_an_admin_takes_back_is_offered_again(desk: Desk) -> None:
+    desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    transaction = desk.take(uid)
+    desk.records.workitems.take_back(uid, "taken back from AE READER1 by anna", time.time())
+    states = desk.offered()
+    assert states.pop(uid) == "CANCELED" and list(states.values()) == ["SCHEDULED"]
+    finish = Dataset()
+    finish.ProcedureStepState, finish.TransactionUID = "COMPLETED", transaction
+    assert desk.service.act(uid, 1, finish, READER) == 0xC300, "too late"
+    with pytest.raises(IllegalTransition, match="nobody has workitem"):
+        desk.records.workitems.take_back(uid, "again", time.time())
+    (other,) = states
+    desk.take(other)
+    assert desk.records.workitems.of_studies(["1.1"])["1.1"]["sop_instance_uid"] == other
+    desk.records.workitems.take_back(other, "once more", time.time())
+    assert sorted(desk.offered().values()) == ["CANCELED", "CANCELED", "SCHEDULED"]
+
+
+def test_a_claim_ends_when_nothing_is_heard_of_it(records: Records) -> None:
+    desk = Desk(records, claim_h=2.0)
+    desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    desk.take(uid)
+    assert desk.offered(at=1.9 * HOUR_S) == {uid: "IN PROGRESS"}
+    assert desk.offered(at=2.1 * HOUR_S)[uid] == "CANCELED"
+    (progress,) = desk.whole(uid).ProcedureStepProgressInformationSequence
+    assert progress.ReasonForCancellation == "taken back from AE READER1: nothing was heard of it for 2 h"
+    assert sorted(desk.offered(at=2.2 * HOUR_S).values()) == ["CANCELED", "SCHEDULED"]
+    assert desk.records.audit.entries(1)[0]["who"] == "ichnode"
+
+
+def test_a_claim_may_be_without_end(records: Records) -> None:
+    desk = Desk(records, claim_h=0.0)
+    desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    desk.take(uid)
+    assert desk.offered(at=20 * DAY_S) == {uid: "IN PROGRESS"}
+
+
+def test_a_filter_chooses_among_those_that_are_there_and_those_to_come(desk: Desk) -> None:
+    desk.site.composed("1.1", SUBDURAL, patient_id="P1")
+    desk.site.composed("1.2", HIGH, patient_id="P2")
+    desk.offered()
+    assert desk.act(3, FILTERED, ScheduledProcedureStepPriority="HIGH", DeletionLock="FALSE") == 0x0000
+    assert len(desk.told()) == 1, "STAT alone"
+    desk.site.composed("1.3", HIGH, patient_id="P3")
+    desk.site.composed("1.4", SUBDURAL, patient_id="P4")
+    desk.offered()
+    heard = {desk.whole(uid).PatientID for uid, _ in desk.told()}
+    assert heard == {"P1", "P4"}
+    (board, wall) = desk.records.subscriptions.standing(["BOARD", "WALL"])
+    assert board.matching == {"00741200": {"vr": "CS", "Value": ["HIGH"]}} and not board.to_all
+    assert (board.workitems, board.waiting, wall.workitems, wall.waiting) == (2, 2, 0, 0)
+
+
+def test_one_wish_about_all_takes_the_place_of_another(desk: Desk) -> None:
+    """A word about one workitem stays."""
+    desk.site.composed("1.1", SUBDURAL, patient_id="P1")
+    (first,) = desk.offered()
+    assert desk.act(3, FILTERED, PatientID="P*") == 0x0000
+    assert desk.act(3, FILTERED, PatientID="Q*") == 0x0000
+    desk.site.composed("1.2", SUBDURAL, patient_id="P2")
+    desk.offered()
+    assert desk.told() == [(first, "SCHEDULED")], "P2 is nobody's"
+    assert desk.act(5, FILTERED) == 0x0000
+    desk.site.composed("1.3", SUBDURAL, patient_id="Q3")
+    desk.offered()
+    desk.take(first)
+    assert desk.told() == [(first, "SCHEDULED"), (first, "IN PROGRESS")]
+    assert desk.act(4, FILTERED) == 0x0000 and desk.told() == []
+
+
+def test_a_lock_keeps_a_workitem_and_its_records(desk: Desk) -> None:
+    desk.site.composed("1.1", SUBDURAL)
+    desk.site.composed("1.2", SUBDURAL)
+    kept, other = sorted(desk.offered(), key=lambda uid: desk.whole(uid).StudyInstanceUID)
+    assert desk.act(3, kept, DeletionLock="TRUE") == 0x0000
+    assert desk.act(3, other, DeletionLock="FALSE") == 0x0000
+    with desk.records.engine.begin() as connection:
+        connection.execute(delete(instances))
+        connection.execute(update(studies).values(files_removed_at=1.0))
+    later = time.time() + SERVED_FOR_S + DAY_S
+    assert {i.uid for i in desk.records.workitems.listed(later - SERVED_FOR_S, 99)} == {kept}
+    assert desk.records.keeping.forget(later) == 1
+    assert desk.service.get(other, [])[0] == 0xC307 and desk.whole(kept).StudyInstanceUID == "1.1"
+    assert desk.records.subscriptions.standing(["BOARD"])[0].locks == 1
+    assert desk.act(4, kept) == 0x0000
+    assert desk.records.keeping.forget(later) == 1
+
+
+def test_a_lock_on_all_is_one_on_those_to_come(desk: Desk) -> None:
+    """What was said of one workitem stands, whatever is said of all (PS3.4 CC.2.3)."""
+    desk.site.composed("1.1", SUBDURAL)
+    (first,) = desk.offered()
+    desk.act(3, first, DeletionLock="FALSE")
+    assert desk.act(3, GLOBAL, DeletionLock="TRUE") == 0x0000
+    desk.site.composed("1.2", SUBDURAL)
+    desk.offered()
+    (board,) = desk.records.subscriptions.standing(["BOARD"])
+    assert (board.to_all, board.workitems, board.locks) == (True, 2, 1)
+    desk.act(3, first, DeletionLock="TRUE")
+    assert desk.records.subscriptions.standing(["BOARD"])[0].locks == 2
+
+
+def test_how_telling_a_subscriber_goes(desk: Desk, tmp_path: Path) -> None:
+    subscriptions = desk.records.subscriptions
+    desk.act(3, GLOBAL)
+    desk.site.composed("1.1", SUBDURAL)
+    desk.offered()
+    subscriptions.went_wrong("BOARD", "subscriber BOARD cannot be reached", 10.0)
+    subscriptions.went_wrong("BOARD", "subscriber BOARD cannot be reached at all", 20.0)
+    (board,) = subscriptions.standing(["BOARD"])
+    assert (board.failing_since, board.last_error) == (10.0, "subscriber BOARD cannot be reached at all")
+    (due,) = subscriptions.due("BOARD", 1e12, 9)
+    subscriptions.give_up(due.id, "BOARD")
+    subscriptions.went_well("BOARD", 30.0)
+    (board,) = subscriptions.standing(["BOARD"])
+    assert (board.failing_since, board.told_at, board.waiting, board.given_up) == (None, 30.0, 0, 1)
+    subscriptions.forget([])
+    assert subscriptions.standing(["BOARD"])[0].given_up == 0
