@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,18 +135,25 @@ class Peer:
         good = code == 0x0000 or code in WARNINGS
         return Outcome(parcel.key, good, f"0x{code:04X}", "" if code == 0 else words(status))
 
-    def associate(self, contexts: Sequence[PresentationContext], **more: Any) -> Association:
-        """An association for `contexts`; `more` goes to pynetdicom. Raises TransientError without one."""
+    def associate(
+        self, contexts: Sequence[PresentationContext], within_s: float | None = None, **more: Any
+    ) -> Association:
+        """An association for `contexts`; `more` goes to pynetdicom. Raises TransientError without one.
+
+        `within_s`: how long connecting and negotiating may take together, where it is less than usual.
+        """
         _config.LOG_HANDLER_LEVEL = "none"
         _config.STORE_SEND_CHUNKED_DATASET = True  # a file given by its path goes out as the bytes it holds
         d = self.destination
         ae = AE(self._calling_ae)
         ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        ae.connection_timeout = CONNECTION_TIMEOUT_S
+        ae.connection_timeout = min(CONNECTION_TIMEOUT_S, within_s or CONNECTION_TIMEOUT_S)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = RESPONSE_TIMEOUT_S
         ae.requested_contexts = list(contexts)
         handlers = [_NO_DELAY, *more.pop("evt_handlers", ())]
+        if within_s is not None:
+            handlers.append(_bound_negotiation(time.monotonic() + within_s))
         try:
             tls = tls_context(d)
             assoc = ae.associate(
@@ -236,6 +244,15 @@ def _set_no_delay(event: evt.Event) -> None:
     transport = event.assoc.dul.socket
     if transport is not None and transport.socket is not None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _bound_negotiation(deadline: float) -> Any:
+    """A handler: what is left until `deadline` once the connection is there is for the negotiation."""
+
+    def bound(event: evt.Event) -> None:
+        event.assoc.acse_timeout = max(deadline - time.monotonic(), 0.1)
+
+    return evt.EVT_CONN_OPEN, bound
 
 
 _NO_DELAY = (evt.EVT_CONN_OPEN, _set_no_delay)

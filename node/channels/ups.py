@@ -8,6 +8,7 @@ then the cancellation of the older ones is requested. One that a reader has take
 from __future__ import annotations
 
 import logging
+import time
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, ComprehensiveSRStorage, CTImageStorage
@@ -46,6 +47,7 @@ OVER = {
 """Answers to a request to cancel after which nothing is left to do (PS3.4 Table CC.2.2-2)."""
 REPORTS = {"sr": Comprehensive3DSRStorage, "csr": ComprehensiveSRStorage}
 MOST_REPLACED = 5
+SHORTEST_RELEASE_S = 0.5
 
 
 class UpsChannel:
@@ -82,15 +84,20 @@ class UpsChannel:
 
     def send(self, told: Announcement) -> Receipt:
         uid = self._uid(told, told.number)
+        deadline = time.monotonic() + self._settings.timeout_s
         assoc = self._associate()
         try:
+            self._bound(assoc, deadline)
             status = self._create(assoc, uid, self._dataset(told))
             if told.test:
+                self._bound(assoc, deadline)
                 self._cancel(assoc, uid, "a test")
             for number in range(max(told.number - MOST_REPLACED, 1), told.number):
+                self._bound(assoc, deadline)
                 self._cancel(assoc, self._uid(told, number), "replaced by a newer result")
         finally:
             if assoc.is_established:
+                assoc.acse_timeout = max(deadline - time.monotonic(), SHORTEST_RELEASE_S)
                 assoc.release()
         return Receipt(True, f"0x{status:04X}", "it was there already" if status == DUPLICATE else "")
 
@@ -105,10 +112,15 @@ class UpsChannel:
             for sop_class in (UnifiedProcedureStepPush, *more)
             for syntax in transcode.FALL_BACK
         ]
-        assoc = self._peer.associate(contexts)
-        assoc.dimse_timeout = self._settings.timeout_s
+        assoc = self._peer.associate(contexts, within_s=self._settings.timeout_s)
         leave_responses(assoc)
         return assoc
+
+    def _bound(self, assoc: Association, deadline: float) -> None:
+        """What is left until then is for the next answer. Raises TransientError where nothing is."""
+        assoc.dimse_timeout = deadline - time.monotonic()
+        if assoc.dimse_timeout <= 0:
+            raise TransientError(self._silent())
 
     def _create(self, assoc: Association, uid: str, ds: Dataset) -> int:
         """The status. Raises TransientError without one, Rejected for a refusal."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ class WorklistScp:
     create_status: int | None = None
     cancel_status: int | None = None
     breaks_after_create: bool = False
+    slow_s: float = 0.0
     port: int = field(default_factory=free_port)
     items: dict[str, Dataset] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
@@ -57,6 +60,7 @@ class WorklistScp:
     def _create(self, event: evt.Event) -> tuple[int, Dataset | None]:
         uid = str(event.request.AffectedSOPInstanceUID)
         self.log.append(("create", uid))
+        time.sleep(self.slow_s)
         if self.create_status is not None:
             return self.create_status, None
         if uid in self.items:
@@ -69,6 +73,7 @@ class WorklistScp:
     def _action(self, event: evt.Event) -> tuple[int, None]:
         uid = str(event.request.RequestedSOPInstanceUID)
         self.log.append(("cancel", uid))
+        time.sleep(self.slow_s)
         assert event.action_type == 2 and event.action_information.ReasonForCancellation
         if self.cancel_status is not None:
             return self.cancel_status, None
@@ -170,6 +175,29 @@ def test_a_peer_without_ups_is_told_apart_from_one_that_is_away() -> None:
             peer.channel().send(told())
     with pytest.raises(TransientError, match="cannot be reached"):
         peer.channel().probe()
+
+
+def test_a_whole_call_is_bounded_by_its_time_out(worklist: WorklistScp) -> None:
+    """Each answer comes in time, and together they do not: what was made is met again at the next try."""
+    worklist.slow_s = 0.7
+    there = channel_of(
+        UpsPush(ae_title="WORKLIST", port=worklist.port, timeout_s=1.2), Settings(destination=(PACS,))
+    )
+    third = replace(told(last=told()), number=3)
+    began = time.monotonic()
+    with pytest.raises(TransientError, match=r"does not answer within 1.2 s"):
+        there.send(third)
+    assert time.monotonic() - began < 30, "not the minute of a usual association"
+    assert len(worklist.items) == 1, "the workitem is there"
+
+
+def test_a_peer_that_accepts_no_association_holds_nobody_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        alert = UpsPush(ae_title="WORKLIST", port=mute.getsockname()[1], timeout_s=1)
+        began = time.monotonic()
+        with pytest.raises(TransientError, match="WORKLIST"):
+            channel_of(alert, Settings(destination=(PACS,))).send(told())
+        assert time.monotonic() - began < 30
 
 
 def test_it_is_told_that_ups_is_taken(worklist: WorklistScp) -> None:
