@@ -21,6 +21,11 @@ MARGIN = 1.04
 STEP_MM = 5.0
 """Slice step the network knows; thinner slices are averaged to about this."""
 
+BONE_HU = 1000.0
+_NO_BONE_HU = 250.0
+"""A head in which nothing is denser has lost its skull to a window."""
+_CEILING = 0.02
+"""Part of the span of values that counts as its upper end: exported pictures were often compressed."""
 _COARSE = 128
 _SOFT_HU = -250.0
 _MIN_AREA = 0.02
@@ -142,12 +147,15 @@ def network_input(
 ) -> NetworkInput:
     """Find the head (unless `frame` says where it is), window, average thin slices and resample.
 
+    Values that a window has cut off are put back where that can be told: see `with_bone`.
+
     Raises PermanentError without a head.
     """
     if hu.ndim != 3 or 0 in hu.shape:
         raise PermanentError(
             "VOLUME_INVALID", f"a volume (z, y, x) is needed, got an array of shape {hu.shape}"
         )
+    hu = with_bone(hu)
     frame, parts = frame or find_head(hu, spacing_mm), slabs(hu.shape[0], spacing_mm[0])
     pictures = np.stack(
         [
@@ -157,6 +165,23 @@ def network_input(
     )
     centres = np.asarray([(start + stop - 1) / 2 for start, stop in parts], np.float32)
     return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
+
+
+def with_bone(hu: Volume) -> Volume:
+    """The same volume; where a window has cut off everything above, what lies at its upper end is bone again.
+
+    A skull shown as 80 HU would pass for blood all around the brain. Every head has bone, so that a volume
+    without any has been cut off, and its highest values are where the bone was.
+    """
+    top = float(hu.max())
+    if top >= _NO_BONE_HU:
+        return hu
+    inside = hu[hu > _SOFT_HU]
+    span = top - float(inside.min()) if inside.size else 0.0
+    highest = hu > top - _CEILING * span
+    if 2 * np.count_nonzero(highest) > inside.size:  # a uniform body, no skull
+        return hu
+    return np.where(highest, np.float32(BONE_HU), hu)
 
 
 def slabs(slices: int, step_mm: float) -> list[tuple[int, int]]:

@@ -7,7 +7,17 @@ import pytest
 
 from node.domain.errors import PermanentError
 from workers.phantom import volume
-from workers.preprocess import SIZE, STEP_MM, HeadFrame, NetworkInput, find_head, network_input, resample
+from workers.preprocess import (
+    BONE_HU,
+    SIZE,
+    STEP_MM,
+    HeadFrame,
+    NetworkInput,
+    find_head,
+    network_input,
+    resample,
+    with_bone,
+)
 
 SPACING = (5.0, 1.0, 1.0)
 
@@ -77,6 +87,24 @@ def test_bone_and_air_are_clipped_to_the_brain_window() -> None:
     pictures = network_input(hu, SPACING).pictures
     assert pictures.min() == 0 and pictures.max() == 1
     assert np.median(pictures[1, 0, 40:90, 30:50]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_skull_that_a_window_cut_off_is_bone_again() -> None:
+    """Exported in the brain window, bone would be 80 HU: as dense as blood."""
+    hu = volume(21, (), slices=3, size=128, lowest_mm=0).hu
+    narrow = np.where(hu > -200, np.clip(hu, 0, 80), -1000).astype(np.float32)
+    back = with_bone(narrow)
+    assert (back[hu >= 80] == BONE_HU).all() and np.array_equal(back[hu < 75], narrow[hu < 75])
+    pictures, plain = network_input(narrow, SPACING).pictures, network_input(hu, SPACING).pictures
+    assert (pictures[plain > 0.99] > 0.9).mean() > 0.99  # the network sees the skull as it always does
+
+
+def test_values_that_nothing_cut_off_stay_as_they_are() -> None:
+    head = volume(21, (), slices=3, size=128, lowest_mm=0).hu
+    body = np.stack([_ball()] * 3)  # no skull anywhere
+    body[:, 55:65, 65:75] = 30
+    for hu in (head, body):
+        assert np.array_equal(with_bone(hu), hu)
 
 
 @pytest.mark.parametrize("hu", (np.full((3, 64, 64), -1000, np.float32), np.zeros((0, 4, 4), np.float32)))
