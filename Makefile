@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_OPTIONS ?=
+TEST_WORKERS ?= 2
 PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl rsyslog rsyslog-gnutls
 
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed  ## run the whole node once: a head CT goes in, SR, SEG
 	$(BIN)/ichnode demo --once
 
 test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.installed-dev  ## ruff
 	$(BIN)/ruff check .

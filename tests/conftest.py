@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,38 @@ from node.settings import PREFIX
 from node.store.engine import migrate, open_engine
 from node.store.records import Records
 from tests.postgres import Postgres
+
+IN_MEMORY = Path("/dev/shm")
+ROOM_BYTES = 2 << 30
+ACCEPTANCE = "tests/acceptance/"
+
+
+def pytest_configure() -> None:
+    """Temporary folders in memory where there is room: else most of a run is waiting for a disk to sync.
+
+    What `fsync` is worth shows when the power fails, on a disk as little as here. TMPDIR or
+    PYTEST_DEBUG_TEMPROOT (pytest's own) name another place.
+    """
+    if "TMPDIR" in os.environ or not IN_MEMORY.is_dir() or not os.access(IN_MEMORY, os.W_OK):
+        return
+    if shutil.disk_usage(IN_MEMORY).free >= ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: a file goes to one worker, which keeps what the file shares; acceptance as a whole to one.
+
+    So two whole nodes never wait for each other's cores, and what is fast runs beside what waits.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByRing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ACCEPTANCE if nodeid.startswith(ACCEPTANCE) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # acceptance comes first: it takes longest
+    return ByRing(config, log)
 
 
 @pytest.fixture
@@ -31,20 +65,52 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def blank_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with today's schema and no row, to be copied: making one takes longer than many a test."""
+    path = tmp_path_factory.mktemp("blank") / "blank.sqlite3"
+    _migrated(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def blank_postgres(postgres: Postgres) -> str:
+    """The same in PostgreSQL: the name of a database to be a template."""
+    url = postgres.create()
+    _migrated(url)
+    return url.rpartition("/")[2]
+
+
+def _migrated(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine)
+    engine.dispose()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
+def database(request: pytest.FixtureRequest) -> str:
+    """The kind of database."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> str:
+    """A database of each kind without a schema."""
+    if database == "sqlite":
         return f"sqlite:///{tmp_path}/test.sqlite3"
     server: Postgres = request.getfixturevalue("postgres")
     return server.create()
 
 
 @pytest.fixture
-def records(database_url: str) -> Iterator[Records]:
-    """Records in an empty database of each kind, with the schema made."""
-    engine = open_engine(database_url)
-    migrate(engine)
-    made = Records(engine)
+def records(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Iterator[Records]:
+    """Records in a database of each kind, with the schema made and nothing in it."""
+    if database == "sqlite":
+        shutil.copyfile(request.getfixturevalue("blank_sqlite"), tmp_path / "test.sqlite3")
+        url = f"sqlite:///{tmp_path}/test.sqlite3"
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.create(request.getfixturevalue("blank_postgres"))
+    made = Records(open_engine(url))
     yield made
     made.close()

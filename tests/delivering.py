@@ -33,7 +33,7 @@ from node.store.jobs import NewObject
 from node.store.records import Records
 from node.store.tables import deliveries
 from tests.factories import ct_series
-from tests.peers import free_port
+from tests.ports import free_port
 
 T0 = 1000.0
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)

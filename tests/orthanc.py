@@ -13,7 +13,8 @@ from threading import Thread
 from typing import Any
 
 from tests.certificates import Certificate, server_context
-from tests.peers import free_port, missing, requires
+from tests.peers import missing, requires
+from tests.ports import free_port
 from workers.demo import Orthanc, orthanc_executable
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
@@ -29,6 +30,11 @@ def executable() -> str:
     return found
 
 
+def plain_orthanc(folder: Path, dicom_port: int = 0, **options: Any) -> Orthanc:
+    """Orthanc without plug-ins, running, on ports that no other test gets; skips where there is none."""
+    return Orthanc(executable(), folder, dicom_port or free_port(), **{"HttpPort": free_port(), **options})
+
+
 class WebOrthanc(Orthanc):
     """Orthanc with its DICOMweb plug-in; `guarded`: for USER alone."""
 
@@ -42,7 +48,7 @@ class WebOrthanc(Orthanc):
         }
         if guarded:
             options |= {"AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD}}
-        super().__init__(executable(), folder, **options)
+        super().__init__(executable(), folder, free_port(), HttpPort=free_port(), **options)
 
     @property
     def root(self) -> str:

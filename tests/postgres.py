@@ -14,7 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.peers import REQUIRE, free_port
+from tests.peers import REQUIRE
+from tests.ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -32,7 +33,7 @@ def binaries() -> Path:
 
 
 class Postgres:
-    """One cluster; `create` makes an empty database in it and returns its URL.
+    """One cluster; `create` makes a database in it, empty or as its template is, and returns its URL.
 
     In a `folder` of the caller's it outlives this object, and is found again there on the same `port`.
     """
@@ -99,11 +100,11 @@ class Postgres:
     def _log(self) -> str:
         return (self._folder / "log").read_text(errors="replace")
 
-    def create(self) -> str:
+    def create(self, template: str = "template1") -> str:
         self._count += 1
         name = f"test_{self._count}"
         with self._admin() as admin:
-            admin.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")  # type: ignore[call-overload]
         return self.url(name)
 
     def url(self, name: str) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.certificates import Certificate
-from tests.peers import eventually, free_port, missing
+from tests.peers import eventually, missing
+from tests.ports import free_port
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin"
 TLS_DRIVER = "/usr/lib/*/rsyslog/lmnsd_gtls.so"

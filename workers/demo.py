@@ -200,7 +200,7 @@ def running(folder: Path, say: Say) -> Iterator[Demo]:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
     try:
         settings = load(config)
-        _wait_ready(process, web_port, folder / "node.log")
+        wait_ready(process, web_port, folder / "node.log")
         records = open_records(settings)
         yield Demo(folder, dicom_port, web_port, records, pacs)
         records.close()
@@ -227,7 +227,8 @@ port = {pacs.port}
 """
 
 
-def _wait_ready(process: subprocess.Popen[bytes], web_port: int, log: Path) -> None:
+def wait_ready(process: subprocess.Popen[bytes], web_port: int, log: Path) -> None:
+    """Until the node is up and its console answers. Raises IchnodeError with the end of its `log`."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ import psutil
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
 
 from node.settings import Settings, load
 from node.store.records import Records, open_records
+from tests.orthanc import plain_orthanc
 from tests.peers import requires
-from workers.demo import Orthanc, free_port, orthanc_executable
+from tests.ports import free_port
+from workers.demo import Orthanc
+from workers.phantom_series import write_series
 
-QUIET_S = 5
+QUIET_S = 2
 
 
 @dataclass
@@ -117,11 +122,7 @@ class RunningNode:
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
-    executable = orthanc_executable()
-    if executable is None:
-        requires("Orthanc")
-    assert executable
-    server = Orthanc(executable, tmp_path / "pacs")
+    server = plain_orthanc(tmp_path / "pacs")
     yield server
     server.close()
 
@@ -131,42 +132,84 @@ NodeMaker = Callable[..., RunningNode]
 
 @pytest.fixture
 def make_node(tmp_path: Path) -> Iterator[NodeMaker]:
+    with nodes_in(tmp_path) as make:
+        yield make
+
+
+@contextlib.contextmanager
+def nodes_in(folder: Path) -> Iterator[NodeMaker]:
     """Starts nodes; extra settings are TOML text. Whatever is left of them is killed at the end."""
     made: list[RunningNode] = []
 
     def make(extra: str = "", *, pacs_port: int | None = None, quiet_s: float = QUIET_S) -> RunningNode:
-        config = tmp_path / f"node{len(made)}.toml"
+        config = folder / f"node{len(made)}.toml"
         destination = f'[[destination]]\nname = "pacs"\nae_title = "ORTHANC"\nport = {pacs_port}\n'
         text = (
-            f"data_dir = {json.dumps(str(tmp_path / f'node{len(made)}'))}\n"
+            f"data_dir = {json.dumps(str(folder / f'node{len(made)}'))}\n"
             f"scp = {{ port = {free_port()}, processes = 2 }}\nweb = {{ port = {free_port()} }}\n"
             f"spool = {{ reserve_mb = 16 }}\ncompleteness = {{ quiet_s = {quiet_s}, max_wait_s = 15 }}\n"
         )
         config.write_text(text + extra + (destination if pacs_port else ""))
-        node = RunningNode(load(config), config, tmp_path / f"node{len(made)}.log")
+        node = RunningNode(load(config), config, folder / f"node{len(made)}.log")
         made.append(node)
         node.start()
         return node
 
-    yield make
-    for node in made:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = node.family() if node.process.poll() is None else []
-            if node.process.poll() is None:
-                node.stop()
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+    try:
+        yield make
+    finally:
+        for node in made:
+            _end(node)
 
 
-def received(pacs: Orthanc, study_uid: str, folder: Path) -> dict[str, list[Dataset]]:
+def _end(node: RunningNode) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = node.family() if node.process.poll() is None else []
+        if node.process.poll() is None:
+            node.stop()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A head with two bleeds, 32 slices of 512 by 512; drawing it takes longer than its analysis."""
+    return write_series(tmp_path_factory.mktemp("phantom"), 3, ("intraparenchymal", "intraventricular"))
+
+
+def study_of(files: Sequence[Path]) -> str:
+    return str(dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+
+
+def as_study(files: Sequence[Path], folder: Path, study: str, *without: str, **changes: Any) -> list[Path]:
+    """The same pictures as one series of another study; `changes` replace elements, `without` names more."""
+    folder.mkdir(parents=True)
+    paths = []
+    for index, file in enumerate(files):
+        ds = dcmread(file)
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = study, f"{study}.{changes.get('SeriesNumber', 1)}"
+        ds.SOPInstanceUID = f"{ds.SeriesInstanceUID}.{index}"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        for keyword in without:
+            del ds[keyword]
+        for keyword, value in changes.items():
+            setattr(ds, keyword, value)
+        paths.append(folder / file.name)
+        ds.save_as(paths[-1])
+    return paths
+
+
+def received(pacs: Orthanc, study_uid: str) -> dict[str, list[Dataset]]:
     """What the PACS holds of a study, by kind (SR, SEG, SC), in order of InstanceNumber."""
     found: dict[str, list[Dataset]] = {}
-    for kind, paths in pacs.fetch(folder).items():
-        for ds in map(dcmread, paths):
-            if ds.StudyInstanceUID == study_uid:
+    for study in pacs.get("/studies?expand"):
+        if study["MainDicomTags"]["StudyInstanceUID"] == study_uid:
+            for instance in pacs.get(f"/studies/{study['ID']}/instances"):
+                ds = dcmread(io.BytesIO(pacs.file(instance["ID"])))
+                kind = "SC" if ds.SOPClassUID == SecondaryCaptureImageStorage else str(ds.Modality)
                 found.setdefault(kind, []).append(ds)
-    return found
+    return {kind: sorted(group, key=lambda ds: int(ds.InstanceNumber or 0)) for kind, group in found.items()}
 
 
 def test_data() -> Path:

@@ -40,7 +40,7 @@ from node.spool import Spool
 from node.store.records import Records, open_records
 from tests.acceptance.servers import OUTAGES, Servers
 from tests.factories import ct_series
-from tests.peers import free_port
+from tests.ports import free_port
 
 SLICES = 24
 SENDERS = 2

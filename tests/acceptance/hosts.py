@@ -30,7 +30,7 @@ from node.store.leaders import CLOCK
 from node.store.records import Records, open_records
 from tests.acceptance.crashes import START_S, Crashes, Ledger
 from tests.acceptance.servers import OUTAGES
-from tests.peers import free_port
+from tests.ports import free_port
 
 ALL = ("listen", "settle", "worker", "deliver")
 HOSTS = {"host-a": ALL, "host-b": ALL}

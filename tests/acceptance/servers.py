@@ -16,10 +16,10 @@ from pathlib import Path
 
 import redis
 
-from tests.orthanc import executable
-from tests.peers import free_port, requires
+from tests.orthanc import plain_orthanc
+from tests.peers import requires
+from tests.ports import free_port
 from tests.postgres import Postgres
-from workers.demo import Orthanc
 
 OUTAGES = {"postgres": 2, "broker": 2, "orthanc": 3}
 """What to cut off, and how often; beside TARGETS."""
@@ -41,8 +41,7 @@ class Servers:
         self._log = folder / "redis.log"
         self._start_redis()
         modality = {"ichnode": {"AET": "ICHNODE", "Host": "127.0.0.1", "Port": node_port}}
-        self.orthanc = Orthanc(
-            executable(),
+        self.orthanc = plain_orthanc(
             folder / "orthanc",
             self._ports[2],
             HttpPort=self._ports[3],

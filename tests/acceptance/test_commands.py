@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from pydicom import dcmread
 
 from node.domain.findings import CLASSES, Findings
 from tests.acceptance.conftest import NodeMaker
-from tests.peers import requires
+from tests.orthanc import plain_orthanc
 from workers import demo
-from workers.demo import Orthanc, orthanc_executable
 from workers.phantom_series import write_series
 
 pytestmark = pytest.mark.acceptance
@@ -89,6 +89,7 @@ def test_demo_once_ends_with_findings_and_files(tmp_path: Path) -> None:
 
 def test_demo_works_without_orthanc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "orthanc_executable", lambda: None)
+    monkeypatch.setattr(demo, "write_series", partial(write_series, size=256))  # quickly drawn
     with demo.running(tmp_path, lambda text: None) as running:
         assert isinstance(running.pacs, demo.FolderPacs)
         demo.send_sample(running, lambda text: None)
@@ -99,11 +100,7 @@ def test_demo_works_without_orthanc(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_lists_and_doctor_of_a_running_node(make_node: NodeMaker, phantom: Path, tmp_path: Path) -> None:
-    executable = orthanc_executable()
-    if executable is None:
-        requires("Orthanc")
-    assert executable
-    pacs = Orthanc(executable, tmp_path / "pacs")
+    pacs = plain_orthanc(tmp_path / "pacs")
     node = make_node(pacs_port=pacs.port, quiet_s=1)
     assert node.storescu(*sorted(phantom.glob("*.dcm"))).returncode == 0
     study_uid = str(dcmread(phantom / "001.dcm", stop_before_pixels=True).StudyInstanceUID)

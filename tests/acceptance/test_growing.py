@@ -46,8 +46,8 @@ def test_the_second_report_tells_the_growth_and_names_the_first(
     assert findings.comparison.study_uid == studies[0]
     assert findings.comparison.expansion and findings.comparison.change_ml > 5
     assert job["priority"] == "STAT"
-    (old,) = received(orthanc, studies[0], tmp_path / "old")["SR"]
-    (new,) = received(orthanc, studies[1], tmp_path / "new")["SR"]
+    (old,) = received(orthanc, studies[0])["SR"]
+    (new,) = received(orthanc, studies[1])["SR"]
     change = group(new, "AI change since prior CT")
     told = float(change["Change in volume since the prior CT"].MeasuredValueSequence[0].NumericValue)
     assert told == pytest.approx(findings.comparison.change_ml, abs=0.01)

@@ -13,7 +13,8 @@ from pydicom import dcmread
 from tests.acceptance.conftest import NodeMaker
 from tests.acceptance.crashes import stand_in
 from tests.alerting import Receiver
-from tests.peers import eventually, free_port, requires
+from tests.peers import eventually, requires
+from tests.ports import free_port
 from workers.phantom_series import write_series
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]

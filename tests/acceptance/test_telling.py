@@ -6,22 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
 
 from node.settings import Hl7, Webhook
-from tests.acceptance.conftest import NodeMaker
+from tests.acceptance.conftest import NodeMaker, study_of
 from tests.alerting import Receiver
 from tests.integration.test_hl7 import EngineOfTheSite
-from workers.phantom_series import write_series
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 
 def test_a_haemorrhage_is_told_before_it_is_measured_and_outlives_a_crash(
-    make_node: NodeMaker, tmp_path: Path
+    make_node: NodeMaker, phantom: list[Path]
 ) -> None:
-    phantom = write_series(tmp_path / "phantom", 3, ("intraparenchymal", "intraventricular"))
-    study = str(dcmread(phantom[0], stop_before_pixels=True).StudyInstanceUID)
+    study = study_of(phantom)
     down: list[int] = []
 
     def answer(_: object) -> tuple[int, bytes]:

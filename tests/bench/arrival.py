@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ from pathlib import Path
 from node.admin.roles import die_with_parent
 from node.settings import load
 from node.store.records import Records, open_records
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.raw_peer import RawPeer, store_pdus, stored
-from workers.demo import Orthanc, orthanc_executable
+from workers.demo import Orthanc, orthanc_executable, wait_ready
 from workers.phantom_series import SeriesLabels, write_series
 
 STEPS = ("complete", "taken", "analysed", "composed", "SR in the PACS", "all in the PACS")
@@ -76,7 +75,7 @@ def running(folder: Path, quiet_s: float, switches: str, outputs: str) -> Iterat
         command = [sys.executable, "-m", "node", "up", "--config", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
     try:
-        _await(process, web, folder / "node.log")
+        wait_ready(process, web, folder / "node.log")
         records = open_records(load(config))
         yield Node(port, records)
         records.close()
@@ -85,17 +84,6 @@ def running(folder: Path, quiet_s: float, switches: str, outputs: str) -> Iterat
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
         pacs.close()
-
-
-def _await(process: subprocess.Popen[bytes], web: int, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if b"ichnode is up" in log.read_bytes():
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{web}/healthz", timeout=5).close()
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"the node did not start: {log.read_text()[-2000:]}")
 
 
 def send(node: Node, files: Sequence[Path], rate: float) -> float:

@@ -31,7 +31,7 @@ from pydicom import dcmwrite
 
 from node.domain.instance import CT_IMAGE
 from tests.factories import ct_series
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.raw_peer import RawPeer, Stored, store_pdus, stored
 from workers.demo import orthanc_executable
 

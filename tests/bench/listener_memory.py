@@ -26,7 +26,8 @@ from sqlalchemy import func, select
 from node.store.engine import open_engine, reading
 from node.store.tables import instances, series
 from tests.factories import ct_series
-from tests.peers import eventually, free_port
+from tests.peers import eventually
+from tests.ports import free_port
 from tests.raw_peer import RawPeer, Stored, store_pdus, stored
 
 PER_SERIES = 500

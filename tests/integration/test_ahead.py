@@ -30,10 +30,9 @@ from node.store.records import open_records
 from tests.factories import ct_series
 from tests.integration.test_settle import MAX_WAIT_S, QUIET_S, STUDY, T0, Bell, Place, head
 from tests.integration.test_unusual_series import Node
-from tests.peers import requires
+from tests.orthanc import plain_orthanc
 from tests.scanned import Scan, Threshold, scan
 from workers.ahead import Finished, Shelf, Source
-from workers.demo import Orthanc, orthanc_executable
 from workers.models.runtime import load_pipeline
 from workers.phantom_series import write_series
 
@@ -253,10 +252,7 @@ class TestCounts:
         assert asked == ["1.2"]
 
     def test_a_real_archive_is_asked(self, tmp_path: Path) -> None:
-        executable = orthanc_executable()
-        if executable is None:
-            requires("Orthanc")
-        orthanc = Orthanc(str(executable), tmp_path / "orthanc", DicomAlwaysAllowFind=True)
+        orthanc = plain_orthanc(tmp_path / "orthanc", DicomAlwaysAllowFind=True)
         try:
             series = ct_series(4, rows=16, name="counted")
             parcels = []

@@ -14,7 +14,7 @@ from node.channels.catalogue import CHANNELS, channel_of
 from node.domain.errors import PermanentError, TransientError
 from node.settings import AnyAlert, Email, Fhir, Hl7, Settings, UpsPush, Webhook
 from tests.alerting import Receiver, alert_of, told
-from tests.peers import free_port
+from tests.ports import free_port
 
 MAIL = {"sender": "node@example.org", "recipients": ("reader@example.org",), "security": "none"}
 ALERTS: dict[str, Callable[[int], AnyAlert]] = {

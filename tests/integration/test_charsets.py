@@ -34,7 +34,8 @@ from node.settings import Destination, Scp, Settings
 from node.spool import Spool
 from node.store.records import Records, open_records
 from tests.factories import analysed, bleed, ct_series
-from tests.peers import free_port, requires
+from tests.peers import requires
+from tests.ports import free_port
 
 SLICES, ROWS = 2, 32
 JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"

@@ -30,9 +30,11 @@ from node.store.commitments import Asked
 from node.store.records import open_records
 from node.store.tables import commitments
 from tests.delivering import FAILED, PENDING, SENT, T0, Pacs, Place, pacs_at
-from tests.peers import eventually, free_port, requires
+from tests.orthanc import plain_orthanc
+from tests.peers import eventually
+from tests.ports import free_port
 from tests.receivers import RECEIVERS
-from workers.demo import Orthanc, orthanc_executable
+from workers.demo import Orthanc
 
 COMMITTED = DeliveryState.COMMITTED.value
 NO_SUCH_OBJECT = 0x0112
@@ -301,13 +303,9 @@ def test_an_answer_that_cannot_be_recorded_is_asked_to_be_repeated(
 def test_orthanc_commits_to_what_it_holds_and_gets_again_what_it_lost(
     place: Place, listener: int, tmp_path: Path
 ) -> None:
-    executable = orthanc_executable()
-    if executable is None:
-        requires("Orthanc")
-    assert executable
     place.compose("pacs", urgent=True)
     modalities = {"DicomModalities": {"node": ["ICHNODE", "127.0.0.1", listener]}}
-    orthanc = Orthanc(executable, tmp_path / "pacs", **modalities)
+    orthanc = plain_orthanc(tmp_path / "pacs", **modalities)
     try:
         peer = Destination(name="pacs", ae_title="ORTHANC", port=orthanc.port, commitment=True)
         courier = place.courier(peer)

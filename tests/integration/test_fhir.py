@@ -25,7 +25,7 @@ from node.domain.lifecycle import AlertState
 from node.settings import Fhir, Settings
 from node.store.records import open_records
 from tests.alerting import Receiver, Request, alert_of, house, told
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, findings
 
 EARLY = replace(SUBDURAL, segmentation=None, consistency=None)

@@ -27,7 +27,7 @@ from node.settings import Hl7, Settings
 from node.store.records import open_records
 from tests.alerting import alert_of, house, told
 from tests.certificates import make_certificate, server_context
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, findings
 
 EARLY = replace(SUBDURAL, segmentation=None, consistency=None)

@@ -37,7 +37,8 @@ from node.wholeness import MEGABYTE, Announced, understood
 from tests.certificates import make_certificate
 from tests.factories import ct_series
 from tests.integration.test_housekeeping import Place
-from tests.peers import eventually, free_port
+from tests.peers import eventually
+from tests.ports import free_port
 from tests.receivers import RECEIVERS
 
 TIMEOUT_S = 2.0

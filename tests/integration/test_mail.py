@@ -24,7 +24,7 @@ from node.settings import Email, Settings
 from node.store.records import open_records
 from tests.alerting import alert_of, house, told
 from tests.certificates import Certificate, make_certificate, server_context
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, findings
 
 CONSOLE = "https://ichnode.example.org"

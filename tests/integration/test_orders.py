@@ -26,7 +26,8 @@ from node.orders.listener import Hl7Listener
 from node.orders.worklist import MOST_ITEMS, Worklist
 from node.settings import Hl7Orders, Orders, Settings, WorklistPeer
 from node.store.records import Records, open_records
-from tests.peers import eventually, free_port, requires
+from tests.peers import eventually, requires
+from tests.ports import free_port
 from tests.site import Site
 
 STUDY = Subject("1.2.3", "ACC1", ("P1",))

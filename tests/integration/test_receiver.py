@@ -27,7 +27,7 @@ from node.store.arrivals import Arrivals
 from tests.factories import ct_series
 from tests.integration.test_hostile_peers import Node
 from tests.integration.test_scp import write
-from tests.orthanc import executable
+from tests.orthanc import plain_orthanc
 from tests.peers import eventually, requires
 from tests.raw_peer import COMMAND, LAST, RawPeer, Stored, command, pdu, pdv, request, store_pdus, stored
 from workers.demo import Orthanc
@@ -220,7 +220,7 @@ class TestSenders:
     def test_orthanc(self, node: Node, tmp_path: Path) -> None:
         series = ct_series(3, name="orthanc")
         modalities = {"node": ["ICHNODE", "127.0.0.1", node.port]}
-        orthanc = Orthanc(executable(), tmp_path / "orthanc", DicomModalities=modalities)
+        orthanc = plain_orthanc(tmp_path / "orthanc", DicomModalities=modalities)
         with closing(orthanc):
             held = [post(orthanc, "/instances", write(tmp_path / "a.dcm", ds).read_bytes()) for ds in series]
             post(orthanc, "/modalities/node/store", json.dumps([one["ID"] for one in held]).encode())

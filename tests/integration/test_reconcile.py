@@ -33,8 +33,9 @@ from node.scu import Parcel, Peer
 from node.settings import Archive, Destination, Scp, Settings
 from node.store.records import Records, open_records
 from tests.factories import ct_series
-from tests.orthanc import executable
-from tests.peers import eventually, free_port
+from tests.orthanc import plain_orthanc
+from tests.peers import eventually
+from tests.ports import free_port
 from tests.site import Site
 from workers.demo import Orthanc
 
@@ -61,7 +62,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         "DicomAlwaysAllowFind": True,
         "DicomAlwaysAllowGet": True,
     }
-    made = Orthanc(executable(), folder / "orthanc", **options)
+    made = plain_orthanc(folder / "orthanc", **options)
     parcels = []
     for number, ds in enumerate([*LOST, *CUT, *WHOLE, *CHEST, *PRIOR, *OTHER]):
         ds.save_as(folder / f"{number}.dcm", enforce_file_format=True)

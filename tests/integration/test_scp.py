@@ -58,7 +58,8 @@ from node.store.tables import associations, instances
 from node.transport import Server
 from node.wholeness import Announced, understood
 from tests.factories import ct_series, enhanced
-from tests.peers import eventually, free_port, requires
+from tests.peers import eventually, requires
+from tests.ports import free_port
 from tests.receivers import RECEIVERS
 
 SUCCESS, NO_ROOM, MISMATCH, UNREADABLE = 0x0000, 0xA700, 0xA900, 0xC000

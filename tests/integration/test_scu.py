@@ -31,8 +31,9 @@ from node.spool import Spool
 from node.store.records import open_records
 from node.store.tables import deliveries
 from tests.delivering import FAILED, PENDING, SENT, T0, Pacs, Place, pacs_at
-from tests.peers import eventually, free_port, requires
-from workers.demo import Orthanc, orthanc_executable
+from tests.orthanc import plain_orthanc
+from tests.peers import eventually
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -73,12 +74,8 @@ class TestKindPeers:
             assert len(pacs.kept) == 3
 
     def test_orthanc_takes_everything(self, place: Place, tmp_path: Path) -> None:
-        executable = orthanc_executable()
-        if executable is None:
-            requires("Orthanc")
-        assert executable
         uids = place.compose("pacs")
-        orthanc = Orthanc(executable, tmp_path / "pacs")
+        orthanc = plain_orthanc(tmp_path / "pacs")
         try:
             peer = Destination(name="pacs", ae_title="ORTHANC", port=orthanc.port)
             Peer(peer, "ICHNODE").echo()

@@ -12,7 +12,8 @@ import redis
 from node.broker import QUEUE, Doorbell, make_app, ping, shown_url
 from node.domain.errors import SettingsError, TransientError
 from node.settings import Broker, Settings, load
-from tests.peers import eventually, free_port, requires
+from tests.peers import eventually, requires
+from tests.ports import free_port
 
 NAME = "ichnode-redis"
 

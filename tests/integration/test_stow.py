@@ -27,7 +27,7 @@ from node.store.records import open_records
 from tests.certificates import Certificate, make_certificate, server_context
 from tests.delivering import PENDING, SENT, T0, Place, data_set
 from tests.orthanc import PASSWORD, USER, TlsProxy, WebOrthanc
-from tests.peers import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ from tests.certificates import Certificate, make_certificate, server_context
 from tests.delivering import data_set
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
 from tests.orthanc import WebOrthanc
-from tests.peers import eventually, free_port, requires
+from tests.peers import eventually, requires
+from tests.ports import free_port
 
 EXPLICIT, IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 KINDS = ("sr", "seg", "sc", "pm", "gsps", "kos")

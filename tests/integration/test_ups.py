@@ -30,7 +30,7 @@ from node.store.tables import jobs
 from node.store.worklist import Reading, Wanted
 from node.ups.scp import UpsScp
 from node.ups.service import Service, workitem_uid
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, Site, findings
 
 

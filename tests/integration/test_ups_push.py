@@ -26,7 +26,7 @@ from node.outputs.uids import uid_for
 from node.settings import Destination, Settings, UpsPush
 from node.store.records import open_records
 from tests.alerting import HEADER, House, told
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, findings
 
 PACS = Destination(name="pacs", ae_title="PACS")

@@ -29,7 +29,8 @@ from node.ups.events import GIVE_UP_S, Reporter
 from node.ups.scp import UpsScp
 from node.ups.service import Service
 from tests.integration.test_ups import Reader, performed
-from tests.peers import eventually, free_port
+from tests.peers import eventually
+from tests.ports import free_port
 from tests.site import SUBDURAL, Site
 
 

@@ -25,8 +25,8 @@ from node.outputs.context import Context, PriorReport
 from node.outputs.report import REPORTS
 from node.outputs.source import Source
 from tests.factories import GROWN, MADE_AT, MEASURED, analysed, bleed, ct_series, hu_of, not_analysed
+from tests.orthanc import plain_orthanc
 from tests.peers import requires
-from workers.demo import Orthanc, orthanc_executable
 
 MASKS = bleed(6, 128)
 EMPTY = np.zeros_like(MASKS)
@@ -248,12 +248,10 @@ def test_the_label_map_is_read_back_by_another_library(tmp_path: Path) -> None:
 
 def test_orthanc_takes_what_comes_on_request_and_gives_it_back(tmp_path: Path) -> None:
     """The label map apart, which Orthanc declines before 1.12.7."""
-    requires("Orthanc", "storescu")
+    requires("storescu")
     names = ("seg-subtypes", "csr", "pm", "gsps", "kos")
     _, ours = files_of(tmp_path, "as usual", "compared", names)
-    executable = orthanc_executable()
-    assert executable
-    pacs = Orthanc(executable, tmp_path / "pacs")
+    pacs = plain_orthanc(tmp_path / "pacs")
     try:
         sent = run("storescu", "-v", "-R", "-aec", "ORTHANC", "127.0.0.1", str(pacs.port), *ours)
         assert sent.count("Success") == len(ours) == len(names), sent

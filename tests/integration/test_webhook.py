@@ -22,7 +22,7 @@ from node.settings import Settings, Webhook
 from node.store.records import open_records
 from tests.alerting import Receiver, Request, alert_of, house, told
 from tests.certificates import make_certificate, server_context
-from tests.peers import free_port
+from tests.ports import free_port
 from tests.site import SUBDURAL, findings
 
 CONSOLE = "https://ichnode.example.org"

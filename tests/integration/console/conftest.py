@@ -5,16 +5,28 @@ A module that needs other settings, or something in the records, has a fixture o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from jinja2 import Environment, FileSystemBytecodeCache
 
 from node.admin.web.app import make_app
 from node.settings import Destination, Settings
 from node.store.records import Records, open_records
 from tests.site import Site
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each node compiles its templates, which takes longer than most of its answers."""
+    cache = FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("node.admin.web.site.Environment", partial(Environment, bytecode_cache=cache))
+        yield
 
 
 @pytest.fixture
@@ -24,7 +36,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
+def records(settings: Settings, blank_sqlite: Path) -> Iterator[Records]:
+    shutil.copyfile(blank_sqlite, settings.data_dir / "ichnode.sqlite3")
     opened = open_records(settings)
     yield opened
     opened.close()
