@@ -15,7 +15,7 @@ help:  ## this list
 demo: $(VENV)/.installed  ## run the whole node once: a head CT goes in, SR, SEG and overlays come back
 	$(BIN)/ichnode demo --once
 
-test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests
+test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests; TEST_WORKERS=0: one by one
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 lint: $(VENV)/.installed-dev  ## ruff

@@ -85,6 +85,7 @@ def make_app(settings: Settings, module: str = "") -> Celery:
             "socket_timeout": 30,
             "socket_keepalive": False,
             "max_retries": 1,
+            "interval_start": 0,  # the clock rings again; nobody waits here
             "queue_order_strategy": "priority",  # the queues in the order they are named, each time anew
         },
     )
@@ -211,7 +212,8 @@ def _sentinel_options(settings: Settings) -> dict[str, Any]:
 
 
 def _one_try() -> dict[str, Any]:
-    """How to ask one Sentinel: once and briefly: the next one may know (redis-py would try ten times)."""
+    """How to ask: once and briefly (redis-py would try for seconds). The next Sentinel may know, or whoever
+    asks asks again."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
@@ -221,7 +223,6 @@ def _one_try() -> dict[str, Any]:
 def _client(url: str, master_name: str = "") -> Any:
     import redis
 
-    timeouts: dict[str, Any] = {"socket_connect_timeout": 3, "socket_timeout": 3}
     if master_name:
         from redis.sentinel import Sentinel
 
@@ -231,5 +232,5 @@ def _client(url: str, master_name: str = "") -> Any:
         sentinel = Sentinel(hosts, sentinel_kwargs=_one_try(), **_one_try())
         return sentinel.master_for(master_name, password=parts[0].password, db=database)
     if url.startswith("redis+socket://"):
-        return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **timeouts)
-    return redis.Redis.from_url(url, **timeouts)
+        return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **_one_try())
+    return redis.Redis.from_url(url, **_one_try())

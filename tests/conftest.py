@@ -21,6 +21,11 @@ ACCEPTANCE = "tests/acceptance/"
 
 
 def pytest_configure() -> None:
+    os.environ.pop("COLUMNS", None)  # tables are as wide as they are, whatever the terminal of the run
+    _work_in_memory()
+
+
+def _work_in_memory() -> None:
     """Temporary folders in memory where there is room: else most of a run is waiting for a disk to sync.
 
     What `fsync` is worth shows when the power fails, on a disk as little as here. TMPDIR or

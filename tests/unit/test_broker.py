@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,24 +102,29 @@ def test_a_message_carries_the_task_and_the_job_alone(server: Redis) -> None:
     assert doorbell.waiting() == {STAT_QUEUE: 0, QUEUE: 1}
 
 
+@pytest.fixture
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both libraries would sleep for seconds before they try again."""
+    for module in ("redis.retry", "kombu.utils.functional"):
+        monkeypatch.setattr(f"{module}.sleep", lambda seconds: pytest.fail(f"sleeps {seconds} s"))
+
+
+@pytest.mark.usefixtures("nobody_waits")
 def test_ringing_a_broker_that_is_away_is_transient_and_quick(folder: Path) -> None:
     doorbell = Doorbell(Settings(data_dir=folder))
-    began = time.monotonic()
     with pytest.raises(TransientError, match="broker"):
         doorbell.ring(1)
     with pytest.raises(TransientError, match="broker"):
         doorbell.waiting()
     with pytest.raises(TransientError, match="broker"):
         ping(Settings(data_dir=folder))
-    assert time.monotonic() - began < 15
 
 
+@pytest.mark.usefixtures("nobody_waits")
 def test_a_broker_on_another_machine_that_is_away_is_transient_and_quick() -> None:
     doorbell = Doorbell(Settings(broker=Broker(url="redis://127.0.0.1:1/0")))
-    began = time.monotonic()
     with pytest.raises(TransientError, match="broker"):
         doorbell.ring(1)
-    assert time.monotonic() - began < 15
 
 
 def test_the_doorbell_rings_again_once_the_broker_is_back(server: Redis) -> None:
