@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # acceptance comes first: it takes longest
     return ByRing(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch on one thread, where any test uses it: several only wait for one another on busy cores."""
+    if "torch" in sys.modules:  # not imported for nothing
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 import numpy as np
+from fastapi.testclient import TestClient
 from pydicom.dataset import Dataset
 
 from node.admin.roles import spool_of
+from node.admin.web.app import make_app
 from node.compose import Composer, encode
 from node.domain.findings import (
     CLASSES,
@@ -146,6 +148,12 @@ class Site:
         assert self.records.jobs.store_analysis(job_id, "worker", findings, path, time.time())
         Composer(self.settings, self.records, spool_of(self.settings)).round()
         return job_id
+
+
+def browser(settings: Settings, records: Records, **options: Any) -> TestClient:
+    """On the node's own machine; `options` as of TestClient."""
+    usual = {"base_url": "http://127.0.0.1:8080", "headers": {"Accept": "text/html"}}
+    return TestClient(make_app(settings, records), **{**usual, **options})
 
 
 def findings(

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from node.admin import doctor
 from node.admin.roles import spool_of
-from node.admin.web.app import make_app
 from node.canary import Canary, accept, own_listener, trouble
 from node.compose import Composer
 from node.domain.announcing import Audience
@@ -34,6 +32,7 @@ from node.store.records import open_records
 from node.store.worklist import Reading
 from node.store.worklist import Wanted as Listed
 from tests import factories
+from tests.site import browser
 
 
 class Silent:
@@ -314,8 +313,7 @@ def test_pages_and_metrics_show_it(way: Way, settings: Settings) -> None:
     on = settings.model_copy(update={"canary": Wanted(every_min=10, max_s=600)})
     way.once()
     way.once(0.2)
-    app = make_app(on, way.records)
-    client = TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
+    client = browser(on, way.records)
     for path in ("/", "/queue", "/quality"):
         assert "came out WRONG: any is 0.200, expected 0.930" in client.get(path).text
     assert "ichnode_canary_ok 0.0" in client.get("/metrics").text

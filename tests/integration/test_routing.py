@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from sqlalchemy import delete, text
 
 from node.admin.cli import main
 from node.admin.roles import spool_of
-from node.admin.web.app import make_app
 from node.compose import Composer
 from node.deliver import Courier, carrier_to
 from node.domain.findings import Reason
 from node.scu import Parcel, Peer
 from node.settings import Destination, Route, Settings
 from node.store.keeping import Keeping
-from node.store.records import Records, open_records
+from node.store.records import Records
 from node.store.tables import instances
 from node.stow import WebPeer
 from node.transcode import FALL_BACK
@@ -54,21 +52,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def records(settings: Settings) -> Iterator[Records]:
-    opened = open_records(settings)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def site(records: Records, settings: Settings) -> Site:
-    return Site(records, settings)
-
-
-@pytest.fixture
-def client(settings: Settings, records: Records) -> TestClient:
-    app = make_app(settings, records)
-    return TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
+def records(blank_records: Records) -> Records:
+    return blank_records
 
 
 def head(name: str) -> list[Dataset]:

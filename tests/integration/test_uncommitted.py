@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from fastapi.testclient import TestClient
-
-from node.admin.web.app import make_app
 from node.settings import Destination, Settings
 from node.store.records import open_records
-from tests.site import SUBDURAL, Site
+from tests.site import SUBDURAL, Site, browser
 
 PROMISING = Destination(name="pacs", ae_title="PACS", commitment=True, commitment_wait_s=60)
 
@@ -25,8 +22,8 @@ def seen(settings: Settings, sent_ago_s: float, folder: Path) -> tuple[str, str]
     delivery = site.delivery_of(site.composed("1.2.3", SUBDURAL, patient_id="P-7"))
     assert records.deliveries.sent(delivery, "0x0000", time.time() - sent_ago_s)
     records.commitments.wait([delivery], time.time() + 60, "storage commitment is asked for, no answer yet")
-    client = TestClient(make_app(own, records), base_url="http://127.0.0.1:8080")
-    pages = client.get("/queue", headers={"Accept": "text/html"}).text, client.get("/metrics").text
+    client = browser(own, records)
+    pages = client.get("/queue").text, client.get("/metrics").text
     records.close()
     return pages
 

@@ -24,8 +24,6 @@ from workers.models.efficientnet import Bottleneck
 from workers.phantom import volume
 from workers.preprocess import BONE, BRAIN, SUBDURAL, View, Window, network_input
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Cell = tuple[int, int]
 
 COUNTS = {

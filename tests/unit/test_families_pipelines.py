@@ -23,8 +23,6 @@ from workers.models.unet import UNet, decision
 from workers.phantom import PhantomVolume, volume
 from workers.preprocess import BRAIN, View, network_input
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ANY = CLASSES.index("any")
 
 

@@ -20,8 +20,6 @@ from workers.models.backbones import BackboneNet, BackboneSpec, spec
 from workers.models.pretrained import fit, load_pretrained, read_state, stem_for
 from workers.preprocess import BRAIN
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 State = dict[str, Tensor]
 
 

@@ -19,8 +19,6 @@ from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, se
 from workers.models.slicewise import Reading, SequencePipeline
 from workers.preprocess import HeadFrame, NetworkInput
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PLAIN = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(1, 0))
 
 

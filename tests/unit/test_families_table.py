@@ -16,8 +16,6 @@ from workers.models.gated import GatedPipeline
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.phantom import volume
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 
 

@@ -22,10 +22,7 @@ TOLERANCE = 1e-3
 """Of logits, and of the probabilities of pixels."""
 LIGHT = [one for one in FAMILIES if "seresnext" not in one.name]
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not compiled.available(), reason="openvino is not installed"),
-]
+pytestmark = pytest.mark.skipif(not compiled.available(), reason="openvino is not installed")
 
 
 @pytest.fixture(scope="module")

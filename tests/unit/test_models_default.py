@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 
 from node.domain.findings import CLASSES, SUBTYPES
 from workers.models.contract import Classification, Pipeline
@@ -24,12 +21,8 @@ def _head(seed: int, bleeds: tuple[str, ...]) -> PhantomVolume:
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Pipeline]:
-    """One thread: on busy cores two that wait for each other take far longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_pipeline("default", "cpu")
-    torch.set_num_threads(threads)
+def model() -> Pipeline:
+    return load_pipeline("default", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,11 +55,8 @@ def _ensemble(*parts: ReadingPipeline, weights: tuple[float, ...] = (3.0, 1.0)) 
 
 
 @pytest.fixture(scope="module")
-def ensemble() -> Iterator[EnsemblePipeline]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield _ensemble()
-    torch.set_num_threads(threads)
+def ensemble() -> EnsemblePipeline:
+    return _ensemble()
 
 
 def test_evidence_is_the_weighted_mean_of_the_parts(ensemble: EnsemblePipeline, head: PhantomVolume) -> None:

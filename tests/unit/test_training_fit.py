@@ -18,8 +18,6 @@ from workers.training.learners import learner
 from workers.training.losses import LossWeights, Truth, multitask_loss
 from workers.training.recipes import Recipe, Stage, recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WIDTHS = (8, 8, 16, 16)
 
 

@@ -27,8 +27,6 @@ from workers.training.plan import Plan
 from workers.training.recipes import RECIPES, Recipe
 from workers.training.sources import Source
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LIGHT = [one.name for one in RECIPES if "seresnext" not in one.family]
 HEAVY = [one.name for one in RECIPES if "seresnext" in one.family]
 

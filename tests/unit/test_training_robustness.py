@@ -35,8 +35,6 @@ from workers.training.disturb import (
 from workers.training.plan import Plan
 from workers.training.sources import Source
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPACING: Spacing = (5.0, 0.5, 0.5)
 PATIENTS = 6
 

@@ -15,12 +15,11 @@ from fastapi.testclient import TestClient
 
 from node.admin.cli import main
 from node.admin.doctor import examine
-from node.admin.web.app import make_app
 from node.channels.contract import Receipt, Rejected
 from node.settings import Settings, Webhook
 from node.store.records import Records
 from tests.alerting import House, Receiver, alert_of
-from tests.site import findings
+from tests.site import browser, findings
 
 URL = "http://127.0.0.1:9/hook"
 HTML = {"Accept": "text/html"}
@@ -103,9 +102,7 @@ def test_a_channel_can_be_paused_and_tried(client: TestClient, of: House) -> Non
 def test_alerts_of_a_channel_that_is_gone_are_shown_as_such(client: TestClient, of: House) -> None:
     of.alarmed()
     with_one = Settings(data_dir=of.settings.data_dir, alert=of.settings.alert[:1])
-    page = TestClient(make_app(with_one, of.records), base_url="http://127.0.0.1:8080", headers=HTML).get(
-        "/queue"
-    )
+    page = browser(with_one, of.records).get("/queue")
     assert "no [[alert]] has this name any more" in page.text
     checks = {check.name: check for check in examine(with_one)}
     assert "1 to everything wait" in checks["alerts"].text and not checks["alert ward"].ok
@@ -116,7 +113,7 @@ def test_the_role_that_announces_is_missed_only_where_there_is_a_channel(
 ) -> None:
     assert "no alert goes out" in client.get("/").text
     quiet = Settings(data_dir=of.settings.data_dir)
-    page = TestClient(make_app(quiet, of.records), base_url="http://127.0.0.1:8080", headers=HTML).get("/")
+    page = browser(quiet, of.records).get("/")
     assert "no alert goes out" not in page.text
 
 

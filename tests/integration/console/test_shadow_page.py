@@ -24,6 +24,7 @@ from node.settings import Model, Settings, Shadow
 from node.store.audit import Actor
 from node.store.records import Records
 from tests.shadowed import ACTIVE, OTHER, Shadowed
+from tests.site import browser
 
 HTML = {"Accept": "text/html"}
 ANNA = Actor("anna", Role.ADMIN, "")
@@ -184,7 +185,7 @@ def test_editing_the_settings_sets_a_promotion_aside_and_says_so(client: TestCli
     edited = node.settings.model_copy(update={"model": Model(pipeline="/models/third.json")})
     stands = standing(edited, node.records, time.time())
     assert stands.active.pipeline == "/models/third.json" and stands.back_to is None
-    page = TestClient(make_app(edited, node.records), base_url="http://127.0.0.1:8080", headers=HTML)
+    page = browser(edited, node.records)
     assert "was changed after that: the settings count" in page.get("/shadow").text
 
 

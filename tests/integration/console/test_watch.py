@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy import insert
 
 from node.admin import doctor
-from node.admin.web.app import make_app
 from node.domain.errors import PermanentError
 from node.settings import Drift, Settings
 from node.store.records import Records
@@ -103,9 +102,7 @@ def test_the_watch_looks_when_its_time_has_come(records: Records) -> None:
     assert {row["looked_at"] for row in records.drifts.all()} == {3.0}
 
 
-def test_pages_metrics_and_doctor_say_it(settings: Settings, records: Records) -> None:
-    app = make_app(settings, records)
-    client = TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
+def test_pages_metrics_and_doctor_say_it(client: TestClient, settings: Settings, records: Records) -> None:
     assert "Nothing was analysed" in client.get("/quality").text
     assert "not judged yet" in doctor._drift(settings)
     fill(records, "CT <1>", range(120), ago=9000)

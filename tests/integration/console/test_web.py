@@ -13,7 +13,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from node.admin.web import pages, words
-from node.admin.web.app import make_app
 from node.admin.web.plots import along_slices, by_hour, waterfall
 from node.domain.canary import State
 from node.domain.errors import TransientError
@@ -24,7 +23,7 @@ from node.store.audit_queue import AUDITED, AuditQueue, Event
 from node.store.records import Records, open_records
 from tests import factories
 from tests.queueing import Ring, ringing
-from tests.site import SUBDURAL, Site, findings
+from tests.site import SUBDURAL, Site, browser, findings
 
 HOSTILE = '<script>alert("x")</script>'
 ESCAPED = "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;"
@@ -347,7 +346,7 @@ def test_the_csv_holds_every_study_in_the_order_of_the_list(
 def test_readyz_tells_of_the_canary_and_stays_ready(settings: Settings, site: Site) -> None:
     def canary_word(every_min: float) -> str:
         changed = settings.model_copy(update={"canary": Canary(every_min=every_min)})
-        client = TestClient(make_app(changed, site.records), base_url="http://127.0.0.1:8080")
+        client = browser(changed, site.records)
         return str(client.get("/readyz").json()["canary"])
 
     now = time.time()
@@ -364,7 +363,7 @@ def test_readyz_tells_of_the_canary_and_stays_ready(settings: Settings, site: Si
 
 def test_what_waits_for_the_audit_repository_is_shown_to_admins(settings: Settings, site: Site) -> None:
     changed = settings.model_copy(update={"audit": AuditRepository(host="audit.example.org")})
-    client = TestClient(make_app(changed, site.records), base_url="http://127.0.0.1:8080")
+    client = browser(changed, site.records)
     assert "it was told everything" in client.get("/audit").text
     engine = site.records.engine.execution_options(**{AUDITED: True})
     queue = AuditQueue(engine)
@@ -376,7 +375,7 @@ def test_what_waits_for_the_audit_repository_is_shown_to_admins(settings: Settin
     assert "The oldest 20 are shown" in page and "&lt;anna&gt;" in page
     answer = client.get("/api/v1/audit/queue", params={"limit": 3}).json()
     assert (answer["waiting"], len(answer["messages"]), answer["messages"][0]["attempts"]) == (25, 3, 1)
-    plain = TestClient(make_app(settings, site.records), base_url="http://127.0.0.1:8080")
+    plain = browser(settings, site.records)
     assert "none in the settings any more" in plain.get("/audit").text
 
 
