@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.unit.test_training_recipes import tiny_recipe
 from workers.commands_models import evaluate, models, train
 from workers.models.catalogue import CATALOGUE
-from workers.training import datasets
+from workers.training import datasets, recipes
 from workers.training.datasets import box_mask, ct_ich
 
 CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
@@ -21,7 +22,8 @@ CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms as small as they go, drawn by this process."""
+    """Recipes and phantoms as small as they go, drawn by this process."""
+    monkeypatch.setattr(recipes, "RECIPES", tuple(map(tiny_recipe, recipes.RECIPES)))
     draw = partial(datasets.phantom_series, slices=6)
     monkeypatch.setattr(datasets, "phantom_series", lambda seed, size, view: draw(seed, size=64, view=view))
     monkeypatch.setattr("workers.commands_models.os.cpu_count", lambda: 1)

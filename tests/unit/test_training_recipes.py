@@ -46,7 +46,8 @@ def _patients(_: Path, view: View) -> Iterator[Series]:
 MADE = Source("made", "made", "nobody", "none", _patients)
 
 
-def _tiny(one: Recipe) -> Recipe:
+def tiny_recipe(one: Recipe) -> Recipe:
+    """At 64 px, one step of two slices a stage."""
     stages = tuple(replace(stage, steps=1, epochs=0.0, batch=2) for stage in one.stages)
     pretrain = replace(one.pretrain, steps=1, batch=2) if one.pretrain else None
     return replace(one, size=64, stages=stages, pretrain=pretrain)
@@ -55,7 +56,7 @@ def _tiny(one: Recipe) -> Recipe:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table at 64 px, one step of two slices a stage; no pictures are drawn."""
-    monkeypatch.setattr(recipes, "RECIPES", tuple(_tiny(one) for one in RECIPES))
+    monkeypatch.setattr(recipes, "RECIPES", tuple(tiny_recipe(one) for one in RECIPES))
     monkeypatch.setattr(
         "workers.training.report.write",
         lambda folder, *told, **more: folder.mkdir(parents=True, exist_ok=True),
@@ -132,7 +133,7 @@ def test_the_winners_system_is_trained_stage_by_stage(tmp_path: Path) -> None:
 def test_public_weights_are_taught_only_where_the_recipe_says(tmp_path: Path) -> None:
     """The stem and the kept blocks, with every running statistic, are those of the file afterwards."""
     torch.manual_seed(3)
-    one = _tiny(recipes.recipe("efficientnet-3window"))
+    one = tiny_recipe(recipes.recipe("efficientnet-3window"))
     torch.save(efficientnet_lite0_state(), tmp_path / "lite0.pth")
     teacher = learner(one, tmp_path / "lite0.pth")
     before = {name: value.clone() for name, value in teacher.network().state_dict().items()}
@@ -146,7 +147,7 @@ def test_public_weights_are_taught_only_where_the_recipe_says(tmp_path: Path) ->
 
 
 def test_a_checkpoint_that_began_with_other_public_weights_is_refused(tmp_path: Path) -> None:
-    one = replace(_tiny(recipes.recipe("efficientnet-3window")), kept=17)
+    one = replace(tiny_recipe(recipes.recipe("efficientnet-3window")), kept=17)
     for name in ("one", "other"):
         torch.save(efficientnet_lite0_state(), tmp_path / f"{name}.pth")
     first, second = (learner(one, tmp_path / f"{name}.pth") for name in ("one", "other"))
@@ -166,7 +167,7 @@ def test_no_patient_of_a_fold_teaches_or_stops_its_training(
         raise StopIteration
 
     monkeypatch.setattr(train, "_fit", note)
-    plan = _plan("resnet18-3window", tmp_path, recipe=_tiny(recipes.recipe("resnet18-3window")))
+    plan = _plan("resnet18-3window", tmp_path, recipe=tiny_recipe(recipes.recipe("resnet18-3window")))
     divided = train.folds(plan.real(train.view_of(plan.recipe)), 2, plan.seed)
     for number in (0, 1):
         with pytest.raises(StopIteration):
@@ -178,7 +179,7 @@ def test_no_patient_of_a_fold_teaches_or_stops_its_training(
 
 def test_the_sequence_model_learns_what_lies_in_the_features() -> None:
     torch.manual_seed(0)
-    cnns = [learner(_tiny(recipes.recipe("cnn-baseline"))).network() for _ in range(2)]
+    cnns = [learner(tiny_recipe(recipes.recipe("cnn-baseline"))).network() for _ in range(2)]
     series = list(_patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
     whole = SequenceModel(2, width=64)
     operating = train.Operating.plain()
