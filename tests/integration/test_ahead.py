@@ -504,11 +504,11 @@ def test_the_default_model_finds_the_same_ahead_and_after_bit_for_bit(tmp_path: 
     series = [Dataset() for _ in files]
     for ds, path in zip(series, files, strict=True):
         ds.update(dcmread(path))  # without preamble and file meta
-    found = []
+    found, pipeline = [], load_pipeline("default", "cpu")
     for name in ("plain", "ahead"):
         (tmp_path / name).mkdir()
         node = Node(tmp_path / name)
-        node.worker.pipeline = load_pipeline("default", "cpu")
+        node.worker.pipeline = pipeline
         words: list[Findings] = []
         speak = node.worker._speak
         node.worker._speak = lambda job, early, to=words, then=speak: (to.append(early), then(job, early))  # type: ignore[method-assign,misc,assignment]

@@ -74,10 +74,10 @@ def test_it_answers_as_it_says(api: Any) -> None:
     assert {"GET /api/v1/studies", "POST /api/v1/missing/fetch", "GET /api/v1/status"} <= asked
 
 
-@pytest.mark.parametrize("number", [2**31, -1, 4803619408735031812782326546432, True, 1.5, "1"])
 @pytest.mark.parametrize("path", ["missing/fetch", "missing/dismiss", "deliveries/retry"])
-def test_a_number_that_no_row_can_have_is_refused(client: TestClient, path: str, number: object) -> None:
+def test_a_number_that_no_row_can_have_is_refused(client: TestClient, path: str) -> None:
     token = re.search(r'name="csrf" content="(\w+)"', client.get("/").text)
     assert token
-    answer = client.post(f"/api/v1/{path}", json={"ids": [number]}, headers={"X-CSRF-Token": token[1]})
-    assert answer.status_code == 422, answer.text
+    for number in (2**31, -1, 4803619408735031812782326546432, True, 1.5, "1"):
+        answer = client.post(f"/api/v1/{path}", json={"ids": [number]}, headers={"X-CSRF-Token": token[1]})
+        assert answer.status_code == 422, f"{number}: {answer.text}"
