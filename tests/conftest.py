@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,15 @@ def database(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Iterator[str]:
     """A database of each kind without a schema."""
     if database == "sqlite":
-        return f"sqlite:///{tmp_path}/test.sqlite3"
+        yield f"sqlite:///{tmp_path}/test.sqlite3"
+        return
     server: Postgres = request.getfixturevalue("postgres")
-    return server.create()
+    url = server.create()
+    yield url
+    server.drop(url)
 
 
 @pytest.fixture
@@ -120,10 +124,11 @@ def records(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> It
     """Records in a database of each kind, with the schema made and nothing in it."""
     if database == "sqlite":
         shutil.copyfile(request.getfixturevalue("blank_sqlite"), tmp_path / "test.sqlite3")
-        url = f"sqlite:///{tmp_path}/test.sqlite3"
-    else:
-        server: Postgres = request.getfixturevalue("postgres")
-        url = server.create(request.getfixturevalue("blank_postgres"))
-    made = Records(open_engine(url))
-    yield made
-    made.close()
+        with closing(Records(open_engine(f"sqlite:///{tmp_path}/test.sqlite3"))) as made:
+            yield made
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    url = server.create(request.getfixturevalue("blank_postgres"))
+    with closing(Records(open_engine(url))) as made:
+        yield made
+    server.drop(url)
