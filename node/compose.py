@@ -46,6 +46,14 @@ DEFER_BYTES = 64 * 1024
 """Values longer than this (the pixels) stay on disk until somebody asks for them."""
 
 
+VOLUME_S = 3600.0
+"""For so long a volume that gives or takes no file is waited for; then a bad file costs its job."""
+
+
+class SpoolTrouble(TransientError):
+    """Files can be neither read nor written now: a file server is away, a volume is read-only."""
+
+
 class Composer:
     def __init__(self, settings: Settings, records: Records, spool: Spool) -> None:
         self._destinations = settings.destination
@@ -54,30 +62,47 @@ class Composer:
         self._router = Router(settings.destination, records)
         self._records = records
         self._spool = spool
+        self._troubled: dict[int, float] = {}
+        """Jobs whose files could not be read or written, and since when."""
 
     def round(self, leads: Callable[[], bool] = lambda: True) -> int:
         """Compose every job that waits for it, the most urgent first. Returns how many there were."""
         if not leads():
             return 0
         waiting = self._records.jobs.to_report()
+        trouble: SpoolTrouble | None = None
         for job in waiting:
-            if leads():
-                self._attempt(job)
+            try:
+                if leads():
+                    self._attempt(job)
+            except SpoolTrouble as error:  # it may be one file, which must hold up no other job
+                trouble = error
+        if trouble is not None:
+            raise trouble
         return len(waiting)
 
     def _attempt(self, job: Job) -> None:
         """Whatever goes wrong ends in a report or in the log, and never stops the jobs behind it."""
         try:
             self.compose(job)
+            self._troubled.pop(job.id, None)
         except TransientError:
             raise
         except Exception as error:
+            if _is_of_the_volume(error) and self._waits_for_volume(job):
+                text = f"the objects of job {job.id} wait for the volume of data_dir: {error}"
+                raise SpoolTrouble(text) from error
             log.exception("objects of job %d cannot be built", job.id)
             reason = Reason("COMPOSE_FAILED", f"the result objects could not be built: {error}")
             if job.state is JobState.ANALYSED:
                 self._records.jobs.fail(job.id, reason)
             else:  # not even the report that nothing was analysed: it must not be tried for ever
                 self._records.jobs.store_objects(job, (), (), time.time(), word=self._word(job))
+
+    def _waits_for_volume(self, job: Job) -> bool:
+        """Whether its files may still turn out to be there, or to be taken."""
+        now = time.monotonic()
+        return now - self._troubled.setdefault(job.id, now) < VOLUME_S
 
     def compose(self, job: Job) -> None:
         """Build, store and schedule the objects of an ANALYSED or FAILED job."""
@@ -188,6 +213,13 @@ class Composer:
         return NewObject(
             str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.SeriesInstanceUID), name, path, len(data)
         )
+
+
+def _is_of_the_volume(error: BaseException) -> bool:
+    """An error of the operating system is why; that a file is gone is none."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    gone = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    return isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, gone)
 
 
 def not_analysed(job: Job) -> Findings:

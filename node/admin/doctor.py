@@ -80,6 +80,9 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, True, look())
     except IchnodeError as error:
         return Check(name, False, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return Check(name, False, f"{where}{error.strerror or error}; look at data_dir and who may use it")
 
 
 def _database(settings: Settings) -> str:

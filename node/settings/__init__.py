@@ -28,6 +28,7 @@ from node.settings.services import Broker, Database, Model
 from node.settings.shadow import Shadow
 from node.settings.ups import Ups, Watcher
 from node.settings.web import Proxy, Web
+from node.settings.words import words_of
 
 __all__ = [
     "DATABASE_FILE",
@@ -154,7 +155,8 @@ def load(file: Path | None = None, data_dir: Path | None = None) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         where = str(path or DEFAULT_FILE)
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        found = [(".".join(map(str, e["loc"])) or "settings", words_of(e, Settings)) for e in error.errors()]
+        lines = [f"{key}: {words}" for key, words in found]
         raise SettingsError(f"settings ({where} and {PREFIX}… variables): " + "; ".join(lines)) from None
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import Field, field_validator, model_validator
 
 from node.settings.base import Section
+
+DATABASES = ("postgresql+psycopg://", "sqlite:///")
 
 
 class Database(Section):
     url: str = ""
     """Empty: SQLite in data_dir."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_spoken(cls, url: str) -> str:
+        """Without a word of what was given: it may hold a password."""
+        try:
+            known = not url or (url.startswith(DATABASES) and urlsplit(url).port != 0)
+        except ValueError:  # a port that is no number
+            known = False
+        if not known:
+            raise ValueError(
+                "write postgresql+psycopg://user:password@host:5432/database, with special characters of the "
+                "password as %40 and the like; or leave it empty for SQLite in data_dir"
+            )
+        return url
 
 
 class Broker(Section):

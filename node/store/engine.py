@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -32,12 +33,21 @@ def open_engine(url: str, synchronous: str = "FULL", patience_s: float | None = 
     if parsed.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(parsed.database).parent)
     patience_s = BUSY_TIMEOUT_S if patience_s is None else patience_s
     engine = create_engine(url, connect_args={"timeout": patience_s})
     event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, synchronous))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        user = os.geteuid()
+        text = f"the folder {folder} for the database cannot be made by user {user}: {error.strerror}"
+        raise PermanentError("DATABASE", f"{text}; make it, or name another as data_dir") from error
 
 
 def swift_engine(engine: Engine) -> Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -315,6 +317,46 @@ def test_a_full_disk_waits_and_loses_nothing(place: Place, monkeypatch: pytest.M
     assert place.job(job.id).state is JobState.ANALYSED
     place.composer.round()
     assert place.job(job.id).state is JobState.COMPOSED
+
+
+@pytest.mark.parametrize("trouble", [errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_volume_that_takes_nothing_is_waited_for_and_holds_up_no_other_job(
+    trouble: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+    other, _ = place.analysed("other")
+    real = place.spool.write
+
+    def write(path: str, parts: Any) -> None:
+        if path.startswith(f"outgoing/{job.id}/"):
+            raise OSError(trouble, os.strerror(trouble))
+        real(path, parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.spool, "write", write)
+        for _ in range(2):
+            with pytest.raises(TransientError, match=f"job {job.id} wait for the volume"):
+                place.composer.round()
+        assert (place.job(job.id).state, place.job(other.id).state) == (JobState.ANALYSED, JobState.COMPOSED)
+    place.composer.round()
+    assert place.job(job.id).state is JobState.COMPOSED
+
+
+def test_a_source_that_cannot_be_read_now_is_waited_for_but_not_for_ever(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+
+    def broken(*_: Any, **__: Any) -> Dataset:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(compose, "dcmread", broken)
+    with pytest.raises(TransientError, match="volume"):
+        place.composer.round()
+    assert place.job(job.id).state is JobState.ANALYSED
+    monkeypatch.setattr(compose, "VOLUME_S", 0.0)
+    place.composer.round()
+    assert place.job(job.id).state is JobState.FAILED
 
 
 def test_a_job_cancelled_while_its_objects_were_built_sends_nothing(

@@ -182,6 +182,40 @@ def test_a_mistake_is_an_error_that_names_the_key(text: str, key: str, tmp_path:
     assert key in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[scp]\nprot = 104", "is port meant?"),
+        (ONE + "tls = { crt = 'x' }", "is cert meant?"),
+        ("[spool]\ncolour = 1", "known are high_watermark, keep_days"),
+        ('[[alert]]\ntype = "hl7"\nname = "a"\nhost = "x"\nprot = 1', "is port meant?"),
+        ("completenes = {}", "is completeness meant?"),
+    ],
+)
+def test_of_a_key_that_does_not_exist_is_said_which_may_be_meant(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_text(tmp_path, text)
+    assert f"there is no such setting; {words}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:pass@h/x",
+        "postgresql://u:pass@h/x",
+        "postgresql+psycopg://u:pass@h:5x/db",
+        "pass",
+        "h:5432",
+    ],
+)
+def test_a_database_that_is_not_spoken_is_refused_without_its_password(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"database\.url.*write postgresql\+psycopg://") as caught:
+        load_text(tmp_path, f'[database]\nurl = "{url}"')
+    assert ":pass@" not in str(caught.value)
+
+
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load_text(tmp_path, '[scp]\nport = 0\nprot = 1\n[web]\nport = "x"\n')
