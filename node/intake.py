@@ -8,6 +8,7 @@ Decodes no pixels.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -113,6 +114,8 @@ class Arrival:
                 self._part = self._spool.part()
         except TransientError as error:
             self._give_up(error)
+        except OSError as error:
+            self._give_up(self._of_the_volume(error))
 
     @property
     def is_too_large(self) -> bool:
@@ -140,7 +143,7 @@ class Arrival:
         except (PermanentError, TransientError) as error:
             self._give_up(error)
         except OSError as error:
-            self._give_up(TransientError(f"{self._spool.root}: {error.strerror}; look at the volume"))
+            self._give_up(self._of_the_volume(error))
 
     def abandon(self) -> None:
         """The rest will not come; nothing is kept."""
@@ -152,12 +155,12 @@ class Arrival:
         """The C-STORE status of the whole data set (PS3.4 B.2.3). Success means: survives a power cut."""
         uid, caller = self.announced.sop_instance_uid, self.announced.calling_ae
         try:
-            self._take()
+            self._take_or_wait()
         except PermanentError as error:
             log.warning("refused %s from %s: %s", uid, caller, error)
             return STATUS.get(error.code, CANNOT_UNDERSTAND)
         except TransientError as error:
-            log.error("no room for %s from %s: %s", uid, caller, error)
+            log.error("%s from %s is not taken now: %s", uid, caller, error)
             return OUT_OF_RESOURCES
         finally:
             self.abandon()
@@ -167,6 +170,20 @@ class Arrival:
         """Go on reading, since the sender goes on sending, and keep nothing."""
         self._trouble = error
         self.abandon()
+
+    def _of_the_volume(self, error: OSError) -> TransientError:
+        return TransientError(
+            f"{self._spool.root}: {error.strerror or error}; look at the volume of data_dir"
+        )
+
+    def _take_or_wait(self) -> None:
+        """Raises TransientError where the volume takes or gives no file."""
+        try:
+            self._take()
+        except OSError as error:
+            if error.errno in (None, errno.EINVAL):  # no disk is to blame for that
+                raise
+            raise self._of_the_volume(error) from error
 
     def _take(self) -> None:
         if self._known.own:

@@ -175,7 +175,10 @@ class Clock:
         A series that is still arriving may be the better one and is waited for, but not for ever.
         """
         rows = {row.series_instance_uid: row for row in self._records.decisions.of_study(study_uid)}
-        waiting_since = min(r.completed_at or now for r in rows.values() if r.state is SeriesState.COMPLETE)
+        complete = [row for row in rows.values() if row.state is SeriesState.COMPLETE]
+        if not complete:  # more came, or another clock was quicker, since it was looked for
+            return
+        waiting_since = min(row.completed_at or now for row in complete)
         arriving = any(row.state is SeriesState.RECEIVING for row in rows.values())
         if arriving and now - waiting_since < self._settings.completeness.max_wait_s:
             return

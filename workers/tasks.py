@@ -327,7 +327,10 @@ def _stop(**_: Any) -> None:
 def analyse_job(job_id: int) -> None:
     if _worker is None:
         raise PermanentError("NO_MODEL", f"{current_app.main}: this process was not started as a worker")
-    _worker.run(job_id)
+    try:
+        _worker.run(job_id)
+    except TransientError as error:  # the database is away: a lease runs out, and the clock rings again
+        log.error("no job is taken or finished now: %s", error)
 
 
 @shared_task(name=PREPARE_TASK, ignore_result=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import redis
 
 from node.broker import Doorbell, socket_path
+from node.domain.errors import TransientError
 from node.domain.lifecycle import JobState
 from node.settings import Completeness, Settings
 from node.settle import RING_AGAIN_S, Clock
@@ -20,6 +23,7 @@ from tests.factories import ct_series
 from tests.integration.test_housekeeping import NO_ROOM, SUCCESS, Place
 from tests.postgres import Postgres
 from tests.unit.test_broker import Redis, folder, server
+from workers import tasks
 
 __all__ = ["folder", "server"]  # fixtures
 
@@ -75,6 +79,40 @@ def test_sqlite_that_cannot_be_written_refuses_and_leaves_no_file(
         place.records = open_records(settings)
     assert place.receive(ds) == SUCCESS
     place.records.close()
+
+
+@pytest.mark.parametrize("step", ["part", "rename"])
+@pytest.mark.parametrize("trouble", [errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_volume_that_takes_no_file_refuses_and_leaves_none(
+    step: str, trouble: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(open_records(Settings(data_dir=tmp_path)), Spool(tmp_path / "spool"))
+    (tmp_path / "spool").mkdir()
+    (ds,) = ct_series(1, rows=16, name="a")
+
+    def refuses(*_: object) -> None:
+        raise OSError(trouble, os.strerror(trouble))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.spool, step, refuses)
+        assert place.receive(ds) == NO_ROOM, "worth repeating"
+    assert place.files() == []
+    assert place.receive(ds) == SUCCESS
+    place.records.close()
+
+
+def test_a_worker_says_in_a_line_that_the_database_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery would write a traceback for every job that rings."""
+
+    class Away:
+        def run(self, rung: int) -> None:
+            raise TransientError("database: gone")
+
+    monkeypatch.setattr(tasks, "_worker", Away())
+    tasks.analyse_job(1)
+    assert caplog.messages == ["no job is taken or finished now: database: gone"]
 
 
 def test_a_broker_that_was_flushed_or_restarted_is_rung_again(server: Redis) -> None:

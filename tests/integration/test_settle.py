@@ -259,6 +259,18 @@ class TestDecide:
         place.clock.tick(T0 + 8 + QUIET_S)
         assert place.series() == {"thin": SeriesState.SKIPPED, "thick": SeriesState.ACCEPTED}
 
+    def test_a_study_that_changed_since_it_was_looked_for_is_left_for_the_next_round(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """More of it came, or another clock decided it."""
+        place.send(head("1.2.2", "Head"), T0)
+        monkeypatch.setattr(place.records.decisions, "undecided_studies", lambda: [STUDY])
+        place.clock.tick(T0 + 1)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + QUIET_S + 1)
+        assert place.series() == {"Head": SeriesState.ACCEPTED} and len(place.jobs()) == 1
+        assert "cannot be judged" not in caplog.text
+
     def test_a_late_slice_is_a_new_revision_that_supersedes_the_waiting_job(self, place: Place) -> None:
         slices = head("1.2.2", "Head")
         place.send(slices[:-1], T0)
