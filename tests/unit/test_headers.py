@@ -26,7 +26,8 @@ from pydicom.uid import (
 from node import headerfile
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
-from node.headers import HEADER_TAGS, instance_of, read_instance
+from node.elements import HEADER_TAGS
+from node.headers import instance_of, read_instance
 
 
 def header(**changes: Any) -> Dataset:
