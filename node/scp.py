@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from node.certificates import server_tls
 from node.domain.errors import SettingsError
 from node.intake import Intake
 from node.listener import Listener
@@ -31,19 +32,9 @@ def open_socket(scp: Scp, section: str = "scp") -> socket.socket:
     return listening
 
 
-def tls_context(scp: Scp) -> ssl.SSLContext | None:
+def tls_context(scp: Scp, section: str = "scp") -> ssl.SSLContext | None:
     """None without a certificate. Raises SettingsError when the files cannot be used."""
-    if not scp.tls.cert:
-        return None
-    try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=scp.tls.ca or None)
-        context.load_cert_chain(scp.tls.cert, scp.tls.key or None)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"scp.tls: {error}; give PEM files that can be read") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if scp.tls.ca:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return server_tls(scp.tls, f"{section}.tls")
 
 
 def listener_of(settings: Settings, records: Records, intake: Intake) -> Receiver | Listener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 
@@ -10,6 +11,8 @@ from node.domain.errors import TransientError
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
+
+AGAIN_S = 2.0
 
 
 class Visit:
@@ -30,13 +33,16 @@ class Visit:
         return self._id
 
     def close(self, released: bool) -> None:
-        """Its end counts once."""
+        """Its end counts once. With the database away it is tried again, or its series would wait long."""
         if not self._id:
             return
         outcome = "released" if released else "aborted"
         try:
             self._records.arrivals.close_association(self._id, outcome, time.time())
         except TransientError as error:
-            log.error("association %s stays open in the records: %s", self._id, error)
+            log.error("association %s stays open in the records for now: %s", self._id, error)
+            again = threading.Timer(AGAIN_S, self.close, (released,))
+            again.daemon = True
+            again.start()
         else:
             self._id = ""

@@ -33,6 +33,17 @@ def make_certificate(folder: Path, name: str, host: str = "localhost") -> Certif
     return Certificate(str(cert), str(key), str(both))
 
 
+def ended_certificate(folder: Path, name: str) -> Certificate:
+    """One that was good until yesterday."""
+    made, request = make_certificate(folder, name), folder / f"{name}.csr"
+    for command in (
+        ["req", "-new", "-key", made.key, "-subj", "/CN=localhost", "-out", str(request)],
+        ["x509", "-req", "-in", str(request), "-signkey", made.key, "-days", "-1", "-out", made.cert],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
+    return made
+
+
 def server_context(own: Certificate, client_authority: str = "") -> ssl.SSLContext:
     """For a server that shows `own` and, where an authority is named, wants a certificate in return."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_authority or None)

@@ -35,7 +35,7 @@ from workers.phantom_series import write_series
 SEED = 3
 BLEEDS = ("intraparenchymal", "intraventricular")
 QUIET_S = 2
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 300
 RESULT_TIMEOUT_S = 180
 Say = Callable[[str], None]
 
@@ -238,7 +238,8 @@ def wait_ready(process: subprocess.Popen[bytes], web_port: int, log: Path) -> No
                 urllib.request.urlopen(f"http://127.0.0.1:{web_port}/healthz", timeout=5).close()
                 return
         time.sleep(0.2)
-    raise IchnodeError(f"the node did not start; its messages are in {log}:\n{log.read_text()[-2000:]}")
+    how = "ended at its start" if process.poll() is not None else f"is not up after {START_TIMEOUT_S} s"
+    raise IchnodeError(f"the node {how}; its messages are in {log}:\n{log.read_text()[-2000:]}")
 
 
 def send_sample(demo: Demo, say: Say) -> int:

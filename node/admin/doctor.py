@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from node import broker, canary, promotion
+from node import broker, canary, certificates, promotion
 from node.admin.listing import when
 from node.admin.roles import prepare, spool_of
 from node.audit import syslog
 from node.channels.catalogue import channel_of
 from node.deliver import Carrier, carrier_to
-from node.domain.errors import IchnodeError, PermanentError
+from node.domain.errors import IchnodeError, PermanentError, SettingsError
 from node.orders.worklist import Worklist
 from node.quality.counts import FEATURES
 from node.query import Archivist
 from node.scan import MISSING, Fate, summary
-from node.settings import AnyAlert, Settings
+from node.settings import AnyAlert, Settings, Tls
 from node.store.records import open_records
 
 INCIDENT_DAYS = 7
@@ -42,6 +42,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _check("processes", lambda: _processes(settings))
     for entry in sorted(entry_points(group=CHECKS), key=lambda e: e.name):
         yield _check(entry.name, lambda entry=entry: entry.load()(settings))  # type: ignore[misc]
+    if shown := _shown_certificates(settings):
+        yield _check("certificates", lambda: _certificates(shown))
     yield _check("disk", lambda: _disk(settings))
     yield _check("spool", lambda: _spool(settings))
     yield _check("incidents", lambda: _incidents(settings))
@@ -106,6 +108,27 @@ def _processes(settings: Settings) -> str:
     alive = [p for p in records.views.processes(time.time()) if p["alive"]]
     records.close()
     return ", ".join(sorted(p["process"] for p in alive)) or "none is running; `ichnode up` starts them"
+
+
+def _shown_certificates(settings: Settings) -> dict[str, Tls]:
+    """What the node shows to those who connect to it, by section."""
+    sections = {
+        "scp.tls": settings.scp.tls,
+        "web.tls": settings.web.tls,
+        "ups.tls": settings.ups.tls,
+        "orders.hl7.tls": settings.orders.hl7.tls,
+    }
+    return {name: tls for name, tls in sections.items() if tls.cert}
+
+
+def _certificates(shown: dict[str, Tls]) -> str:
+    """Raises SettingsError for one that ended, cannot be used, or ends soon."""
+    now = time.time()
+    left = {name: certificates.days_left(tls, name, now) for name, tls in shown.items()}
+    words = ", ".join(f"{name} for {days:.0f} days" for name, days in left.items())
+    if min(left.values()) < certificates.SOON_DAYS:
+        raise SettingsError(f"good {words}: renew what ends soon, and start the node anew")
+    return f"good {words}"
 
 
 def _disk(settings: Settings) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import hl7
 from hl7.mllp import HL7StreamReader, HL7StreamWriter, InvalidBlockError, start_hl7_server
 
+from node.certificates import server_tls
 from node.domain.admission import is_inside, networks
 from node.domain.errors import PermanentError, SettingsError, TransientError
 from node.domain.orders import Source
@@ -65,17 +66,7 @@ class Hl7Listener:
 
     def tls_context(self) -> ssl.SSLContext | None:
         """None without a certificate. Raises SettingsError when the files cannot be used."""
-        tls = self._settings.tls
-        if not tls.cert:
-            return None
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.ca or None)
-            context.load_cert_chain(tls.cert, tls.key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"orders.hl7.tls: {error}; give PEM files that can be read") from error
-        if tls.ca:
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
+        return server_tls(self._settings.tls, "orders.hl7.tls")
 
     async def _connected(self, reader: HL7StreamReader, writer: HL7StreamWriter) -> None:
         address = str((writer.get_extra_info("peername") or ("?",))[0])

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
+from node import visits
 from node.broker import Doorbell, socket_path
 from node.domain.errors import TransientError
 from node.domain.lifecycle import JobState
+from node.liveness import process_name
 from node.settings import Completeness, Settings
 from node.settle import RING_AGAIN_S, Clock
 from node.spool import Spool
@@ -99,6 +103,31 @@ def test_a_volume_that_takes_no_file_refuses_and_leaves_none(
     assert place.files() == []
     assert place.receive(ds) == SUCCESS
     place.records.close()
+
+
+def test_the_end_of_an_association_is_recorded_once_the_database_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its series would be taken for one that is still being sent, and wait for `max_wait_s`."""
+    monkeypatch.setattr(visits, "AGAIN_S", 0.01)
+    records, tries = open_records(Settings(data_dir=tmp_path)), 0
+    ended, really = threading.Event(), records.arrivals.close_association
+
+    def close(*told: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise TransientError("database: gone")
+        really(*told)
+        ended.set()
+
+    visit = visits.Visit(records, process_name(), "CT1", "10.0.0.1")
+    assert visit.association_id()
+    monkeypatch.setattr(records.arrivals, "close_association", close)
+    visit.close(released=True)
+    assert ended.wait(30)
+    assert records.arrivals.open_listeners() == set() and tries == 3
+    records.close()
 
 
 def test_a_worker_says_in_a_line_that_the_database_is_away(
