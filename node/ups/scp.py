@@ -66,7 +66,7 @@ class UpsScp:
         server = application_entity(self._own, self._ups.calling_ae_titles).make_server(
             (self._own.host, self._own.port),
             evt_handlers=self._handlers(),
-            ssl_context=tls_context(self._own),
+            ssl_context=tls_context(self._own, "ups"),
             server_class=type("UpsServer", (Server,), attributes),
         )
         self._server = server
