@@ -229,26 +229,20 @@ class Shadows:
             return [dict(row._mapping) for row in rows]
 
     def models(self) -> list[Row]:
-        """Each model that has read something in the shadow, the latest first: identity, pipeline, `done`.
+        """Each model that has read something in the shadow, the latest first: identity, pipeline, `last_at`.
 
-        By the digest of its weights; what it is called is what it was called last.
+        By the digest of its weights, along the index; what it is called is what it was called last.
         """
-        done = shadows.c.state == ShadowState.DONE
-        last_at = func.max(shadows.c.finished_at)
-        counted = (
-            select(shadows.c.model_sha256, func.count().label("done"), last_at.label("last_at"))
-            .where(done)
-            .group_by(shadows.c.model_sha256)
-            .order_by(last_at.desc())
-        )
-        named = select(shadows.c.model_name, shadows.c.model_version, shadows.c.pipeline)
+        done, digest = shadows.c.state == ShadowState.DONE, shadows.c.model_sha256
+        columns = (shadows.c.model_name, shadows.c.model_version, digest, shadows.c.pipeline)
+        latest = select(*columns, shadows.c.finished_at.label("last_at")).where(done)
+        latest = latest.order_by(shadows.c.finished_at.desc()).limit(1)
+        rows: list[Row] = []
         with reading(self._engine) as connection:
-            rows = []
-            for row in connection.execute(counted).mappings().all():
-                mine = named.where(done, shadows.c.model_sha256 == row["model_sha256"])
-                latest = connection.execute(mine.order_by(shadows.c.finished_at.desc()).limit(1)).one()
-                rows.append({**row, **latest._mapping})
-            return rows
+            known: str | None = ""
+            while known := connection.execute(select(func.min(digest)).where(done, digest > known)).scalar():
+                rows.append(dict(connection.execute(latest.where(digest == known)).one()._mapping))
+        return sorted(rows, key=lambda row: row["last_at"] or 0.0, reverse=True)
 
     def _change(self, statement: Update) -> bool:
         with writing(self._engine) as connection:

@@ -108,7 +108,9 @@ class Workitems:
     def taken(self, limit: int) -> list[Item]:
         """What readers took and did not finish, the longest silent first."""
         with reading(self._engine) as connection:
-            found = items(connection, workitems.c.state == StepState.IN_PROGRESS, limit)
+            silent = select(workitems.c.sop_instance_uid).where(workitems.c.state == StepState.IN_PROGRESS)
+            uids = connection.execute(silent.order_by(workitems.c.changed_at).limit(limit)).scalars().all()
+            found = items(connection, workitems.c.sop_instance_uid.in_(uids), limit)
             return sorted(found, key=lambda item: item.changed_at)
 
     def counts(self) -> dict[str, int]:

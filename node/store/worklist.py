@@ -19,6 +19,7 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    exists,
     func,
     or_,
     select,
@@ -214,9 +215,7 @@ def _queries(wanted: Wanted) -> tuple[Select[Any], ...]:
             return (_by_job(wanted, jobs.c.state == JobState.FAILED, jobs.c.id == _current_id(jobs)),)
         case Shown.NOT_DETECTED:
             finished = jobs.c.state.in_((JobState.ANALYSED, JobState.COMPOSED))
-            return (
-                _by_job(wanted, jobs.c.priority == Priority.ROUTINE, finished, jobs.c.id == _word_id(jobs)),
-            )
+            return (_by_job(wanted, jobs.c.priority == Priority.ROUTINE, finished, _speaks()),)
     return (*raised, _others(wanted))
 
 
@@ -256,7 +255,7 @@ def _acknowledged(wanted: Wanted) -> Select[Any]:
 
 
 def _alarms(priority: Priority, wanted: Wanted) -> Select[Any]:
-    return _by_job(wanted, jobs.c.priority == priority, jobs.c.id == _word_id(jobs))
+    return _by_job(wanted, jobs.c.priority == priority, _speaks())
 
 
 def _by_job(wanted: Wanted, *conditions: ColumnElement[bool]) -> Select[Any]:
@@ -305,6 +304,20 @@ def _others(wanted: Wanted) -> Select[Any]:
 def _counts() -> ColumnElement[bool]:
     """A review speaks of the word as it stands: nothing was analysed after it."""
     return reviews.c.acknowledged_at >= func.coalesce(jobs.c.analysed_at, 0)
+
+
+def _speaks() -> ColumnElement[bool]:
+    """Of a job with a priority: it is that of `_word_id`. Said so that PostgreSQL walks along the index."""
+    newer = jobs.alias("newer")
+    return and_(
+        jobs.c.state != JobState.CANCELLED,
+        ~exists().where(
+            newer.c.study_instance_uid == jobs.c.study_instance_uid,
+            newer.c.id > jobs.c.id,
+            newer.c.priority.is_not(None),
+            newer.c.state != JobState.CANCELLED,
+        ),
+    )
 
 
 def _word_id(of: Any) -> Any:

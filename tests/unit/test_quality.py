@@ -8,6 +8,8 @@ import random
 import pytest
 from scipy.stats import binomtest
 
+from node.admin.web import words
+from node.admin.web.words import rate
 from node.domain.findings import CLASSES, Priority
 from node.domain.opinion import ANY, Judged, Opinion, Word, Wrong, bits, judged
 from node.quality.agreement import agreement
@@ -131,3 +133,12 @@ def test_the_correction_holds_where_clicks_mislead() -> None:
         clicked.append(found.table.sensitivity.value or 0)
     assert covered >= 56
     assert sum(clicked) / len(clicked) > 0.93  # what the clicks alone would have said
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "text"),
+    [(8, 9, "89 % (57–98 %)"), (2825, 2825, "100 % (99.9–100 %)"), (0, 2825, "0 % (0–0.1 %)"), (0, 0, "–")],
+)
+def test_what_is_not_certain_never_reads_as_certain(count: int, total: int, text: str) -> None:
+    assert rate(wilson(count, total)).replace("\u00a0", " ") == text
+    assert words.share(0.99996) == ">99.9 %" and words.share(0.00001) == "<0.1 %"

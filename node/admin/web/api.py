@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Response
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from node import __version__
 from node.admin.web import board, canaries, drift, quality, readers, shadow
@@ -25,7 +25,14 @@ from node.store.worklist import Reading, Shown
 PREFIX = "/api/v1"
 TAKEN = ("state", "claimed_by", "claimed_at", "changed_at", "ended")
 """Of a workitem; its Transaction UID is nobody's but its performer's."""
-StrictRowId = Annotated[RowId, Field(strict=True)]
+
+
+def _whole(number: object) -> object:
+    """In JSON 1.0 is as much an integer as 1; a text, or true, is none."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+StrictRowId = Annotated[RowId, Field(strict=True), BeforeValidator(_whole)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Subtype = Literal["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural"]
 Offset = Annotated[int, Query(ge=0, le=100_000)]

@@ -160,7 +160,8 @@ def _add_errors(app: FastAPI, site: Site) -> None:
             nowhere = (error.status_code, error.detail) == (404, "Not Found")  # as Starlette says it
             text = f"There is no page {request.url.path}; is the address whole?" if nowhere else error.detail
             return HTMLResponse(site.refusal(visitor, error.status_code, str(text)), error.status_code)
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        headers = {"Allow": _allowed(app, request)} if error.status_code == 405 else error.headers
+        return JSONResponse({"detail": error.detail}, error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     def misread(request: Request, error: RequestValidationError) -> Response:
@@ -180,6 +181,12 @@ def _add_errors(app: FastAPI, site: Site) -> None:
         if is_page(request):
             return HTMLResponse(site.unavailable(str(error)), 503)
         return JSONResponse({"detail": str(error)}, 503)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """Every method of a path (RFC 9110 10.2.1); Starlette names those of the first route that has it."""
+    mine = [route for route in routes(app) if route.path_regex.match(request.url.path)]
+    return ", ".join(sorted({method for route in mine for method in route.methods or ()}))
 
 
 class _TooLongError(IchnodeError):

@@ -18,6 +18,7 @@ from node.store.steps import Item
 from node.store.subscriptions import Standing
 
 MOST_TAKEN = 50
+SHOWN = 10
 Row = dict[str, Any]
 
 
@@ -61,8 +62,9 @@ def standing(site: Site) -> list[Standing]:
 
 def gather(site: Site) -> Row:
     """For the queue's page; `subscribers` is empty where nobody may subscribe."""
-    taken = site.records.workitems.taken(MOST_TAKEN)
+    taken = site.records.workitems.taken(SHOWN)
     return {
+        "most_taken": SHOWN,
         "taken": [taken_row(item) for item in taken],
         "subscribers": [(one, hears(one)) for one in standing(site)],
         "claim_h": site.settings.ups.claim_h,

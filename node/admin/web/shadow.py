@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -218,7 +219,11 @@ def asked(pair: Row, choice: Choice, now: float) -> Asked:
 def candidates(records: Records, stands: Standing) -> list[Row]:
     """Models that have read in the shadow and are not the active one, the latest first."""
     active = stands.model.sha256 if stands.model else ""
-    return [row for row in records.shadows.models() if row["model_sha256"] != active]
+    read: Counter[str] = Counter()
+    for pair in records.pairs.which():
+        read[pair["shadow_sha256"]] += pair["count"]
+    known = [{**row, "done": read[row["model_sha256"]]} for row in records.shadows.models()]
+    return [row for row in known if row["model_sha256"] != active]
 
 
 def differences(row: Row) -> list[tuple[str, bool]]:

@@ -95,6 +95,8 @@ class Site:
             "path": path,
             "share": words.share,
             "rate": words.rate,
+            "interval": words.interval,
+            "unbroken": words.unbroken,
             "query": urlencode,
         }
         environment.globals |= {

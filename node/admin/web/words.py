@@ -136,15 +136,30 @@ def share(value: float | None) -> str:
     """0..1 in per cent, with as many places as tell it from certainty: 97 %, 99.6 %; a dash for nothing."""
     if value is None:
         return "–"
-    text = f"{100 * value:.0f}"
-    return f"{100 * value:.1f} %" if text in ("0", "100") and value not in (0, 1) else f"{text} %"
+    text, finer = f"{100 * value:.0f}", f"{100 * value:.1f}"
+    if text not in ("0", "100") or value in (0, 1):
+        return f"{text} %"
+    return {"0.0": "<0.1 %", "100.0": ">99.9 %"}.get(finer, f"{finer} %")
 
 
 def rate(found: Rate) -> str:
-    """A share with its interval: 94 % (88–97 %); a dash where nothing was counted."""
+    """A share with its interval: 94 % (88–97 %), 100 % (99.9–100 %); a dash where nothing was counted.
+
+    A line may break between the two, and nowhere else.
+    """
     if found.value is None:
         return "–"
-    return f"{share(found.value)} ({100 * (found.low or 0):.0f}–{100 * (found.high or 0):.0f} %)"
+    return f"{unbroken(share(found.value))} {interval(found.low or 0.0, found.high or 0.0)}"
+
+
+def interval(low: float, high: float) -> str:
+    """Of a share, in brackets; what is not certain never reads as 0 or 100."""
+    return unbroken(f"({share(low).removesuffix(' %')}–{share(high)})")
+
+
+def unbroken(text: str) -> str:
+    """No line breaks within it."""
+    return text.replace(" ", "\u00a0")
 
 
 def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ schemathesis = pytest.importorskip("schemathesis")
 TOKEN = new_token()
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Host": "127.0.0.1:8080"}
 EXAMPLES = 4
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -74,10 +75,26 @@ def test_it_answers_as_it_says(api: Any) -> None:
     assert {"GET /api/v1/studies", "POST /api/v1/missing/fetch", "GET /api/v1/status"} <= asked
 
 
+def test_a_method_that_a_path_does_not_have_is_told_all_it_has(client: TestClient) -> None:
+    answer = client.options("/api/v1/pauses/queue")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "DELETE, PUT")
+    assert client.delete("/api/v1/studies").headers["Allow"] == "GET"
+
+
+def test_a_whole_number_may_have_a_point(client: TestClient) -> None:
+    """JSON knows one kind of number (RFC 8259); 1.5 and 1e99 are refused below."""
+    token = re.search(r'name="csrf" content="(\w+)"', client.get("/").text)
+    assert token
+    answer = client.post(
+        "/api/v1/missing/fetch", content='{"ids": [7.0]}', headers={"X-CSRF-Token": token[1]} | JSON
+    )
+    assert (answer.status_code, answer.json()) == (200, {"changed": 0})
+
+
 @pytest.mark.parametrize("path", ["missing/fetch", "missing/dismiss", "deliveries/retry"])
 def test_a_number_that_no_row_can_have_is_refused(client: TestClient, path: str) -> None:
     token = re.search(r'name="csrf" content="(\w+)"', client.get("/").text)
     assert token
-    for number in (2**31, -1, 4803619408735031812782326546432, True, 1.5, "1"):
+    for number in (1e99, 2**31, -1, 4803619408735031812782326546432, True, 1.5, "1"):
         answer = client.post(f"/api/v1/{path}", json={"ids": [number]}, headers={"X-CSRF-Token": token[1]})
         assert answer.status_code == 422, f"{number}: {answer.text}"
