@@ -10,6 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--database", default="", help="an empty database; else SQLite")
     parser.add_argument("--keep", type=Path, help="keep, or use again, what is filled in this folder")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="pages with this word in their names")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ichnode-bench-") as place:
         folder = options.keep or Path(place)
@@ -99,7 +101,8 @@ def main() -> None:
             print(f"{options.studies} studies filled in {time.perf_counter() - began:.0f} s")
         while records.pairs.count_days(time.time()):
             pass  # as the clock does beside its work
-        measure(make_app(settings, records), options.repeats, Server(records))
+        pages = [page for page in PAGES if options.only in page[0]]
+        measure(make_app(settings, records), pages, options.repeats, Server(records))
         records.close()
 
 
@@ -119,11 +122,11 @@ class Server:
         return sum(t.user + t.system for t in times)
 
 
-def measure(app: Any, repeats: int, server: Server) -> None:
+def measure(app: Any, pages: Sequence[tuple[str, str]], repeats: int, server: Server) -> None:
     client = TestClient(app, base_url="http://127.0.0.1:8080", headers={"Accept": "text/html"})
     client.get("/")
     print(f"{'page':<30} {'median ms':>9} {'worst ms':>9} {'CPU ms':>7} {'kB':>6}")
-    for name, path in PAGES:
+    for name, path in pages:
         headers = {"HX-Request": "true"} if path.endswith("?refresh") else {}
         wall, cpu = [], []
         for _ in range(repeats):

@@ -28,10 +28,11 @@ from node.promotion import LONGEST_REASON, Standing
 from node.quality.agreement import Table
 from node.quality.pairs import Compared, Times, compare, times
 from node.settings import Settings
+from node.store.pair_days import DAY_S, day_of
 from node.store.pairs import Asked
 from node.store.records import Records
 
-PLOTTED = 1000
+PLOTTED = 500
 TIMED = 2000
 DIFFERING = 50
 HISTORY = 20
@@ -212,7 +213,7 @@ def chosen(pairs: Sequence[Row], wanted: str) -> Row | None:
 
 
 def asked(pair: Row, choice: Choice, now: float) -> Asked:
-    since = period_start(choice.within, now)
+    since = day_of(period_start(choice.within, now)) * DAY_S  # whole days are counted already
     return Asked(pair["active_sha256"], pair["shadow_sha256"], since, now, choice.scanner)
 
 

@@ -159,7 +159,7 @@ def interval(low: float, high: float) -> str:
 
 def unbroken(text: str) -> str:
     """No line breaks within it."""
-    return text.replace(" ", "\u00a0")
+    return text.replace(" ", "\u00a0").replace("–", "\u2060–\u2060")
 
 
 def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> list[dict[str, Any]]:
