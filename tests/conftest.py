@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from node.settings import PREFIX
@@ -35,7 +36,7 @@ def _work_in_memory() -> None:
     """
     if "TMPDIR" in os.environ or not IN_MEMORY.is_dir() or not os.access(IN_MEMORY, os.W_OK):
         return
-    if shutil.disk_usage(IN_MEMORY).free >= ROOM_BYTES:
+    if min(shutil.disk_usage(IN_MEMORY).free, psutil.virtual_memory().available / 2) >= ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 
