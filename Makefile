@@ -28,9 +28,10 @@ types: $(VENV)/.installed-dev  ## mypy
 imports: $(VENV)/.installed-dev  ## imports run one way
 	$(BIN)/lint-imports
 
-audit: $(VENV)/.installed-dev  ## known weaknesses of what is installed (asks pypi.org)
+audit: $(VENV)/.installed-dev  ## known weaknesses of what is installed; fails where pypi.org does not tell
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit $(PIP_OPTIONS)
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python -m pip list --format=freeze --exclude-editable | sed 's/+.*//' > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r $(VENV)/audited.txt
 
 check: lint types imports test  ## everything
 
