@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Priority
@@ -50,7 +63,7 @@ REQUIRED_OF_PERFORMED = {
 """Final state requirements of COMPLETED, PS3.4 Table CC.2.5-3."""
 NODE = Actor("ichnode", "node", "")
 """Who acts where nobody pressed a button."""
-_GONE = (JobState.SUPERSEDED, JobState.CANCELLED)
+_STANDING = [state for state in JobState if state not in (JobState.SUPERSEDED, JobState.CANCELLED)]
 
 
 @dataclass(frozen=True)
@@ -244,8 +257,8 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
     lacking = select(*of_job).where(
         jobs.c.priority.in_(terms.priorities),
         jobs.c.canary == 0,
-        jobs.c.state.not_in(_GONE),
-        or_(jobs.c.created_at >= terms.since, exists().where(offered, workitems.c.changed_at >= terms.since)),
+        jobs.c.state.in_(_STANDING),
+        jobs.c.id.in_(_recent(terms.since)),
         ~exists().where(offered, or_(workitems.c.ended.is_(None), workitems.c.ended.not_in(OFFERED_AGAIN))),
         ~exists().where(newer.c.study_instance_uid == jobs.c.study_instance_uid, newer.c.job_id > jobs.c.id),
         ~_was_read(jobs.c.study_instance_uid, jobs.c.id),
@@ -255,6 +268,15 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
         select(workitems).where(mine, _was_read(workitems.c.study_instance_uid, workitems.c.job_id)),
         select(workitems).where(workitems.c.state == StepState.IN_PROGRESS, forgotten),
         lacking,
+    )
+
+
+def _recent(since: float) -> CompoundSelect[Any]:
+    """Jobs made since then, and those of workitems that ended since and may be offered again; by indexes."""
+    made, ended = jobs.alias("made"), workitems.alias("ended_one")
+    return union_all(
+        select(made.c.id).where(made.c.state.in_(_STANDING), made.c.created_at >= since),
+        select(ended.c.job_id).where(ended.c.changed_at >= since, ended.c.ended.in_(OFFERED_AGAIN)),
     )
 
 
