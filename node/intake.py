@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -96,6 +95,7 @@ class Arrival:
     def __init__(self, intake: Intake, announced: Announced) -> None:
         self.announced = announced
         self._intake, self._spool, self._arrivals = intake, intake.spool, intake.records.arrivals
+        self._most_bytes = intake.limits.max_instance_mb * MEGABYTE
         self._head = file_head(announced)
         self._ahead: tuple[bytes, ...] = (self._head,)
         self._fingerprint = fingerprint()
@@ -119,7 +119,7 @@ class Arrival:
 
     @property
     def is_too_large(self) -> bool:
-        return self.size_bytes > self._intake.limits.max_instance_mb * MEGABYTE
+        return self.size_bytes > self._most_bytes
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
         """The next bytes of the data set. Raises nothing: the answer waits for the end."""
@@ -137,7 +137,7 @@ class Arrival:
             if before // ROOM_CHECKED_EVERY != self.size_bytes // ROOM_CHECKED_EVERY:
                 self._spool.check_room()
             if self.is_too_large:
-                raise too_large(self.announced, self._intake.limits.max_instance_mb * MEGABYTE)
+                raise too_large(self.announced, self._most_bytes)
             ahead, self._ahead = self._ahead, ()
             self._part.write((*ahead, *pieces))
         except (PermanentError, TransientError) as error:
@@ -197,7 +197,7 @@ class Arrival:
             self._part.write(self._ahead)
         instance = self._understood(self._part)
         check_recordable(instance)
-        file = self._file(instance)
+        file = self._file(instance, self._part)
         if self._here_already(instance, file, self._part):
             return
         self._part.keep(file.path)
@@ -215,12 +215,11 @@ class Arrival:
 
     def _understood(self, part: Part) -> Instance:
         """By its first bytes where they suffice, as they do for nearly every image; else by all of it."""
-        most_bytes = self._intake.limits.max_instance_mb * MEGABYTE
         syntax = self.announced.transfer_syntax_uid
-        skimmed = skim(bytes(self._first), syntax) if self.size_bytes <= most_bytes else None
+        skimmed = None if self.is_too_large else skim(bytes(self._first), syntax)
         if skimmed is None:
             with part.stream() as stream:
-                return understood(self.announced, stream, len(self._head), most_bytes)
+                return understood(self.announced, stream, len(self._head), self._most_bytes)
         instance = self._intake.headers.instance_of(skimmed.elements, syntax)
         require_announced(self.announced, instance)
         with part.stream() if skimmed.pixels_length == UNDEFINED_LENGTH else BytesIO() as stream:
@@ -228,10 +227,10 @@ class Arrival:
             require_pixels(stream, at, skimmed.pixels_length, size, f"instance {instance.sop_instance_uid}")
         return instance
 
-    def _file(self, instance: Instance) -> StoredFile:
+    def _file(self, instance: Instance, part: Part) -> StoredFile:
         """Where the instance will lie: a name that was never used before."""
         uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
-        path = self._spool.instance_path(*uids, tag=os.urandom(4).hex())
+        path = self._spool.instance_path(*uids, tag=part.tag)
         return StoredFile(path, len(self._head) + self.size_bytes, recorded(self._fingerprint))
 
     def _is_held(self) -> bool:

@@ -6,11 +6,11 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 from node.domain.errors import TransientError
@@ -44,6 +44,7 @@ class Spool:
         self.root = root
         self.incoming = root / INCOMING
         self.reserve_bytes = reserve_bytes
+        self.no_room_is_spool_full = _NoRoomIsSpoolFull(root)
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str, tag: str = "") -> str:
         """`tag` makes a name of its own for each time an instance comes: nothing received is written over."""
@@ -69,7 +70,7 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Free space on the volume that holds the spool."""
-        return shutil.disk_usage(self.root).free
+        return _free_bytes(os.statvfs(self.root))
 
     def used_part(self) -> float:
         """How much of the volume is used, 0 to 1, of bytes or of inodes, whichever is scarcer."""
@@ -80,12 +81,12 @@ class Spool:
 
     def check_room(self, wanted_bytes: int = 0) -> None:
         """Raise SpoolFull when writing `wanted_bytes` would eat into the reserve, or no inode is left."""
-        if (free := self.free_bytes()) - wanted_bytes < self.reserve_bytes:
+        volume = os.statvfs(self.root)
+        if (free := _free_bytes(volume)) - wanted_bytes < self.reserve_bytes:
             raise SpoolFull(
                 f"{self.root}: {free // 2**20} MiB free, {self.reserve_bytes // 2**20} MiB are in reserve; "
                 "free some space or lower spool.reserve_mb"
             )
-        volume = os.statvfs(self.root)
         if volume.f_files and volume.f_favail < RESERVE_INODES:
             raise SpoolFull(f"{self.root}: {volume.f_favail} inodes are left; remove some files")
 
@@ -95,20 +96,20 @@ class Spool:
         An existing file is replaced at once and whole. Raises SpoolFull when there is no room.
         """
         final = self.absolute(path)
-        with self.no_room_is_spool_full():
-            temporary = final.with_name(_passing_name())
+        with self.no_room_is_spool_full:
+            temporary = final.with_name(_passing_name(_tag()))
             try:
-                descriptor = self.create(temporary)
+                descriptor = self.create(str(temporary))
                 try:
                     _write_all(descriptor, parts)
                     os.fdatasync(descriptor)
                 finally:
                     os.close(descriptor)
-                temporary.rename(final)
+                _rename(str(temporary), str(final))
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync_folder(final.parent)
+            _sync_folder(str(final.parent))
 
     def part(self) -> Part:
         """A file that grows while it is received. Raises SpoolFull when there is no room."""
@@ -148,68 +149,60 @@ class Spool:
                     count += 1
         return count
 
-    def create(self, file: Path) -> int:
+    def create(self, file: str) -> int:
         """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
         for _ in range(FOLDER_RACES):
             with suppress(FileNotFoundError):
                 return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             with suppress(FileNotFoundError):
-                self._make_folder(file.parent)
-        raise TransientError(f"{file.parent}: others keep removing this folder")
+                self._make_folder(Path(file).parent)
+        raise TransientError(f"{file}: others keep removing its folder")
 
-    def rename(self, file: Path, final: Path) -> None:
+    def rename(self, file: str, final: str) -> None:
         """Into a folder that is made where it is missing, and that others may take away meanwhile."""
         for _ in range(FOLDER_RACES):
             with suppress(FileNotFoundError):
-                file.rename(final)
+                _rename(file, final)
                 return
             with suppress(FileNotFoundError):
-                self._make_folder(final.parent)
-        raise TransientError(f"{final.parent}: others keep removing this folder")
+                self._make_folder(Path(final).parent)
+        raise TransientError(f"{final}: others keep removing its folder")
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
         self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o750)
-        _sync_folder(folder.parent)
-
-    @contextmanager
-    def no_room_is_spool_full(self) -> Iterator[None]:
-        """An error of the volume that says so becomes SpoolFull."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise SpoolFull(f"{self.root}: {error.strerror}") from error
-            raise
+        _sync_folder(str(folder.parent))
 
 
 class Part:
     """A file under a passing name, until `keep` gives it its own. Nobody may rely on it before.
 
-    A crash leaves it behind for `Spool.remove_unfinished`.
+    A crash leaves it behind for `Spool.remove_unfinished`. Paths are texts: this runs for every image.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._file = spool.incoming / _passing_name()
-        with spool.no_room_is_spool_full():
+        self.tag = _tag()
+        """Given to no other: good for a name of its own."""
+        self._file = f"{spool.incoming}/{_passing_name(self.tag)}"
+        with spool.no_room_is_spool_full:
             self._descriptor = spool.create(self._file)
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Append. Raises SpoolFull when there is no room."""
-        with self._spool.no_room_is_spool_full():
+        with self._spool.no_room_is_spool_full:
             _write_all(self._descriptor, parts)
 
     def stream(self) -> BinaryIO:
         """To read what was written so far; to be closed by the caller."""
-        return self._file.open("rb")
+        return Path(self._file).open("rb")
 
     def keep(self, path: str) -> None:
         """It is at `path`, and survives a power cut, once this returns. An existing file is replaced."""
-        final = self._spool.absolute(path)
-        with self._spool.no_room_is_spool_full():
+        final = f"{self._spool.root}/{path}"
+        with self._spool.no_room_is_spool_full:
             try:
                 os.fdatasync(self._descriptor)
                 self._spool.rename(self._file, final)
@@ -217,12 +210,12 @@ class Part:
                 self.drop()
                 raise
             self._close()
-            _sync_folder(final.parent)
+            _sync_folder(final.rpartition("/")[0])
 
     def drop(self) -> None:
         """Nothing of it remains."""
         self._close()
-        self._file.unlink(missing_ok=True)
+        Path(self._file).unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -230,8 +223,32 @@ class Part:
             self._descriptor = -1
 
 
-def _passing_name() -> str:
-    return f".{process_name()}!{os.urandom(4).hex()}{PART}"
+class _NoRoomIsSpoolFull:
+    """Around calls of the kernel: an error that says that the volume is full becomes SpoolFull."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __enter__(self) -> None:
+        """Nothing to begin with."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise SpoolFull(f"{self._root}: {error.strerror}") from error
+
+
+def _free_bytes(volume: os.statvfs_result) -> int:
+    return volume.f_bavail * volume.f_frsize
+
+
+def _tag() -> str:
+    return os.urandom(4).hex()
+
+
+def _passing_name(tag: str) -> str:
+    return f".{process_name()}!{tag}{PART}"
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
@@ -244,7 +261,11 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             views[0] = views[0][written:]
 
 
-def _sync_folder(folder: Path) -> None:
+def _rename(file: str, final: str) -> None:
+    os.rename(file, final)  # noqa: PTH104: a Path would cost more than the call
+
+
+def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

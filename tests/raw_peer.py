@@ -140,8 +140,13 @@ class RawPeer:
                 found += body[6 : 4 + length]
                 last = bool(control & LAST)
                 body = body[4 + length :]
-        at = found.index(struct.pack("<HHI", 0, 0x0900, 2))
-        return int(struct.unpack_from("<H", found, at + 8)[0])
+        at = 0
+        while at < len(found):  # element by element: values may look like a tag
+            _, number, length = struct.unpack_from("<HHI", found, at)
+            if number == 0x0900:
+                return int(struct.unpack_from("<H", found, at + 8)[0])
+            at += 8 + length
+        raise ConnectionError(f"a response without status: {found!r}")
 
     def store(self, what: Stored, message_id: int = 1) -> int:
         self.socket.sendall(store_pdus(what, message_id, self.longest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import math
 import os
@@ -47,6 +48,7 @@ def listen(settings: Settings) -> None:
     open_records(settings).close()  # the schema is there before the first fork
     scp.tls_context(settings.scp)
     log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
+    gc.freeze()  # what was imported stays for good: the listeners need not go through it again and again
     if settings.scp.processes == 1:
         _serve(settings, listening)
     else:

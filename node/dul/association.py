@@ -151,18 +151,19 @@ class Association:
         self._happen(Event.ARTIM_EXPIRED)
 
     def _read_pdu(self) -> None:
-        if self._state is State.ESTABLISHED:
+        is_established = self._state is State.ESTABLISHED
+        if is_established:
             self._allow_time()
-        kind, length = pdu.HEADER.unpack(self._stream.read(6))
-        if self._state is State.ESTABLISHED:
+        kind, length = self._stream.unpack(pdu.HEADER)
+        if is_established:
             self._allow_time()
         event = _EVENTS.get(kind)
         if event is None:
             raise InvalidPdu(f"PDU type 0x{kind:02X}", UNRECOGNISED_PDU)
         if length > LONGEST_PDU_BYTES:
             raise InvalidPdu(f"a PDU of {length} bytes is announced, {LONGEST_PDU_BYTES} are the most")
-        if event is Event.DATA and self._state is State.ESTABLISHED:
-            self._happen(event, length=length)
+        if event is Event.DATA and is_established:
+            self._take_data(length)
             return
         if length > 4 and event not in (Event.ASSOCIATE_RQ, Event.DATA):
             raise InvalidPdu(f"a PDU of type 0x{kind:02X} with {length} bytes")
@@ -175,12 +176,9 @@ class Association:
     def _allow_time(self) -> None:
         self._stream.deadline = time.monotonic() + self._timeout_s
 
-    def _happen(self, event: Event, data: bytes = b"", length: int = 0) -> None:
+    def _happen(self, event: Event, data: bytes = b"") -> None:
         """One event: what the table says is done, and the state it leads to is entered."""
         action, state = step(event, self._state)
-        if action is Action.TAKE_DATA:
-            self._take_data(length)
-            return
         if action is Action.SEND_DATA or action is Action.SEND_DATA_LATE:
             self._transmit(data)
             return
@@ -242,11 +240,11 @@ class Association:
             self._transmit(data)
 
     def _take_data(self, length: int) -> None:
-        """The PDVs of one P-DATA-TF (PS3.8 9.3.5), each handed on while it comes."""
+        """DT-2: the PDVs of one P-DATA-TF (PS3.8 9.3.5), each handed on while it comes; the state stays."""
         while length:
             if length < _PDV.size:
                 raise InvalidPdu("a presentation data value is cut short")
-            item_length, context_id, control = _PDV.unpack(self._stream.read(_PDV.size))
+            item_length, context_id, control = self._stream.unpack(_PDV)
             if item_length < 2 or item_length + 4 > length:
                 raise InvalidPdu(f"a presentation data value of {item_length} bytes in {length}")
             length -= item_length + 4

@@ -10,6 +10,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 BUFFER_BYTES = 256 * 1024
 """As much as stays in a core's cache while it is hashed and written."""
@@ -46,6 +47,14 @@ class Stream:
             self._start = end
             return bytes(self._buffer[start:end])
         return b"".join(self.pieces(count, copied=True))
+
+    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """The next bytes, as `layout` says. Raises ConnectionOver or PeerTooSlow."""
+        start, end = self._start, self._start + layout.size
+        if end <= self._end:
+            self._start = end
+            return layout.unpack_from(self._buffer, start)
+        return layout.unpack(self.read(layout.size))
 
     def pieces(self, count: int, copied: bool = False) -> Iterator[memoryview | bytes]:
         """`count` bytes as they come, without copying them unless that is wanted."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -116,20 +114,24 @@ class _RacedError(Exception):
 class Arrivals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._unsynced: Engine | None = None
+        self._unsynced = engine
+        self._made: Swift | None = None
         self._making = Lock()
 
     def close(self) -> None:
-        if self._unsynced is not None:
+        if self._made is not None:
+            self._made.close()
             self._unsynced.dispose()
 
-    @cached_property
+    @property
     def _swift(self) -> Swift:
         """Made when it is first needed: only those who receive do."""
-        with self._making:
-            if self._unsynced is None:
-                self._unsynced = swift_engine(self._engine)
-            return Swift(self._unsynced)
+        if self._made is None:
+            with self._making:
+                if self._made is None:
+                    self._unsynced = swift_engine(self._engine)
+                    self._made = Swift(self._unsynced)
+        return self._made
 
     def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:
         """`peer` is (calling AE title, address)."""
@@ -203,7 +205,10 @@ class Arrivals:
         start records those again.
         """
         rows = [_instance_values(n.instance, n.file, n.association_id, now) for n in news]
-        of_series = Counter(new.instance.series_instance_uid for new in news)
+        of_series: dict[str, int] = {}
+        for new in news:
+            uid = new.instance.series_instance_uid
+            of_series[uid] = of_series.get(uid, 0) + 1
         of_study = sorted({new.instance.study_instance_uid for new in news})
         bounds = {"now": now, "most": most_in_series}
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool, Pool
 
 from node.domain.errors import PermanentError, TransientError
 from node.store.tables import metadata
@@ -27,7 +28,9 @@ _MIGRATION_LOCK = 0x69636E6F6465  # "icnode"; any number that nobody else takes
 _VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
 
 
-def open_engine(url: str, synchronous: str = "FULL", patience_s: float | None = None) -> Engine:
+def open_engine(
+    url: str, synchronous: str = "FULL", patience_s: float | None = None, pool: type[Pool] | None = None
+) -> Engine:
     """An engine for `url`; SQLite runs in WAL mode, and syncs every commit to disk unless told otherwise."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -35,7 +38,7 @@ def open_engine(url: str, synchronous: str = "FULL", patience_s: float | None = 
     if parsed.database:
         _make_folder(Path(parsed.database).parent)
     patience_s = BUSY_TIMEOUT_S if patience_s is None else patience_s
-    engine = create_engine(url, connect_args={"timeout": patience_s})
+    engine = create_engine(url, connect_args={"timeout": patience_s}, poolclass=pool)
     event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, synchronous))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -55,11 +58,12 @@ def swift_engine(engine: Engine) -> Engine:
 
     Another database may lose its power alone, so there it is the engine itself. Nor does SQLite wait for a
     lock in these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does).
+    There is no pool: `Swift` keeps the connections of a file, which never break.
     """
     url = engine.url
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return engine
-    return open_engine(url.render_as_string(hide_password=False), "NORMAL", patience_s=0.0)
+    return open_engine(url.render_as_string(hide_password=False), "NORMAL", 0.0, NullPool)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, synchronous: str) -> None:

@@ -1,6 +1,6 @@
 """Statements that run for every image, compiled once and given to the database's driver as they are.
 
-SQLAlchemy stays what writes them, pools the connections and finds the broken ones; what it does anew for
+SQLAlchemy stays what writes them, opens the connections and finds the broken ones; what it does anew for
 every execution costs some twenty times what SQLite needs to record an image. Decides nothing.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,12 +17,15 @@ from sqlalchemy import Engine
 from sqlalchemy.dialects.sqlite import dialect as _SqliteDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.expression import ClauseElement
 
 from node.domain.errors import TransientError
 from node.store import engine
 
 LOOK_AGAIN_S = 0.0002
+MOST_IDLE = 16
+"""Connections kept for the next image, where the engine keeps none itself."""
 Row = Mapping[str, Any]
 Outcome = TypeVar("Outcome")
 
@@ -45,6 +48,8 @@ class Swift:
         self._engine = made
         self._is_sqlite = made.dialect.name == "sqlite"
         self._dialect = _SqliteDialect(paramstyle="named") if self._is_sqlite else made.dialect
+        self._keeps = isinstance(made.pool, NullPool)
+        self._idle: list[Any] = []
         self._compiled: dict[ClauseElement, _Compiled] = {}
         dbapi: Any = made.dialect.loaded_dbapi
         self._away = (dbapi.OperationalError, dbapi.InterfaceError, dbapi.InternalError)
@@ -53,22 +58,33 @@ class Swift:
     def first(self, statement: ClauseElement, row: Row) -> Sequence[Any] | None:
         """The first row that a SELECT gives. Raises TransientError when the database is away."""
         compiled = self._text(statement)
-        with self._cursor() as cursor:
+
+        def look(cursor: Any) -> Sequence[Sequence[Any]]:
             self._execute(cursor, compiled.text, {**compiled.constants, **row})
-            found: Sequence[Any] | None = cursor.fetchone()
-        return found
+            found: Sequence[Sequence[Any]] = cursor.fetchall()  # all, or the statement would stay open
+            return found
+
+        return next(iter(self._with_cursor(look)), None)
 
     def transaction(self, work: Callable[[Run], Outcome]) -> Outcome:
         """What `work` does with what it is given, all of it or nothing.
 
         Raises TransientError when the database is locked or away, Refused for a contradiction.
         """
-        with self._cursor() as cursor:
+
+        def write(cursor: Any) -> Outcome:
             if self._is_sqlite:  # as `engine.writing` does; other drivers begin by themselves
                 self._execute(cursor, "BEGIN IMMEDIATE", {})
             found = work(Run(cursor, self._text))
             cursor.connection.commit()
-        return found
+            return found
+
+        return self._with_cursor(write)
+
+    def close(self) -> None:
+        """Connections that nobody uses at the moment."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _execute(self, cursor: Any, text: str, row: Row) -> None:
         """What needs a lock: another listener holds it for a moment, and these connections wait for none."""
@@ -91,22 +107,32 @@ class Swift:
             found = self._compiled[statement] = _Compiled(str(compiled), values)
         return found
 
-    @contextmanager
-    def _cursor(self) -> Iterator[Any]:
-        """Of a connection that goes back to the pool, rolled back unless it was committed."""
+    def _with_cursor(self, work: Callable[[Any], Outcome]) -> Outcome:
+        """Of a connection that is rolled back unless it was committed."""
+        connection = self._connection()
+        is_sound = False
         try:
-            connection = self._engine.raw_connection()
-        except (DBAPIError, PoolTimeoutError, *self._away) as error:
-            raise _transient(error) from error
-        try:
-            yield connection.cursor()
+            found = work(connection.cursor())
+            is_sound = True
+            return found
         except self._contradicted as error:
             raise Refused(str(error)) from error
         except self._away as error:
             connection.invalidate(error)  # it may be broken; a new one costs little
             raise _transient(error) from error
         finally:
-            connection.close()
+            if is_sound and self._keeps and len(self._idle) < MOST_IDLE:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _connection(self) -> Any:
+        with suppress(IndexError):
+            return self._idle.pop()
+        try:
+            return self._engine.raw_connection()
+        except (DBAPIError, PoolTimeoutError, *self._away) as error:
+            raise _transient(error) from error
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ class TestWork:
             monkeypatch.setattr(owner, name, noted)
 
         note(os, "fdatasync", "data")
-        note(Path, "rename", "name")
+        note(os, "rename", "name")
         note(node_spool, "_sync_folder", "folder")
         note(Arrivals, "record_new", "record")
         note(Arrivals, "record", "record")

@@ -113,8 +113,8 @@ class Calls:
         self.log: list[tuple[str, Path]] = []
         for name in ("writev", "fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._descriptor_call(name, getattr(os, name)))
-        for name in ("rename", "mkdir"):
-            monkeypatch.setattr(Path, name, self._method(name, getattr(Path, name)))
+        monkeypatch.setattr(os, "rename", self._rename(os.rename))
+        monkeypatch.setattr(Path, "mkdir", self._mkdir(Path.mkdir))
 
     def _descriptor_call(self, name: str, real: Any) -> Any:
         def call(descriptor: int, *args: Any) -> Any:
@@ -123,10 +123,17 @@ class Calls:
 
         return call
 
-    def _method(self, name: str, real: Any) -> Any:
-        def call(path: Path, *args: Any, **options: Any) -> Any:
-            self.log.append((name, Path(args[0]) if name == "rename" else path))
-            return real(path, *args, **options)
+    def _rename(self, real: Any) -> Any:
+        def call(file: Any, final: Any) -> None:
+            self.log.append(("rename", Path(final)))
+            real(file, final)
+
+        return call
+
+    def _mkdir(self, real: Any) -> Any:
+        def call(path: Path, **options: Any) -> None:
+            self.log.append(("mkdir", path))
+            real(path, **options)
 
         return call
 
@@ -231,7 +238,7 @@ def test_an_old_file_stays_when_its_replacement_fails(
 
 
 def test_the_reserve_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Spool, "free_bytes", lambda self: 1000)
+    monkeypatch.setattr("node.spool._free_bytes", lambda volume: 1000)
     spool = Spool(tmp_path, reserve_bytes=900)
     spool.check_room(100)
     with pytest.raises(SpoolFull, match=r"spool\.reserve_mb"):
