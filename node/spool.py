@@ -262,7 +262,7 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
 
 
 def _rename(file: str, final: str) -> None:
-    os.rename(file, final)  # noqa: PTH104: a Path would cost more than the call
+    os.rename(file, final)  # noqa: PTH104 (a Path would cost more than the call)
 
 
 def _sync_folder(folder: str) -> None:
