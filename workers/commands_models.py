@@ -76,7 +76,7 @@ def robustness(
     try:
         chosen = tuple(known.disturbance(name) for name in disturb) or known.DISTURBANCES
         sets = tuple(sources.parse(text) for text in data)
-        plan = Plan(recipes.recipe(recipe).adjusted(size, None), data=sets, **given)
+        plan = Plan(recipes.recipe(recipe).adjusted(size, None), data=sets, size=size, **given)
         with _bar() as bar:
             rows = robustness.measure(plan, lambda name: _follow(bar, name), chosen)
         path = robustness.write(plan.folder, f"{recipe}: robustness", rows)
@@ -164,10 +164,11 @@ def train(
         raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
     if any(not 0 <= number < given["folds"] for number in only):
         raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
-    chosen = chosen.adjusted(size, steps)
     plan = Plan(
-        chosen,
+        chosen.adjusted(size, steps),
         data=sets,
+        size=size,
+        steps=steps,
         version=model_version,
         only=only,
         workers=os.cpu_count() or 1,

@@ -29,6 +29,7 @@ from node.settle import Clock
 from node.store.arrivals import StoredFile
 from node.store.quality import Group
 from node.store.records import open_records
+from node.store.workitems import Terms
 from node.store.worklist import Reading
 from node.store.worklist import Wanted as Listed
 from tests import factories
@@ -190,7 +191,8 @@ def test_it_is_no_patient(way: Way) -> None:
     assert records.quality.analysed(Group.ALL, 0, 1e12)[""].total == 0
     assert records.console.times(0) == [] and records.routes.seen(10) == []
     assert records.alerts.latest() == []
-    assert records.workitems.make(tuple(Priority), lambda uid, revision: "2.25.9", 0, time.time()) == 0
+    terms = Terms(tuple(Priority), 0, lambda *job: "2.25.9", lambda *keys: True)
+    assert records.workitems.make(terms, time.time()) == 0
     study = records.canaries.latest(1)[0]["study_instance_uid"]
     row = records.worklist.study(study)
     assert row and row["patient_name"] == "" and row["jobs"][0]["priority"] == "STAT"

@@ -91,11 +91,11 @@ def test_sums_are_those_of_a_recount(
     assert counted > 5 and records.pairs.which()[0]["count"] > 9, "days were counted, and there was something"
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_what_changes_while_a_day_is_counted_is_counted_again(
     records: Records, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if records.engine.dialect.name == "sqlite":
-        pytest.skip("writers of SQLite are alone")
+    """Writers of SQLite are alone."""
     node = Shadowed(records)
     job = node.both("1.1", 0.9, 0.9)
     node.judged(job, Opinion.AGREE)

@@ -16,6 +16,7 @@ from workers.commands_models import evaluate, models, train
 from workers.models.catalogue import CATALOGUE
 from workers.training import datasets, recipes
 from workers.training.datasets import box_mask, ct_ich
+from workers.training.plan import Plan
 
 CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
 
@@ -45,6 +46,25 @@ def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
     assert judged.exit_code == 0, judged.output
     assert json.loads((tmp_path / "report" / "report.json").read_text())["cases"]["patients"] == 2
     assert "synthetic heads, held out of training" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_size_and_steps_hold_for_the_parts_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(
+        "workers.training.ship.run", lambda plan, watch: (plans.append(plan), (None, None))[1]
+    )
+    (tmp_path / "set").mkdir()
+    data = ["--data", f"ct-ich:{tmp_path}/set", "--out", str(tmp_path / "runs")]
+    for recipe in ("sequence", "gated"):
+        arguments = [recipe, *data, "--size", "64", "--steps", "3"]
+        CliRunner().invoke(train, arguments, catch_exceptions=False)
+    assert len(plans) == 2
+    for plan in plans:
+        assert plan.recipe.size == 64
+        for part in plan.parts():
+            assert part.recipe.size == 64 and all(stage.steps == 3 for stage in part.recipe.stages)
 
 
 def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:
