@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.unit.test_training_recipes import tiny_recipe
+from tests.recipes import tiny_recipe
 from workers.commands_models import evaluate, models, train
 from workers.models.catalogue import CATALOGUE
 from workers.training import datasets, recipes

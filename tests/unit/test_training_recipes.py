@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
+from tests.recipes import MADE, PATIENTS, patients, tiny_recipe
 from tests.unit.test_families_pretrained import efficientnet_lite0_state
 from workers.models.contract import MAP_SIZE
 from workers.models.runtime import load_pipeline
@@ -21,36 +21,14 @@ from workers.models.slicewise import SequencePipeline
 from workers.phantom import volume
 from workers.preprocess import View
 from workers.training import fit, recipes, sequence_fit, ship, train
-from workers.training.datasets import Series, phantom_series
+from workers.training.datasets import phantom_series
 from workers.training.learners import learner
 from workers.training.plan import Plan
-from workers.training.recipes import RECIPES, Recipe
+from workers.training.recipes import RECIPES
 from workers.training.sources import Source
 
 LIGHT = [one.name for one in RECIPES if "seresnext" not in one.family]
 HEAVY = [one.name for one in RECIPES if "seresnext" in one.family]
-
-
-PATIENTS = 8
-
-
-def _patients(_: Path, view: View) -> Iterator[Series]:
-    """Phantoms in the place of patients, every other one with blood."""
-    for number in range(PATIENTS):
-        one = phantom_series(number, slices=4, size=64, view=view)
-        labels = np.zeros_like(one.labels)
-        labels[1:3, (0, 2)] = number % 2
-        yield replace(one, patient=f"p{number}", labels=labels)
-
-
-MADE = Source("made", "made", "nobody", "none", _patients)
-
-
-def tiny_recipe(one: Recipe) -> Recipe:
-    """At 64 px, one step of two slices a stage."""
-    stages = tuple(replace(stage, steps=1, epochs=0.0, batch=2) for stage in one.stages)
-    pretrain = replace(one.pretrain, steps=1, batch=2) if one.pretrain else None
-    return replace(one, size=64, stages=stages, pretrain=pretrain)
 
 
 @pytest.fixture
@@ -137,7 +115,7 @@ def test_public_weights_are_taught_only_where_the_recipe_says(tmp_path: Path) ->
     torch.save(efficientnet_lite0_state(), tmp_path / "lite0.pth")
     teacher = learner(one, tmp_path / "lite0.pth")
     before = {name: value.clone() for name, value in teacher.network().state_dict().items()}
-    corpus = fit.Corpus(list(_patients(tmp_path, teacher.view)), ())
+    corpus = fit.Corpus(list(patients(tmp_path, teacher.view)), ())
     after = fit.Run(one, replace(one.stages[0], ema=0.0), teacher, seed=1).fit(corpus).weights
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     blocks = [f"trunk.blocks.{number}." for number in range(one.kept, 16)]
@@ -151,7 +129,7 @@ def test_a_checkpoint_that_began_with_other_public_weights_is_refused(tmp_path: 
     for name in ("one", "other"):
         torch.save(efficientnet_lite0_state(), tmp_path / f"{name}.pth")
     first, second = (learner(one, tmp_path / f"{name}.pth") for name in ("one", "other"))
-    corpus = fit.Corpus(list(_patients(tmp_path, first.view)), ())
+    corpus = fit.Corpus(list(patients(tmp_path, first.view)), ())
     fit.Run(one, one.stages[0], first, seed=1).fit(corpus, tmp_path / "fit.ckpt")
     with pytest.raises(PermanentError, match="other settings"):
         fit.Run(one, one.stages[0], second, seed=1).fit(corpus, tmp_path / "fit.ckpt")
@@ -180,7 +158,7 @@ def test_no_patient_of_a_fold_teaches_or_stops_its_training(
 def test_the_sequence_model_learns_what_lies_in_the_features() -> None:
     torch.manual_seed(0)
     cnns = [learner(tiny_recipe(recipes.recipe("cnn-baseline"))).network() for _ in range(2)]
-    series = list(_patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
+    series = list(patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
     whole = SequenceModel(2, width=64)
     operating = train.Operating.plain()
     reader = SequencePipeline(train.identity(RECIPES[0]), cnns, whole, operating)

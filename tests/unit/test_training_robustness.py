@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.recipes import MADE, tiny_recipe
 from workers.commands_models import train
 from workers.phantom import volume
 from workers.preprocess import WIDE_BRAIN, Spacing, View, Volume
 from workers.training import recipes, robustness
-from workers.training.datasets import Series, phantom_series
 from workers.training.disturb import (
     AIR_HU,
     DISTURBANCES,
@@ -33,10 +32,8 @@ from workers.training.disturb import (
     turned,
 )
 from workers.training.plan import Plan
-from workers.training.sources import Source
 
 SPACING: Spacing = (5.0, 0.5, 0.5)
-PATIENTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -111,28 +108,11 @@ def test_no_disturbance_moves_or_adds_a_slice(one: Disturbance, head: Volume) ->
     assert one.alone or not np.array_equal(seen.pictures, plain.pictures)
 
 
-def _patients(_: Path, view: View) -> Iterator[Series]:
-    """Phantoms in the place of patients, every other one with blood; they pass through the view."""
-    for number in range(PATIENTS):
-        one = phantom_series(number, slices=4, size=64, view=view)
-        labels = np.zeros_like(one.labels)
-        labels[1:3, (0, 2)] = number % 2
-        yield replace(one, patient=f"p{number}", labels=labels)
-
-
-MADE = Source("made", "made", "nobody", "none", _patients)
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table at 64 px, one step of two slices a stage."""
-
-    def smaller(one: recipes.Recipe) -> recipes.Recipe:
-        stages = tuple(replace(stage, steps=1, epochs=0.0, batch=2) for stage in one.stages)
-        pretrain = replace(one.pretrain, steps=1, batch=2) if one.pretrain else None
-        return replace(one, size=64, stages=stages, pretrain=pretrain, phantoms=2)
-
-    monkeypatch.setattr(recipes, "RECIPES", tuple(smaller(one) for one in recipes.RECIPES))
+    smaller = tuple(replace(tiny_recipe(one), phantoms=2) for one in recipes.RECIPES)
+    monkeypatch.setattr(recipes, "RECIPES", smaller)
     monkeypatch.setattr("workers.training.curves.draw", lambda history, title, path: None)
 
 
