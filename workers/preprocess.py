@@ -63,6 +63,11 @@ class View:
     windows: tuple[Window, ...]
     size: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a picture."""
+        return self.size, self.size
+
     def prepare(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> NetworkInput:
         """See `network_input`."""
         return network_input(hu, spacing_mm, self, frame)

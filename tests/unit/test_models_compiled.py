@@ -70,7 +70,7 @@ def test_every_family_answers_alike(one: Family, head: PhantomVolume) -> None:
 
 def test_any_number_of_pictures_goes_through() -> None:
     network = torch.nn.Conv2d(2, 1, 3).eval()
-    run = compiled.compiled(network, network, 2, 8)
+    run = compiled.compiled(network, network, (2, 8, 8))
     for count in (1, 5, 2):
         pictures = torch.rand(count, 2, 8, 8)
         assert torch.allclose(run(pictures), network(pictures), atol=1e-5)
@@ -92,7 +92,7 @@ def test_what_is_no_number_never_becomes_a_result(head: PhantomVolume) -> None:
     with torch.no_grad():
         network[0].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(PermanentError, match="weight of the weights holds NaN"):
-        compiled.compiled(network, network, 3, 8)
+        compiled.compiled(network, network, (3, 8, 8))
 
 
 def test_auto_takes_openvino_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

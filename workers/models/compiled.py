@@ -21,8 +21,8 @@ from node.domain.errors import PermanentError
 
 Forward = Callable[[Tensor], Any]
 """Pictures (n, channels, y, x) to one tensor, or to a tuple of tensors and None."""
-Compiler = Callable[[nn.Module, Forward, int, int], Forward]
-"""Of a network, one of its functions, and the channels and side of a picture: the same function, faster."""
+Compiler = Callable[[nn.Module, Forward, tuple[int, int, int]], Forward]
+"""Of a network, one of its functions, and the channels, rows and columns it takes: the same, faster."""
 
 
 def available() -> bool:
@@ -30,7 +30,7 @@ def available() -> bool:
     return find_spec("openvino") is not None
 
 
-def compiled(network: nn.Module, function: Forward, channels: int, size: int) -> Forward:
+def compiled(network: nn.Module, function: Forward, shape: tuple[int, int, int]) -> Forward:
     """The function of a network in eval mode on the CPU, for any number of pictures at once.
 
     It answers as the function does, without what was None. Threads are torch's at this moment. Raises
@@ -48,13 +48,13 @@ def compiled(network: nn.Module, function: Forward, channels: int, size: int) ->
     traced = _Traced(network, function).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # OpenVINO takes nothing else as fast
-        script = torch.jit.trace(traced, torch.zeros(1, channels, size, size), check_trace=False)
+        script = torch.jit.trace(traced, torch.zeros(1, *shape), check_trace=False)
         script = torch.jit.freeze(script, optimize_numerics=False)
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(script)  # must outlive the conversion
     model = frontend.load(decoder)
     (pictures,) = model.get_inputs()
-    model.set_partial_shape(pictures, openvino.PartialShape([-1, channels, size, size]))
+    model.set_partial_shape(pictures, openvino.PartialShape([-1, *shape]))
     model.set_element_type(pictures, openvino.Type.f32)
     request = openvino.Core().compile_model(
         frontend.convert(model),

@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers import preprocess
-from workers.models import baseline, multitask
+from workers.models import baseline, multitask, rim
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.compiled import Compiler
 from workers.models.contract import Pipeline
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.gated import GatedPipeline
+from workers.models.loading import filled, require_preprocessing
 from workers.models.picture import Operating, PicturePipeline, ReadingPipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import UNet
-from workers.preprocess import BRAIN
+from workers.preprocess import BRAIN, View
 
 Facts = Mapping[str, Any]
 State = Mapping[str, Tensor]
@@ -74,20 +75,13 @@ class Family:
         while len(networks) < len(states):
             networks += self.networks(size)
         for network, state in zip(networks, states, strict=True):
-            try:
-                network.load_state_dict(dict(state))
-            except RuntimeError as error:
-                raise _invalid(facts, f"the weights do not fit the network: {error}") from error
+            filled(network, state, facts["name"])
         identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
         return self.assemble(identity, networks, Operating.from_facts(facts), device, size)
 
     def _size(self, facts: Facts) -> int:
         size = int(facts["preprocessing"]["size"])
-        if size < SMALLEST or facts["preprocessing"] != self.preprocessing(size):
-            raise PermanentError(
-                "MODEL_PREPROCESSING_MISMATCH",
-                f"{facts['name']}: these weights were trained with another preprocessing; train them anew",
-            )
+        require_preprocessing(facts, self.preprocessing(max(size, SMALLEST)))
         return size
 
 
@@ -232,8 +226,21 @@ def family(name: str) -> Family:
 
 BUILDERS: Mapping[str, Callable[[Sequence[State], Facts, torch.device], Pipeline]] = {
     multitask.MULTITASK: multitask.build,
+    rim.RIM: rim.build,
 }
 """Families that build their pipeline themselves, from the networks' weights and the sidecar's facts."""
+
+_PREPROCESSING: Mapping[str, Callable[[View], dict[str, Any]]] = {
+    multitask.MULTITASK: multitask.preprocessing_facts,
+    rim.RIM: rim.preprocessing_facts,
+}
+
+
+def preprocessing(name: str, view: View) -> dict[str, Any]:
+    """What weights of that family and their preprocessing must agree on, as a sidecar tells it."""
+    own = _PREPROCESSING.get(name)
+    return own(view) if own else family(name).preprocessing(view.size)
+
 
 GATED = "gated"
 """Two families in one file: a classifier, and a segmenter behind it."""

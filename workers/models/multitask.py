@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.domain.errors import PermanentError
 from node.domain.findings import SUBTYPES, ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
 from workers.models.compiled import Compiler, Forward, named
 from workers.models.contract import Classification, Mask, Spacing, Volume
+from workers.models.loading import filled, require_preprocessing
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, Output, mask_evidence
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.preprocess import DEFAULT_VIEW, NetworkInput, View
@@ -50,7 +50,7 @@ class MultiTaskPipeline(PicturePipeline):
 
     def accelerate(self, compiler: Compiler) -> None:
         for index, member in enumerate(self.members):
-            self.forwards[index] = named(Output, compiler(member, member, 3, self.view.size))
+            self.forwards[index] = named(Output, compiler(member, member, (3, *self.view.shape)))
 
     def segment_subtypes(
         self, hu: Volume, spacing_mm: Spacing, classification: Classification
@@ -115,21 +115,9 @@ def build(
     Raises PermanentError for another preprocessing, or weights that do not fit.
     """
     view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
-    if facts["preprocessing"] != preprocessing_facts(view):
-        raise PermanentError(
-            "MODEL_PREPROCESSING_MISMATCH",
-            f"{facts['name']}: these weights were trained with another preprocessing; train them anew",
-        )
-    members = []
-    for state in states:
-        network = MultiTaskNet(tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"])
-        try:
-            network.load_state_dict(dict(state))
-        except RuntimeError as error:
-            raise PermanentError(
-                "MODEL_INVALID", f"{facts['name']}: the weights do not fit the network: {error}"
-            ) from error
-        members.append(network)
+    require_preprocessing(facts, preprocessing_facts(view))
+    widths, dropout = tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"]
+    members = [filled(MultiTaskNet(widths, dropout), state, facts["name"]) for state in states]
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
     return MultiTaskPipeline(identity, members, Operating.from_facts(facts), device, view)
 

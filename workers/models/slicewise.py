@@ -49,7 +49,7 @@ class SlicePipeline(PicturePipeline):
     def accelerate(self, compiler: Compiler) -> None:
         for index, network in enumerate(self.networks):
             channels = network.spec.channels
-            self.trunks[index] = compiler(network, network.features, channels, self.view.size)
+            self.trunks[index] = compiler(network, network.features, (channels, *self.view.shape))
 
     @torch.no_grad()
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
@@ -161,7 +161,7 @@ class UNetPipeline(PicturePipeline):
 
     def accelerate(self, compiler: Compiler) -> None:
         for index, network in enumerate(self.networks):
-            answer = compiler(network, network, len(self.view.windows), self.view.size)
+            answer = compiler(network, network, (len(self.view.windows), *self.view.shape))
             self.forwards[index] = named(MaskOutput, answer)
 
     @torch.no_grad()

@@ -21,10 +21,12 @@ from workers.models.multitask import MULTITASK, MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
 from workers.models.pretrained import load_pretrained
+from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, unroll
+from workers.models.rim import view as rim_view
 from workers.models.slicewise import SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
 from workers.preprocess import BRAIN, DEFAULT_VIEW, View
-from workers.training.losses import Truth, class_loss, mask_loss, multitask_loss
+from workers.training.losses import Truth, cell_loss, class_loss, mask_loss, multitask_loss
 from workers.training.recipes import Recipe
 
 State = Mapping[str, Tensor]
@@ -96,6 +98,40 @@ class MultiTaskLearner:
             network.load_state_dict(without_picture_head(state))
             networks.append(network)
         return MultiTaskPipeline(identity(self.recipe), networks, operating, device, self.view)
+
+
+class RimLearner:
+    """The unrolled rim: classes of the whole and of each cell around the head."""
+
+    neighbours = (-1, 0, 1)
+    origin = ""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.view = rim_view(recipe.size)
+
+    def network(self) -> RimNet:
+        return RimNet(self.recipe.widths, self.recipe.dropout)
+
+    def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
+        unrolled = unroll(pictures)
+        output = network(unrolled.bands.contiguous(memory_format=torch.channels_last))
+        total = class_loss(output.classes, truth.labels, truth.told)
+        total = total + class_loss(around(output.cells), truth.labels, truth.told) / 2
+        return total + cell_loss(output.cells, cells_of(truth.masks, unrolled), truth.known)
+
+    def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
+        output = network(unroll(pictures).bands)
+        logits: Tensor = (output.classes + around(output.cells)) / 2
+        return logits
+
+    def pipeline(self, states: Sequence[State], operating: Operating, device: torch.device) -> RimPipeline:
+        networks = []
+        for state in states:
+            network = RimNet(self.recipe.widths, self.recipe.dropout)
+            network.load_state_dict(dict(state))
+            networks.append(network)
+        return RimPipeline(identity(self.recipe), networks, operating, device, self.recipe.size)
 
 
 def without_picture_head(state: State) -> dict[str, Tensor]:
@@ -175,7 +211,11 @@ def sha256_of(path: Path) -> str:
 
 def learner(recipe: Recipe, init: Path | None = None) -> Learner:
     """The learner of a recipe of one network. Raises KeyError for one that is put together from parts."""
-    plain: dict[str, Callable[[Recipe], Learner]] = {MULTITASK: MultiTaskLearner, "unet": UNetLearner}
+    plain: dict[str, Callable[[Recipe], Learner]] = {
+        MULTITASK: MultiTaskLearner,
+        RIM: RimLearner,
+        "unet": UNetLearner,
+    }
     if recipe.parts:
         raise KeyError(f"recipe {recipe.name!r} is put together from {', '.join(recipe.parts)}")
     if recipe.family in plain:

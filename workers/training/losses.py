@@ -54,6 +54,12 @@ def mask_loss(masks: Tensor, truth: Tensor, known: Tensor, weights: LossWeights)
     return total + weights.mask_dice * _dice(masks, truth, known)
 
 
+def cell_loss(cells: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy of the logits of cells (n, c, 6) and which hold blood, over known channels (n, 6)."""
+    losses = functional.binary_cross_entropy_with_logits(cells.float(), truth, reduction="none")
+    return (losses.mean(1) * known).sum() / known.sum().clamp(min=1)
+
+
 def multitask_loss(output: Output, truth: Truth, middle: Tensor, weights: LossWeights) -> Tensor:
     """Classes, masks, that the two agree, and the `middle` slice (n, 1, y, x) where it is drawn again."""
     total = weights.classes * class_loss(output.classes, truth.labels, truth.told)

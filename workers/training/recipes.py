@@ -119,6 +119,9 @@ WINNER = replace(
 ELASTIC = replace(STILL, rotation_deg=10.0, flip=0.5, scale=0.2, shear=0.1, elastic=0.03, offset=0.08)
 """Elastic, shear, zoom and brightness, as for the small U-Net."""
 
+RIM = Augmentation(scale=0.1, aspect=0.04, shift=0.04, gain=0.1, offset=0.03, noise=0.03)
+"""Mild where the default network's is strong: the rim is found anew on every changed picture."""
+
 _NYU = Stage(
     "fit",
     32,
@@ -163,6 +166,17 @@ RECIPES: tuple[Recipe, ...] = (
             Stage("second", 32, 8e-4, steps=240, phantom_share=0.2, ema=0.99),
         ),
         members=2,
+    ),
+    Recipe(
+        "rim",
+        "The rim of the brain, unrolled along the inner table of the skull: thin bleeds lie there.",
+        family="rim",
+        size=224,
+        pretrain=Stage("pretrain", 32, 2e-3, steps=300, phantom_share=1.0, ema=0.98),
+        stages=(Stage("fit", 32, 1e-3, steps=300, phantom_share=0.25, positive_share=0.4, ema=0.98),),
+        widths=(16, 32, 64),
+        phantoms=200,
+        augmentation=RIM,
     ),
     Recipe(
         "multitask",

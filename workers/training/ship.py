@@ -13,7 +13,6 @@ import torch
 from node.domain.findings import ModelIdentity
 from workers.models import families
 from workers.models.ensemble import EnsemblePipeline
-from workers.models.multitask import MULTITASK, preprocessing_facts
 from workers.models.picture import PicturePipeline, ReadingPipeline
 from workers.models.runtime import load_pipeline, save_pipeline
 from workers.training import evaluate, report, train
@@ -86,13 +85,10 @@ def held_out(plan: Plan) -> list[Series]:
 def _operating_facts(plan: Plan, fitted: Fitted, members: int) -> dict[str, Any]:
     """The part of a sidecar that says how these networks are to be used."""
     view = train.view_of(plan.recipe)
-    multitask = plan.recipe.family == MULTITASK
     return {
         "family": plan.recipe.family,
         "members": members,
-        "preprocessing": preprocessing_facts(view)
-        if multitask
-        else families.family(plan.recipe.family).preprocessing(view.size),
+        "preprocessing": families.preprocessing(plan.recipe.family, view),
         "recipe": asdict(plan.recipe),
         **_statements(fitted),
     }

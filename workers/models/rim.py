@@ -1,0 +1,356 @@
+"""The rim of the brain, unrolled: a network that looks along the inside of the skull. Draws no mask, no I/O.
+
+Epidural and subdural blood, and much of what is subarachnoid, lies against the inner table of the skull, and
+is thin: on a picture of the whole head a few pixels next to something far brighter. Here that rim is
+unrolled (rows are depths below the inner table, columns directions around the head), so that such blood is
+a level band wherever it lies, and the other side of the head, mirrored, lies over it. What is deeper than
+the band is not seen: this is one voice beside networks that see everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from node.domain.findings import CLASSES, ModelIdentity
+from workers import preprocess
+from workers.models.cam import grad_cam_pp
+from workers.models.compiled import Compiler, Forward
+from workers.models.contract import Spacing
+from workers.models.loading import filled, require_preprocessing
+from workers.models.picture import Operating, PicturePipeline, Reading, peak_is_one
+from workers.preprocess import SUBDURAL, WIDE_BRAIN, NetworkInput, View, Window
+
+RIM = "rim"
+WINDOW: Window = SUBDURAL
+"""-20..180 HU: what tells blood apart, and bone from blood."""
+COLUMNS, DEPTHS = 256, 48
+"""Directions around the head, and depths, of the unrolled band."""
+UNIT = 1 / 224
+"""One step of depth in sides of the picture, about a millimetre."""
+OUTSIDE = 6
+"""Rows of the band that lie in the bone."""
+CHANNELS = 5
+"""Three slices in the brain window, the middle one in the wider WINDOW, and its mirror image."""
+CELLS = 4
+"""Columns of the band in one cell of the last features."""
+BATCH = 16
+
+_BONE = 0.95
+_TISSUE = 0.08
+"""In WINDOW: about 170 HU, and -4 HU."""
+_HEAD = 0.15
+_GAP = 4
+"""Gaps in the bone up to about twice so many steps of depth are closed."""
+_SMOOTH = 9
+"""Columns of the running median of the inner table."""
+_SCALP = 12
+"""Steps from the skin to the inside, where no bone is in sight."""
+_LEAN = 80
+"""Columns between a head that looks straight ahead and the most turned one, doubled: 56 degrees."""
+_SHAPE = 0.07
+"""What one step of the radius says of the midline, beside values 0..1 of the band."""
+_SHARPNESS = 4.0
+_CLASS_PRIOR = -1.5
+
+
+class Unrolled(NamedTuple):
+    """Bands (n, CHANNELS, DEPTHS, COLUMNS) 0..1 and where they lie on the picture.
+
+    `grid` (n, DEPTHS, COLUMNS, 2) are places as `grid_sample` takes them; `centre` (n, 2) is y and x, and
+    `radius` (n, COLUMNS) that of the inner table, both in pixels. Column 0 looks to the front, the next
+    ones to the patient's left.
+    """
+
+    bands: Tensor
+    grid: Tensor
+    centre: Tensor
+    radius: Tensor
+
+
+class RimOutput(NamedTuple):
+    """Class logits (n, 6), those of each cell around the head (n, COLUMNS / CELLS, 6), last features."""
+
+    classes: Tensor
+    cells: Tensor
+    features: Tensor
+
+
+@torch.no_grad()
+def unroll(pictures: Tensor) -> Unrolled:
+    """The rim of pictures (n, 3, s, s) of three neighbouring slices in WINDOW; the middle one tells where."""
+    pictures = pictures.float()
+    middle = pictures[:, 1:2]
+    centre = _centre(middle[:, 0] > _HEAD)
+    radius = _inner_table(middle, centre)
+    unit = UNIT * pictures.shape[-1]
+    depths = torch.arange(DEPTHS, device=pictures.device, dtype=torch.float32)
+    grid = _grid(centre, radius[:, None] + (OUTSIDE - depths)[:, None] * unit, pictures.shape[-1])
+    seen = functional.grid_sample(pictures, grid, align_corners=False)
+    brain = _through(WIDE_BRAIN, seen)
+    bands = torch.cat((brain, seen[:, 1:2], mirrored(brain[:, 1:2], radius, unit)), dim=1)
+    return Unrolled(bands, grid, centre, radius)
+
+
+def rolled_up(maps: Tensor, unrolled: Unrolled, size: int) -> Tensor:
+    """Maps (n, h, w) of bands on the picture (n, size, size) that was unrolled; zero off the band."""
+    place = torch.arange(size, device=maps.device, dtype=torch.float32)
+    y = place[None, :, None] - unrolled.centre[:, :1, None]
+    x = place[None, None, :] - unrolled.centre[:, 1:, None]
+    turn = torch.atan2(x, -y) / (2 * math.pi) % 1
+    table = _at(unrolled.radius[:, None], turn, torch.zeros_like(turn))
+    depth = OUTSIDE + (table - torch.hypot(y, x)) / (UNIT * size)
+    down = (depth + 0.5) * 2 / DEPTHS - 1
+    return _at(maps, turn, down) * (down.abs() <= 1)
+
+
+def _at(rows: Tensor, turn: Tensor, down: Tensor) -> Tensor:
+    """Values of (n, h, w), which goes round, at these parts 0..1 of a turn and -1..1 of the height."""
+    width = rows.shape[-1]
+    across = ((turn * COLUMNS + 0.5) * width / COLUMNS + 1) * 2 / (width + 2) - 1
+    grid = torch.stack((across, down), dim=-1)
+    wrapped = _round(rows)[:, None]
+    return functional.grid_sample(wrapped, grid, padding_mode="border", align_corners=False)[:, 0]
+
+
+def mirrored(band: Tensor, radius: Tensor, unit: float) -> Tensor:
+    """A band (n, 1, DEPTHS, COLUMNS) mirrored about the plane that makes the head most like its mirror image.
+
+    What lies in the band speaks, and the shape of the skull: its `radius` (n, COLUMNS), in steps of `unit`.
+    """
+    told = torch.cat((band[:, 0], radius[:, None] * (_SHAPE / unit)), dim=1)
+    waves = torch.fft.rfft(told - told.mean(dim=2, keepdim=True), dim=2)
+    likeness = torch.fft.irfft(waves * waves, n=COLUMNS, dim=2).sum(1)
+    turn = torch.arange(COLUMNS, device=band.device)
+    allowed = torch.minimum(turn, COLUMNS - turn) <= _LEAN
+    best = torch.where(allowed, likeness, -torch.inf).argmax(dim=1)
+    opposite = (best[:, None] - turn) % COLUMNS
+    return torch.gather(band, 3, opposite[:, None, None].expand_as(band))
+
+
+def cells_of(masks: Tensor, unrolled: Unrolled) -> Tensor:
+    """Which cells around the head (n, COLUMNS / CELLS, k) hold any of the masks (n, k, s, s)."""
+    seen = functional.grid_sample(masks, unrolled.grid, mode="nearest", align_corners=False).amax(2)
+    return functional.max_pool1d(seen, CELLS).transpose(1, 2)
+
+
+def _centre(head: Tensor) -> Tensor:
+    """Mean place (n, 2), y and x in pixels, of masks (n, s, s); the middle of empty ones."""
+    size = head.shape[-1]
+    weight = head.float()
+    mass = weight.sum((1, 2))
+    place = torch.arange(size, device=head.device, dtype=torch.float32)
+    y, x = (weight.sum(2) * place).sum(1), (weight.sum(1) * place).sum(1)
+    found = torch.stack((y, x), dim=1) / mass.clamp(min=1)[:, None]
+    return torch.where(mass[:, None] > 0, found, torch.full_like(found, (size - 1) / 2))
+
+
+def _inner_table(middle: Tensor, centre: Tensor) -> Tensor:
+    """Radius (n, COLUMNS) in pixels at which tissue begins below the outermost bone."""
+    size = middle.shape[-1]
+    unit = UNIT * size
+    radii = torch.arange(5.0, 0.65 / UNIT, 0.5, device=middle.device) * unit
+    grid = _grid(centre, radii[:, None].expand(-1, COLUMNS).expand(len(middle), -1, -1), size)
+    along = functional.grid_sample(middle, grid, align_corners=False)
+    reach = 2 * _GAP
+    bone = _closed((along > _BONE).float(), reach)[:, 0] > 0.5
+    tissue = functional.avg_pool2d(along, (5, 1), 1, (2, 0))[:, 0] > _TISSUE
+    covered = bone.flip(1).cumsum(1).flip(1) > 0
+    inner = _outermost(covered & ~bone & tissue, radii)
+    skin = _outermost(along[:, 0] > _HEAD, radii) - _SCALP * unit
+    radius = torch.where(inner > 0, inner, skin.clamp(min=float(radii[0])))
+    half = _SMOOTH // 2
+    around = torch.cat((radius[:, -half:], radius, radius[:, :half]), dim=1)
+    return around.unfold(1, _SMOOTH, 1).median(dim=2).values
+
+
+def _outermost(where: Tensor, radii: Tensor) -> Tensor:
+    """The largest of the radii (r) at which each direction of (n, r, COLUMNS) holds; 0 where none does."""
+    return (where * radii[:, None]).amax(1)
+
+
+def _closed(mask: Tensor, reach: int) -> Tensor:
+    """Morphological closing (n, 1, r, COLUMNS) along radius and direction; directions go round."""
+    side = reach // 4
+    wide = torch.cat((mask[..., -2 * side :], mask, mask[..., : 2 * side]), dim=-1)
+    grown = functional.max_pool2d(wide, (2 * reach + 1, 2 * side + 1), 1, (reach, side))
+    shrunk = -functional.max_pool2d(-grown, (2 * reach + 1, 2 * side + 1), 1, (reach, side))
+    return shrunk[..., 2 * side : -2 * side]
+
+
+def _grid(centre: Tensor, radius: Tensor, size: int) -> Tensor:
+    """Places (n, r, COLUMNS, 2) for `grid_sample` at these radii (n, r, COLUMNS) in pixels."""
+    turn = torch.arange(COLUMNS, device=radius.device) * (2 * math.pi / COLUMNS)
+    y = centre[:, 0, None, None] - torch.cos(turn) * radius
+    x = centre[:, 1, None, None] + torch.sin(turn) * radius
+    return (torch.stack((x, y), dim=-1) + 0.5) * (2 / size) - 1
+
+
+def _through(window: Window, seen: Tensor) -> Tensor:
+    """What was seen in WINDOW through another one, 0..1."""
+    return ((seen * WINDOW.width + WINDOW.low - window.low) / window.width).clamp(0, 1)
+
+
+class _Conv(nn.Module):
+    """3x3 convolution, batch normalisation, ReLU. Columns go round, rows end."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=(1, 0), bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.norm(self.conv(_round(x))))
+
+
+def _round(x: Tensor) -> Tensor:
+    """One column of the other end at each end."""
+    return torch.cat((x[..., -1:], x, x[..., :1]), dim=-1)
+
+
+class RimNet(nn.Module):
+    """Bands (n, CHANNELS, DEPTHS, COLUMNS) to `RimOutput`. One head tells the whole, one each cell."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), dropout: float = 0.3) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.trunk = nn.Sequential(
+            _Conv(CHANNELS, first), _Conv(first, first), nn.MaxPool2d(2),
+            _Conv(first, second), _Conv(second, second), nn.MaxPool2d(2),
+            _Conv(second, third), _Conv(third, third), nn.MaxPool2d((2, 1)),
+            _Conv(third, third),
+        )  # fmt: skip
+        rows = DEPTHS // 8
+        self.dropout = nn.Dropout(dropout)
+        self.column = nn.Conv1d(third * rows, third, 3)
+        self.cell_head = nn.Linear(third, len(CLASSES))
+        self.class_head = nn.Linear(2 * third, len(CLASSES))
+        nn.init.constant_(self.class_head.get_parameter("bias"), _CLASS_PRIOR)
+        nn.init.constant_(self.cell_head.get_parameter("bias"), _CLASS_PRIOR)
+
+    def features(self, bands: Tensor) -> Tensor:
+        """Last features (n, k, DEPTHS / 8, COLUMNS / CELLS), rectified."""
+        maps: Tensor = self.trunk(bands)
+        return maps
+
+    def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (n, 6), and those of each cell (n, COLUMNS / CELLS, 6)."""
+        columns = functional.relu(self.column(_round(self.dropout(features.flatten(1, 2)))))
+        pooled = torch.cat((columns.mean(2), columns.amax(2)), dim=1)
+        return self.class_head(self.dropout(pooled)), self.cell_head(columns.transpose(1, 2))
+
+    def forward(self, bands: Tensor) -> RimOutput:
+        features = self.features(bands)
+        return RimOutput(*self.judge(features), features)
+
+
+def around(cells: Tensor) -> Tensor:
+    """What the cells (n, c, 6) say together, (n, 6): a maximum that lets the others be heard a little."""
+    return torch.logsumexp(cells.float() * _SHARPNESS, dim=1) / _SHARPNESS
+
+
+class RimPipeline(PicturePipeline):
+    """See `workers.models.contract.Pipeline`. The cells' evidence stands where others have the mask's."""
+
+    def __init__(
+        self,
+        identity: ModelIdentity,
+        networks: Sequence[RimNet],
+        operating: Operating,
+        device: torch.device | None = None,
+        size: int = 224,
+    ) -> None:
+        super().__init__(identity, operating, view(size), device)
+        self.networks = [
+            network.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in networks
+        ]
+        self.trunks: list[Forward] = [network.features for network in self.networks]
+
+    def accelerate(self, compiler: Compiler) -> None:
+        for index, network in enumerate(self.networks):
+            self.trunks[index] = compiler(network, network.features, (CHANNELS, DEPTHS, COLUMNS))
+
+    @torch.no_grad()
+    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
+        """Run every network over all bands and their mirror images."""
+        classes, cells = [], []
+        features: list[list[Tensor]] = [[] for _ in self.networks]
+        for batch in torch.from_numpy(source.triplets()).split(BATCH):
+            bands = unroll(batch.to(self.device)).bands.contiguous(memory_format=torch.channels_last)
+            said, beside = [], []
+            for network, trunk, kept in zip(self.networks, self.trunks, features, strict=True):
+                plain = trunk(bands)
+                kept.append(plain)
+                for maps in (plain, trunk(bands.flip(3))):
+                    whole, parts = network.judge(maps)
+                    said.append(whole.float())
+                    beside.append(around(parts))
+            classes.append(torch.stack(said).mean(0))
+            cells.append(torch.stack(beside).mean(0))
+        return Reading(
+            self.identity,
+            source,
+            torch.cat(classes).cpu().numpy(),
+            torch.cat(cells).cpu().numpy(),
+            tuple(torch.cat(kept) for kept in features),
+        )
+
+    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+        """Maps of the bands, rolled up again."""
+        place = CLASSES.index(class_name)
+        pictures = torch.from_numpy(reading.source.triplets()).to(self.device)
+        unrolled = unroll(pictures)
+        maps = [
+            peak_is_one(rolled_up(coarse, unrolled, self.view.size))
+            for coarse, _ in self.coarse(reading, spacing_mm, place)
+        ]
+        drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
+        return drawn
+
+    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+        """On the bands. The gradient passes both heads."""
+        for network, maps in zip(self.networks, reading.features, strict=True):
+            leaf = maps.detach().float().clone().requires_grad_(True)
+            with torch.enable_grad():
+                whole, cells = network.judge(leaf)
+                (gradients,) = torch.autograd.grad((whole + around(cells))[:, place].sum(), leaf)
+            yield grad_cam_pp(leaf.detach(), gradients), 0.0
+
+
+def view(size: int) -> View:
+    """How this family sees the head."""
+    return View((WINDOW,), size)
+
+
+def preprocessing_facts(seen: View) -> dict[str, Any]:
+    """What weights and preprocessing of this family must agree on."""
+    return {
+        "size": seen.size,
+        "window": [WINDOW.level, WINDOW.width],
+        "rim": [COLUMNS, DEPTHS, OUTSIDE, UNIT],
+        "margin": preprocess.MARGIN,
+        "step_mm": preprocess.STEP_MM,
+    }
+
+
+def build(
+    states: Sequence[Mapping[str, Tensor]], facts: Mapping[str, Any], device: torch.device
+) -> RimPipeline:
+    """The pipeline of these weights, network by network, and the facts of their sidecar.
+
+    Raises PermanentError for another preprocessing, or weights that do not fit.
+    """
+    size = int(facts["preprocessing"]["size"])
+    require_preprocessing(facts, preprocessing_facts(view(size)))
+    widths, dropout = tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"]
+    networks = [filled(RimNet(widths, dropout), state, facts["name"]) for state in states]
+    identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
+    return RimPipeline(identity, networks, Operating.from_facts(facts), device, size)
