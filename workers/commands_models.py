@@ -144,7 +144,7 @@ def train(
     table` sets what was trained side by side.
     """
 
-    from workers.models.runtime import choose_device
+    from workers.models.device import choose_device
     from workers.training import recipes, ship, sources
     from workers.training.plan import Plan
 
@@ -266,7 +266,9 @@ def models(settings: Settings, as_json: bool) -> None:
     The figures are the AUC of any haemorrhage for patients that the networks had not seen.
     """
     from workers.models.catalogue import CATALOGUE
+    from workers.models.device import choose_runtime
     from workers.models.runtime import read_sidecar
+    from workers.selection import wish_of
 
     rows = []
     for known in CATALOGUE:
@@ -288,6 +290,14 @@ def models(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    _print(rows)
+    try:
+        click.echo(f"networks run on {choose_runtime(wish_of(settings.model)).words}")
+    except PermanentError as error:
+        click.echo(f"networks cannot run: {error}")
+
+
+def _print(rows: list[dict[str, str]]) -> None:
     table = Table("name", "version", "sha256", "summary", "AUC of any", "used here")
     for column in table.columns:
         column.overflow = "fold"

@@ -27,6 +27,7 @@ from workers.analyse import Analysis, analyse, with_loading
 from workers.load import load_head
 from workers.models.contract import Pipeline
 from workers.models.runtime import load_pipeline
+from workers.selection import wish_of
 
 Say = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Res
     eligibility = settings.eligibility
     rules = Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
     say("loading the model")
-    pipeline = load_pipeline(settings.model.pipeline, settings.model.device)
+    pipeline = load_pipeline(settings.model.pipeline, wish_of(settings.model))
     findings, analysis = _first_readable(read, rules, pipeline, say)
     say("building the objects")
     source = read_source(read.paths[findings.series_instance_uid])

@@ -8,6 +8,7 @@ spacing is treated like any other. Through which windows and at which size a net
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,20 +93,19 @@ class HeadFrame:
 class NetworkInput:
     """`pictures` (n, windows, size, size) float32 0..1, where they lie, and what they come from.
 
+    They are an array, or a tensor on the device that will read them.
     `centres` are the (fractional) source slice numbers of the pictures, increasing; `shape` is that
     of the source volume (z, y, x).
     """
 
-    pictures: Volume
+    pictures: Any
     centres: NDArray[np.float32]
     frame: HeadFrame
     shape: tuple[int, int, int]
 
-    def triplets(self) -> Volume:
+    def triplets(self) -> Any:
         """The first window with its neighbours as channels: (n, 3, size, size), below, itself, above."""
-        one = self.pictures[:, 0]
-        below, above = np.concatenate((one[:1], one[:-1])), np.concatenate((one[1:], one[-1:]))
-        return np.stack((below, one, above), axis=1)
+        return beside(self.pictures[:, 0], (-1, 0, 1))
 
     @property
     def cell(self) -> Spacing:
@@ -135,6 +135,16 @@ class NetworkInput:
         y = (np.arange(rows) + 0.5 - top) / (frame.height * by_row) * picture.shape[0] - 0.5
         x = (np.arange(columns) + 0.5 - left) / (frame.width * by_column) * picture.shape[1] - 0.5
         return _sample(_sample(picture, y).T, x).T
+
+
+def beside(pictures: Any, steps: tuple[int, ...]) -> Any:
+    """Pictures (n, y, x), an array or a tensor, as (n, steps, y, x): each with those so many places further.
+
+    The first and the last stand in for the neighbour they lack.
+    """
+    last = len(pictures) - 1
+    places = [min(max(place + step, 0), last) for place in range(last + 1) for step in steps]
+    return pictures[places].reshape(last + 1, len(steps), *pictures.shape[1:])
 
 
 def _sample(image: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.float32]:

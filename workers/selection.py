@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from node.domain.choice import Active
 from node.domain.errors import PermanentError
+from node.settings import Model
 from node.store.records import Records
 from workers.models.catalogue import CATALOGUE
 from workers.models.contract import Pipeline
+from workers.models.device import Wish
 from workers.models.runtime import load_pipeline
 from workers.pulse import REFUSES, Pulse
 
@@ -23,14 +25,14 @@ LOOK_AGAIN_S = 5.0
 TAKE_BACK = "put it there, or go back to the model before (`ichnode shadow rollback`)"
 
 
-def load_active(active: Active, device: str) -> Pipeline:
+def load_active(active: Active, model: Model) -> Pipeline:
     """Raises PermanentError MODEL_REFUSED for a promoted model that is not to be had on this host."""
     promoted = active.promoted
     if promoted is None:
-        return load_pipeline(active.pipeline, device)
+        return load_pipeline(active.pipeline, wish_of(model))
     said = f"{promoted.model.name} {promoted.model.version}, promoted by {promoted.who}"
     try:
-        pipeline = load_pipeline(active.pipeline, device)
+        pipeline = load_pipeline(active.pipeline, wish_of(model))
     except PermanentError as error:
         text = f"{said}, cannot be loaded on this host: {error}; {TAKE_BACK}"
         raise PermanentError("MODEL_REFUSED", text) from error
@@ -39,6 +41,11 @@ def load_active(active: Active, device: str) -> Pipeline:
         text = f"{said}, has sha256 {wanted}…, but {active.pipeline} on this host has {found}…; {TAKE_BACK}"
         raise PermanentError("MODEL_REFUSED", text)
     return pipeline
+
+
+def wish_of(model: Model) -> Wish:
+    """What shall run the active model."""
+    return Wish(model.device, model.precision, model.compile)
 
 
 def place_of(pipeline: str) -> str:

@@ -38,9 +38,9 @@ from workers.head import require_head
 from workers.leasing import LEASE_S, leased, watched
 from workers.load import acquired, load_volume
 from workers.models.contract import Pipeline
-from workers.models.runtime import choose_runtime
+from workers.models.device import choose_runtime
 from workers.pulse import Pulse
-from workers.selection import load_active, patiently
+from workers.selection import load_active, patiently, wish_of
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ class Worker:
             if active == self._active:
                 return True
             try:
-                pipeline = load_active(active, self.settings.model.device)
+                pipeline = load_active(active, self.settings.model)
             except PermanentError as error:
                 log.critical("this worker ends: %s", error)
                 os.kill(os.getpid(), signal.SIGTERM)  # Celery's warm shutdown: what is in work is finished
@@ -309,7 +309,7 @@ def _with_its_model(settings: Settings) -> Worker:
 
     def load() -> Worker:
         chosen = active()
-        return Worker(settings, load_active(chosen, settings.model.device), chosen)
+        return Worker(settings, load_active(chosen, settings.model), chosen)
 
     try:
         return patiently(records, "worker", load, lambda: active().promoted is not None)
@@ -346,8 +346,8 @@ def check_model(settings: Settings) -> str:
         active = records.promotions.active(settings.model.pipeline)
     finally:
         records.close()
-    identity = load_active(active, settings.model.device).identity
+    identity = load_active(active, settings.model).identity
     promoted = active.promoted
     how = f", promoted by {promoted.who}" if promoted else ""
-    runtime = choose_runtime(settings.model.device)
+    runtime = choose_runtime(wish_of(settings.model)).words
     return f"{identity.name} {identity.version}, sha256 {identity.sha256[:16]}…, on {runtime}{how}"

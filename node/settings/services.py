@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -58,6 +59,10 @@ class Broker(Section):
 class Model(Section):
     pipeline: str = "default"
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks' convolutions; auto: bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    compile: bool = False
+    """Through torch.compile: a slower start, faster networks; where it fails they run as they are."""
     max_attempts: int = Field(3, ge=1)
     """A series that takes the worker down this often is given up and reported as not analysed."""
     timeout_s: float = Field(1800, gt=0)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from workers.models.contract import Pipeline
+from workers.models.device import OPENVINO
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.picture import PicturePipeline
-from workers.models.runtime import OPENVINO, load_pipeline
+from workers.models.runtime import load_pipeline
 from workers.phantom import PhantomVolume, volume
 from workers.preprocess import network_input
 

@@ -11,12 +11,11 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from workers.models.aggregate import Aggregation
 from workers.models.backbones import parameter_count
+from workers.models.engine import Engine
 from workers.models.families import FAMILIES, GATED, Family, build, family, split
 from workers.models.gated import GatedPipeline
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.phantom import volume
-
-CPU = torch.device("cpu")
 
 
 def _facts(one: Family, members: int, size: int = 64) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def test_a_row_tells_its_parameters_and_becomes_a_pipeline(one: Family) -> None:
         for index, network in enumerate(networks)
         for key, value in network.state_dict().items()
     }
-    pipeline = build(tensors, _facts(one, len(networks)), CPU)
+    pipeline = build(tensors, _facts(one, len(networks)), Engine())
     kinds = {"unet": UNetPipeline, "seresnext101-pair-sequence": SequencePipeline}
     assert type(pipeline) is kinds.get(one.name, SlicePipeline)
     assert pipeline.identity.name == one.name
@@ -70,7 +69,7 @@ def test_a_row_tells_its_parameters_and_becomes_a_pipeline(one: Family) -> None:
 def test_a_built_pipeline_reads_a_head() -> None:
     head = volume(7, ("epidural",), slices=2, size=96, lowest_mm=0)
     one = family("small-cnn")
-    pipeline = build(_tensors(one, one), _facts(one, 2), CPU)
+    pipeline = build(_tensors(one, one), _facts(one, 2), Engine())
     assert pipeline.classify(head.hu, head.spacing_mm).slices.shape == (2, 6)
 
 
@@ -87,7 +86,7 @@ def test_a_gated_file_becomes_a_gated_pipeline() -> None:
         "segmenter": _facts(segmenter, 1),
         "slice_threshold": 0.25,
     }
-    pipeline = build(_tensors(classifier, classifier, segmenter), facts, CPU)
+    pipeline = build(_tensors(classifier, classifier, segmenter), facts, Engine())
     assert isinstance(pipeline, GatedPipeline)
     assert pipeline.slice_threshold == 0.25
     assert pipeline.identity.name == "both"
@@ -99,7 +98,7 @@ def test_a_gated_file_becomes_a_gated_pipeline() -> None:
 
 def _code(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
     with pytest.raises(PermanentError) as error:
-        build(tensors, facts, CPU)
+        build(tensors, facts, Engine())
     return error.value.code
 
 

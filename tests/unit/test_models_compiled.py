@@ -11,11 +11,14 @@ import torch
 
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
-from workers.models import compiled, runtime
+from tests.readings import require_alike
+from workers.models import compiled, device
+from workers.models.device import OPENVINO, Wish, choose_runtime
+from workers.models.engine import Engine
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.families import FAMILIES, Family
-from workers.models.picture import Operating, PicturePipeline, Reading
-from workers.models.runtime import OPENVINO, choose_runtime, load_pipeline
+from workers.models.picture import Operating, PicturePipeline
+from workers.models.runtime import load_pipeline
 from workers.phantom import PhantomVolume, volume
 
 TOLERANCE = 1e-3
@@ -30,22 +33,12 @@ def head() -> PhantomVolume:
     return volume(950_003, ("epidural", "intraparenchymal"), slices=5, size=192, lowest_mm=-20)
 
 
-def _alike(one: Reading, other: Reading) -> None:
-    assert np.abs(one.class_logits - other.class_logits).max() < TOLERANCE
-    assert np.abs(one.mask_logits - other.mask_logits).max() < TOLERANCE
-    assert (one.masks is None) == (other.masks is None)
-    if one.masks is not None and other.masks is not None:
-        assert np.abs(one.masks - other.masks).max() < TOLERANCE
-    for maps, others in zip(one.features, other.features, strict=True):
-        assert maps.shape == others.shape
-
-
 def test_the_shipped_model_answers_alike(head: PhantomVolume) -> None:
-    plain, fast = (load_pipeline("default", device) for device in ("cpu", OPENVINO))
+    plain, fast = (load_pipeline("default", name) for name in ("cpu", OPENVINO))
     assert plain is not fast and plain.identity == fast.identity
     assert isinstance(plain, EnsemblePipeline) and isinstance(fast, EnsemblePipeline)
     for one, other in zip(plain.parts, fast.parts, strict=True):
-        _alike(one.look(head.hu, head.spacing_mm), other.look(head.hu, head.spacing_mm))
+        require_alike(one.look(head.hu, head.spacing_mm), other.look(head.hu, head.spacing_mm), TOLERANCE)
     said, again = (one.classify(head.hu, head.spacing_mm) for one in (plain, fast))
     assert np.allclose(said.slices, again.slices, atol=TOLERANCE)
     assert np.allclose(said.series, again.series, atol=TOLERANCE)
@@ -64,8 +57,8 @@ def test_every_family_answers_alike(one: Family, head: PhantomVolume) -> None:
     identity = ModelIdentity(one.name, "1", "00")
     made = [one.assemble(identity, networks, Operating.plain(), torch.device("cpu"), 64) for _ in range(2)]
     assert isinstance(made[1], PicturePipeline)
-    made[1].accelerate(compiled.compiled)
-    _alike(*(each.look(head.hu, head.spacing_mm) for each in made))
+    made[1].run_on(Engine(compiler=compiled.compiled))
+    require_alike(*(each.look(head.hu, head.spacing_mm) for each in made), TOLERANCE)
 
 
 def test_any_number_of_pictures_goes_through() -> None:
@@ -84,9 +77,9 @@ def test_what_is_no_number_never_becomes_a_result(head: PhantomVolume) -> None:
     """OpenVINO's rectifiers make 0 of NaN: what torch shows in its answer has to be refused beforehand."""
     holed = head.hu.copy()
     holed[2, 96, 96] = np.nan
-    for device, code in (("cpu", "MODEL_OUTPUT_INVALID"), (OPENVINO, "MODEL_INPUT_INVALID")):
+    for name, code in (("cpu", "MODEL_OUTPUT_INVALID"), (OPENVINO, "MODEL_INPUT_INVALID")):
         with pytest.raises(PermanentError) as caught:
-            load_pipeline("default", device).classify(holed, head.spacing_mm)
+            load_pipeline("default", name).classify(holed, head.spacing_mm)
         assert caught.value.code == code
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).eval()
     with torch.no_grad():
@@ -96,12 +89,12 @@ def test_what_is_no_number_never_becomes_a_result(head: PhantomVolume) -> None:
 
 
 def test_auto_takes_openvino_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: False)
-    assert choose_runtime("auto") == OPENVINO and choose_runtime("cpu") == "cpu"
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    assert choose_runtime().name == OPENVINO and choose_runtime(Wish("cpu")).name == "cpu"
     monkeypatch.setattr(compiled, "available", lambda: False)
-    assert choose_runtime("auto") == "cpu"
+    assert choose_runtime().name == "cpu"
     with pytest.raises(PermanentError, match="openvino is not installed") as caught:
-        choose_runtime(OPENVINO)
+        choose_runtime(Wish(OPENVINO))
     assert caught.value.code == "DEVICE_UNAVAILABLE"
-    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: True)
-    assert choose_runtime("auto") == "cuda"
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    assert choose_runtime(Wish(precision="float32")).name == "cuda"

@@ -12,7 +12,7 @@ import torch
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
-from workers.models import runtime
+from workers.models import device, runtime
 from workers.models.aggregate import Aggregation
 from workers.models.catalogue import CATALOGUE, entry
 from workers.models.contract import Classification, require_classification, require_probabilities
@@ -185,7 +185,7 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(PermanentError) as caught:
-        runtime.choose_device("cuda")
+        device.choose_device("cuda")
     assert caught.value.code == "DEVICE_UNAVAILABLE"
 
 

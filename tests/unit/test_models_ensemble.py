@@ -12,9 +12,11 @@ import torch
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers import preprocess
+from workers.models import scan
 from workers.models.aggregate import Aggregation
 from workers.models.backbones import spec
 from workers.models.contract import Classification
+from workers.models.engine import Engine
 from workers.models.ensemble import EnsemblePipeline, JointReading
 from workers.models.families import ENSEMBLE, build, family, slice_network
 from workers.models.multitask import MULTITASK, MultiTaskPipeline, preprocessing_facts
@@ -23,7 +25,7 @@ from workers.models.picture import Operating, ReadingPipeline
 from workers.models.slicewise import SlicePipeline
 from workers.models.unet import UNet
 from workers.phantom import PhantomVolume, volume
-from workers.preprocess import DEFAULT_VIEW
+from workers.preprocess import DEFAULT_VIEW, find_head
 from workers.training.datasets import phantom_series
 from workers.training.predict import joined, predict, predict_through
 
@@ -72,7 +74,10 @@ def test_the_head_is_looked_for_once(
     ensemble: EnsemblePipeline, head: PhantomVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "find_head", lambda *_: pytest.fail("looked for again"))
+    found = []
+    monkeypatch.setattr(scan, "find_head", lambda *of: found.append(1) or find_head(*of))
     assert len(ensemble.look(head.hu, head.spacing_mm).class_logits) == 4
+    assert len(found) == 1
 
 
 def test_the_mask_is_that_of_the_first_part_that_draws(
@@ -170,7 +175,7 @@ def _tensors() -> dict[str, torch.Tensor]:
 
 
 def test_a_weights_file_becomes_an_ensemble(head: PhantomVolume) -> None:
-    pipeline = build(_tensors(), _facts(2), CPU)
+    pipeline = build(_tensors(), _facts(2), Engine())
     assert isinstance(pipeline, EnsemblePipeline)
     assert pipeline.identity == ModelIdentity("both", "2", "ef" * 32)
     assert [part.identity.name for part in pipeline.parts] == ["both/m", "both/s"]
@@ -181,7 +186,7 @@ def test_a_weights_file_becomes_an_ensemble(head: PhantomVolume) -> None:
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_file_with_more_or_fewer_networks_than_its_parts_is_refused(first: int) -> None:
     with pytest.raises(PermanentError) as caught:
-        build(_tensors(), _facts(2, first), CPU)
+        build(_tensors(), _facts(2, first), Engine())
     assert caught.value.code == "MODEL_INVALID"
 
 

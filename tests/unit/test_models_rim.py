@@ -15,6 +15,7 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models import compiled, families, rim
 from workers.models.contract import MAP_SIZE
+from workers.models.engine import Engine
 from workers.models.picture import Operating
 from workers.models.rim import (
     CELLS,
@@ -215,7 +216,7 @@ def test_both_voices_are_heard() -> None:
 def test_compiled_answers_alike() -> None:
     head = volume(5, ("epidural",), slices=4, size=128, lowest_mm=-10)
     plain, fast = _pipeline(), _pipeline()
-    fast.accelerate(compiled.compiled)
+    fast.run_on(Engine(compiler=compiled.compiled))
     one, other = (made.look(head.hu, head.spacing_mm) for made in (plain, fast))
     assert np.abs(one.class_logits - other.class_logits).max() < 1e-3
     assert np.abs(one.mask_logits - other.mask_logits).max() < 1e-3
@@ -233,10 +234,10 @@ def _facts() -> dict[str, Any]:
 def test_weights_that_do_not_fit_are_refused() -> None:
     state = RimNet().state_dict()
     tensors = {f"0.{name}": value for name, value in state.items()}
-    assert isinstance(families.build(tensors, _facts(), torch.device("cpu")), RimPipeline)
+    assert isinstance(families.build(tensors, _facts(), Engine()), RimPipeline)
     tensors.pop("0.class_head.bias")
     with pytest.raises(PermanentError, match="do not fit") as error:
-        families.build(tensors, _facts(), torch.device("cpu"))
+        families.build(tensors, _facts(), Engine())
     assert error.value.code == "MODEL_INVALID"
 
 
@@ -245,7 +246,7 @@ def test_another_unrolling_is_refused() -> None:
     facts["preprocessing"]["rim"][1] = 64
     tensors = {f"0.{name}": value for name, value in RimNet().state_dict().items()}
     with pytest.raises(PermanentError, match="another preprocessing"):
-        families.build(tensors, facts, torch.device("cpu"))
+        families.build(tensors, facts, Engine())
 
 
 def test_unrolled_has_the_shape_it_tells() -> None:

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
 from workers.models import efficientnet
-from workers.preprocess import BONE, BRAIN, SUBDURAL, WIDE_BRAIN, Window
+from workers.preprocess import BONE, BRAIN, SUBDURAL, WIDE_BRAIN, Window, beside
 
 MEAN, STD = 0.456, 0.224
 """What the input 0..1 is normalised by, the same for every channel."""
@@ -50,16 +48,12 @@ class BackboneSpec:
     def channels(self) -> int:
         return 3 if self.neighbours else len(self.windows)
 
-    def inputs(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    def inputs(self, pictures: Any) -> Any:
         """Network input (n, channels, y, x) from pictures (n, windows, y, x) of neighbouring slices.
 
-        The first and the last slice stand in for the neighbour they lack.
+        The first and the last slice stand in for the neighbour they lack. Arrays or tensors.
         """
-        if not self.neighbours:
-            return pictures
-        one = pictures[:, 0]
-        above, below = np.concatenate((one[1:], one[-1:])), np.concatenate((one[:1], one[:-1]))
-        return np.stack((above, one, below), axis=1)
+        return beside(pictures[:, 0], (1, 0, -1)) if self.neighbours else pictures
 
 
 SPECS: tuple[BackboneSpec, ...] = (

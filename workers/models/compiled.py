@@ -18,11 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from node.domain.errors import PermanentError
-
-Forward = Callable[[Tensor], Any]
-"""Pictures (n, channels, y, x) to one tensor, or to a tuple of tensors and None."""
-Compiler = Callable[[nn.Module, Forward, tuple[int, int, int]], Forward]
-"""Of a network, one of its functions, and the channels, rows and columns it takes: the same, faster."""
+from workers.models.engine import Forward
 
 
 def available() -> bool:

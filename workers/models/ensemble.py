@@ -19,8 +19,9 @@ from torch.nn import functional
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers.models.contract import Classification, Mask, Spacing, Volume
-from workers.models.picture import Operating, Reading, ReadingPipeline, peak_is_one
-from workers.preprocess import HeadFrame, find_head
+from workers.models.engine import Engine
+from workers.models.picture import Operating, Prepared, Reading, ReadingPipeline, peak_is_one
+from workers.models.scan import Scan
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,31 @@ class EnsemblePipeline(ReadingPipeline):
         self.draws = parts[self.leader].draws
         self.knows = parts[0].knows
 
-    def look(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> Reading:
-        frame = frame or find_head(hu, spacing_mm)
-        readings = tuple(part.look(hu, spacing_mm, frame) for part in self.parts)
+    def run_on(self, engine: Engine) -> None:
+        for part in self.parts:
+            part.run_on(engine)
+
+    def engines(self) -> list[Engine]:
+        return [engine for part in self.parts for engine in part.engines()]
+
+    def view_of(self, scan: Scan) -> Prepared:
+        sources = [source for part in self.parts for source in part.view_of(scan).sources]
+        return Prepared(scan.spacing_mm, tuple(sources))
+
+    def look_all(self, prepared: Sequence[Prepared]) -> list[Reading]:
+        by_part, start = [], 0
+        for part in self.parts:
+            stop = start + part.views
+            own = [Prepared(one.spacing_mm, one.sources[start:stop]) for one in prepared]
+            by_part.append(part.look_all(own))
+            start = stop
+        return [self._joint(readings) for readings in zip(*by_part, strict=True)]
+
+    @property
+    def views(self) -> int:
+        return sum(part.views for part in self.parts)
+
+    def _joint(self, readings: tuple[Reading, ...]) -> JointReading:
         leading = readings[self.leader]
         return JointReading(
             self.identity,

@@ -21,8 +21,8 @@ from workers import preprocess
 from workers.models import baseline, multitask, rim
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
-from workers.models.compiled import Compiler
 from workers.models.contract import Pipeline
+from workers.models.engine import Engine
 from workers.models.ensemble import EnsemblePipeline
 from workers.models.gated import GatedPipeline
 from workers.models.loading import filled, require_preprocessing
@@ -248,10 +248,10 @@ ENSEMBLE = "ensemble"
 """Several families in one file, whose evidence is averaged."""
 
 
-def build(tensors: State, facts: Facts, device: torch.device, compiler: Compiler | None = None) -> Pipeline:
+def build(tensors: State, facts: Facts, engine: Engine) -> Pipeline:
     """The pipeline of a weights file whose sidecar says `family`, `members` and the rest.
 
-    With a `compiler` its networks run compiled, on the CPU.
+    The `engine` runs its networks.
 
     A gated one has the facts of its parts under `classifier` and `segmenter`, an ensemble under `parts`,
     each with its `weight`; their networks follow one another in the file.
@@ -260,21 +260,21 @@ def build(tensors: State, facts: Facts, device: torch.device, compiler: Compiler
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
     if facts["family"] == GATED:
         roles = [(role, facts[role]) for role in ("classifier", "segmenter")]
-        parts = _parts(states, facts, roles, device, compiler)
+        parts = _parts(states, facts, roles, engine)
         return GatedPipeline(parts[0], parts[1], float(facts.get("slice_threshold", 0.0)), identity)
     if facts["family"] == ENSEMBLE:
         named = [(one["recipe"]["name"], one) for one in facts["parts"]]
-        read = [_reading(part) for part in _parts(states, facts, named, device, compiler)]
+        read = [_reading(part) for part in _parts(states, facts, named, engine)]
         weights = [float(one["weight"]) for one in facts["parts"]]
         return EnsemblePipeline(identity, read, weights, Operating.from_facts(facts))
-    return _one(states, facts, device, compiler)
+    return _one(states, facts, engine)
 
 
-def _one(states: Sequence[State], facts: Facts, device: torch.device, compiler: Compiler | None) -> Pipeline:
+def _one(states: Sequence[State], facts: Facts, engine: Engine) -> Pipeline:
     builder = BUILDERS.get(facts["family"])
-    pipeline = (builder or family(facts["family"]).build)(states, facts, device)
-    if compiler is not None and isinstance(pipeline, PicturePipeline):
-        pipeline.accelerate(compiler)
+    pipeline = (builder or family(facts["family"]).build)(states, facts, engine.device)
+    if isinstance(pipeline, PicturePipeline):
+        pipeline.run_on(engine)
     return pipeline
 
 
@@ -288,8 +288,7 @@ def _parts(
     states: Sequence[State],
     facts: Facts,
     parts: Sequence[tuple[str, Facts]],
-    device: torch.device,
-    compiler: Compiler | None,
+    engine: Engine,
 ) -> list[Pipeline]:
     """The pipelines of the parts, by their facts; `states` hold the networks of all, in their order."""
     found: list[Pipeline] = []
@@ -297,7 +296,7 @@ def _parts(
     for role, own in parts:
         shared = {"name": f"{facts['name']}/{role}", "version": facts["version"], "sha256": facts["sha256"]}
         stop = start + int(own["members"])
-        found.append(_one(states[start:stop], {**own, **shared}, device, compiler))
+        found.append(_one(states[start:stop], {**own, **shared}, engine))
         start = stop
     if start != len(states):
         raise _invalid(facts, f"its parts have {start} networks, the weights hold {len(states)}")

@@ -9,14 +9,17 @@ it drew against what the classifier said, slice by slice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.domain.findings import CLASSES, Consistency, ModelIdentity
+from workers.models import several
 from workers.models.contract import Classification, Mask, Pipeline, Spacing, Volume
+from workers.models.engine import Engine
 
 ANY = CLASSES.index("any")
 
@@ -69,8 +72,18 @@ class GatedPipeline:
         return self.classifier.thresholds
 
     def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification:
-        answer = self.classifier.classify(hu, spacing_mm)
-        return Classification(answer.slices, answer.series, _State(answer))
+        return _kept(self.classifier.classify(hu, spacing_mm))
+
+    def prepare(self, hu: Volume, spacing_mm: Spacing) -> Any:
+        """As the classifier will see it; the segmenter seldom looks."""
+        return several.prepare(self.classifier, hu, spacing_mm)
+
+    def classify_all(self, prepared: Sequence[Any]) -> list[Classification]:
+        return [_kept(answer) for answer in several.classify_all(self.classifier, prepared)]
+
+    def engines(self) -> list[Engine]:
+        parts = (self.classifier, self.segmenter)
+        return [engine for part in parts for engine in getattr(part, "engines", list)()]
 
     def opens(self, classification: Classification) -> bool:
         """Whether the series holds haemorrhage of any kind, so that the segmenter shall look."""
@@ -130,6 +143,11 @@ class GatedPipeline:
     def _gate(self, mask: Mask, classification: Classification) -> Mask:
         kept = classification.slices[:, ANY] >= self.slice_threshold
         return mask & kept[:, None, None]
+
+
+def _kept(answer: Classification) -> Classification:
+    """The classifier's answer as our own."""
+    return Classification(answer.slices, answer.series, _State(answer))
 
 
 def joint_identity(classifier: ModelIdentity, segmenter: ModelIdentity) -> ModelIdentity:

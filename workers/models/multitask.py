@@ -16,8 +16,9 @@ from torch import Tensor
 from node.domain.findings import SUBTYPES, ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
-from workers.models.compiled import Compiler, Forward, named
+from workers.models.compiled import named
 from workers.models.contract import Classification, Mask, Spacing, Volume
+from workers.models.engine import Compiler, Forward
 from workers.models.loading import filled, require_preprocessing
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, Output, mask_evidence
 from workers.models.picture import Operating, PicturePipeline, Reading
@@ -25,7 +26,8 @@ from workers.preprocess import DEFAULT_VIEW, NetworkInput, View
 
 MULTITASK = "multitask"
 """The name of this family in a sidecar."""
-BATCH = 32
+CHANNELS = 3
+"""A slice and its neighbours."""
 
 
 class MultiTaskPipeline(PicturePipeline):
@@ -42,15 +44,16 @@ class MultiTaskPipeline(PicturePipeline):
         view: View = DEFAULT_VIEW,
     ) -> None:
         super().__init__(identity, operating, view, device)
-        self.members = [
-            member.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for member in members
-        ]
+        self.members: list[MultiTaskNet] = [self.engine.place(member) for member in members]
         self.forwards: list[Forward] = list(self.members)
 
-    def accelerate(self, compiler: Compiler) -> None:
-        for index, member in enumerate(self.members):
-            self.forwards[index] = named(Output, compiler(member, member, (3, *self.view.shape)))
+    def use(self, compiler: Compiler) -> None:
+        self.forwards = [
+            named(Output, compiler(member, member, (CHANNELS, *self.view.shape))) for member in self.members
+        ]
+
+    def warm_up(self) -> None:
+        self.engine.warm_up(self._see, (CHANNELS, *self.view.shape))
 
     def segment_subtypes(
         self, hu: Volume, spacing_mm: Spacing, classification: Classification
@@ -70,32 +73,32 @@ class MultiTaskPipeline(PicturePipeline):
                 divided[name] = mask
         return divided
 
-    @torch.inference_mode()
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
+    def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
         """Run every member over all pictures and their mirror images."""
-        pictures = torch.from_numpy(source.triplets())
-        classes, evidence, masks = [], [], []
-        features: list[list[Tensor]] = [[] for _ in self.members]
-        for batch in pictures.split(BATCH):
-            batch = batch.to(self.device, memory_format=torch.channels_last)
-            logits, blood = [], []
-            for forward, kept in zip(self.forwards, features, strict=True):
-                output, mirrored = forward(batch), forward(batch.flip(3))
-                logits += [output.classes, mirrored.classes]
-                blood += [output.masks, mirrored.masks.flip(3)]
-                kept.append(output.features)
-            classes.append(torch.stack(logits).float().mean(0))
-            drawn = torch.stack(blood).float().mean(0)
-            evidence.append(mask_evidence(drawn))
-            masks.append(torch.sigmoid(drawn))
-        return Reading(
-            self.identity,
-            source,
-            torch.cat(classes).cpu().numpy(),
-            torch.cat(evidence).cpu().numpy(),
-            tuple(torch.cat(kept) for kept in features),
-            torch.cat(masks).cpu().numpy(),
-        )
+        seen = self.engine.each(self._see, [source.triplets() for source in sources])
+        return [
+            Reading(
+                self.identity,
+                source,
+                classes.cpu().numpy(),
+                evidence.cpu().numpy(),
+                tuple(features),
+                masks.cpu().numpy(),
+            )
+            for source, (classes, evidence, masks, *features) in zip(sources, seen, strict=True)
+        ]
+
+    def _see(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Of a batch: logits, the mask's evidence, masks; then of each member its last maps."""
+        logits, blood, features = [], [], []
+        for forward in self.forwards:
+            output, mirrored = forward(batch), forward(batch.flip(3))
+            logits += [output.classes, mirrored.classes]
+            blood += [output.masks, mirrored.masks.flip(3)]
+            features.append(output.features)
+        drawn = torch.stack(blood).float().mean(0)
+        classes = torch.stack(logits).float().mean(0)
+        return classes, mask_evidence(drawn), torch.sigmoid(drawn), *features
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         """The gradient passes the class head only."""

@@ -7,6 +7,7 @@ Sci Rep 2022).
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
+from workers.models.engine import in_float32
 
 BLOCK = 2
 FIRST_CENTRE = (BLOCK - 1) / 2
@@ -98,11 +100,13 @@ class MultiTaskNet(nn.Module):
         for stage in self.up:
             picture = functional.interpolate(picture, scale_factor=2.0, mode="nearest")
             picture = stage(torch.cat((picture, skips.pop()), dim=1))
-        masks = functional.pixel_shuffle(self.mask_head(picture), BLOCK)
+        classify = self.classify if self.training else partial(in_float32, self.classify)
+        draw = self.mask_head if self.training else partial(in_float32, self.mask_head)
+        masks = functional.pixel_shuffle(draw(picture), BLOCK)
         drawn = None
         if self.picture_head is not None:
             drawn = functional.pixel_shuffle(self.picture_head(features), self.patch)
-        return Output(self.classify(features), masks, features, drawn)
+        return Output(classify(features), masks, features, drawn)
 
     def classify(self, features: Tensor) -> Tensor:
         """Class logits from the deepest features: their mean and maximum over the picture."""

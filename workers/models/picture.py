@@ -8,7 +8,7 @@ outputs that are not finite: they never become a negative result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.aggregate import Aggregation
 from workers.models.cam import spread
-from workers.models.compiled import Compiler
 from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
-from workers.preprocess import HeadFrame, NetworkInput, View, network_input
+from workers.models.engine import CPU, Compiler, Engine, Forward, Shape
+from workers.models.scan import Scan
+from workers.preprocess import HeadFrame, NetworkInput, View
 
 SMALLEST_ML = 0.1
 """Pieces of the mask below this volume are noise."""
@@ -70,6 +71,18 @@ class Reading:
     masks: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """One head as the networks of a pipeline will see it: a source for each of its views, in their order."""
+
+    spacing_mm: Spacing
+    sources: tuple[NetworkInput, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(int(one.pictures.nbytes) for one in self.sources)
+
+
 class ReadingPipeline:
     """See `workers.models.contract.Pipeline`. Turns a `Reading` into answers."""
 
@@ -84,16 +97,50 @@ class ReadingPipeline:
     def thresholds(self) -> Mapping[str, float]:
         return self.operating.thresholds
 
+    @property
+    def views(self) -> int:
+        """How many sources a head is prepared as."""
+        return 1
+
+    def view_of(self, scan: Scan) -> Prepared:
+        """What the networks see of a head. Raises PermanentError without one."""
+        raise NotImplementedError
+
+    def look_all(self, prepared: Sequence[Prepared]) -> list[Reading]:
+        """Run every network over the heads, all of them at once."""
+        raise NotImplementedError
+
     def look(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> Reading:
         """Run every network over the head. `frame` is where it lies, when that is known already."""
+        return self.look_all([self.view_of(Scan(hu, spacing_mm, frame))])[0]
+
+    def run_on(self, engine: Engine) -> None:
+        """Let this engine run the networks from now on; they are on its device already."""
         raise NotImplementedError
+
+    def engines(self) -> list[Engine]:
+        """Those that run the networks."""
+        raise NotImplementedError
+
+    def prepare(self, hu: Volume, spacing_mm: Spacing) -> Prepared:
+        """See `workers.models.several.TakesSeveral`."""
+        scan = Scan(hu, spacing_mm)
+        prepared = self.view_of(scan)
+        scan.release()
+        return prepared
+
+    def classify_all(self, prepared: Sequence[Prepared]) -> list[Classification]:
+        """See `workers.models.several.TakesSeveral`."""
+        return [self._answer(require_finite(reading)) for reading in self.look_all(prepared)]
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
         """Grad-CAM++ maps (n, size, size) of a class on the pictures, the brightest place of each 1."""
         raise NotImplementedError
 
     def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification:
-        reading = self._reading(hu, spacing_mm, None)
+        return self._answer(self._reading(hu, spacing_mm, None))
+
+    def _answer(self, reading: Reading) -> Classification:
         aggregation = self.operating.aggregation
         evidence = aggregation.evidence(reading.class_logits, reading.mask_logits)
         known = np.asarray([name in self.knows for name in CLASSES])
@@ -102,7 +149,7 @@ class ReadingPipeline:
             series=aggregation.series_probabilities(evidence) * known,
             state=reading,
         )
-        return require_classification(answer, hu.shape[0])
+        return require_classification(answer, reading.source.shape[0])
 
     def segment(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Mask:
         """The "any" mask; all False where the pipeline draws none, which is no statement."""
@@ -150,22 +197,46 @@ class PicturePipeline(ReadingPipeline):
     ) -> None:
         super().__init__(identity, operating)
         self.view = view
-        self.device = device or torch.device("cpu")
+        self.engine = Engine(device or CPU)
 
-    def accelerate(self, compiler: Compiler) -> None:
-        """Run the networks compiled from now on; they are on the CPU."""
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    def run_on(self, engine: Engine) -> None:
+        self.engine = engine
+        self.use(engine.compiler or _as_it_is)
+        if engine.is_fixed:
+            self.warm_up()
+
+    def engines(self) -> list[Engine]:
+        return [self.engine]
+
+    def use(self, compiler: Compiler) -> None:
+        """Let the networks run as this makes them."""
+        raise NotImplementedError
+
+    def warm_up(self) -> None:
+        """Let every network meet every shape of a batch."""
         raise NotImplementedError
 
     def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
         """Run every network over all pictures, which are of this pipeline's `view`."""
+        return self.read_all([source], [spacing_mm])[0]
+
+    def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
+        """The same for several heads at once."""
         raise NotImplementedError
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         """Network by network, Grad-CAM++ maps (n, h, w) of a class and where their first cell looks."""
         raise NotImplementedError
 
-    def look(self, hu: Volume, spacing_mm: Spacing, frame: HeadFrame | None = None) -> Reading:
-        return self.read(network_input(hu, spacing_mm, self.view, frame), spacing_mm)
+    def view_of(self, scan: Scan) -> Prepared:
+        return Prepared(scan.spacing_mm, (scan.pictures(self.view, self.device),))
+
+    def look_all(self, prepared: Sequence[Prepared]) -> list[Reading]:
+        return self.read_all([one.sources[0] for one in prepared], [one.spacing_mm for one in prepared])
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
         """One map a network, each scaled to its peak, averaged."""
@@ -176,6 +247,11 @@ class PicturePipeline(ReadingPipeline):
         ]
         drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
         return drawn
+
+
+def _as_it_is(network: nn.Module, function: Forward, shape: Shape) -> Forward:
+    """Of a compiler: none."""
+    return function
 
 
 def require_finite(reading: Reading) -> Reading:

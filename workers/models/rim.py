@@ -22,8 +22,8 @@ from torch.nn import functional
 from node.domain.findings import CLASSES, ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
-from workers.models.compiled import Compiler, Forward
 from workers.models.contract import Spacing
+from workers.models.engine import Compiler, Forward, in_float32
 from workers.models.loading import filled, require_preprocessing
 from workers.models.picture import Operating, PicturePipeline, Reading, peak_is_one
 from workers.preprocess import SUBDURAL, WIDE_BRAIN, NetworkInput, View, Window
@@ -41,7 +41,6 @@ CHANNELS = 5
 """Three slices in the brain window, the middle one in the wider WINDOW, and its mirror image."""
 CELLS = 4
 """Columns of the band in one cell of the last features."""
-BATCH = 16
 
 _BONE = 0.95
 _TISSUE = 0.08
@@ -268,45 +267,40 @@ class RimPipeline(PicturePipeline):
         size: int = 224,
     ) -> None:
         super().__init__(identity, operating, view(size), device)
-        self.networks = [
-            network.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for network in networks
-        ]
+        self.networks: list[RimNet] = [self.engine.place(network) for network in networks]
         self.trunks: list[Forward] = [network.features for network in self.networks]
 
-    def accelerate(self, compiler: Compiler) -> None:
-        for index, network in enumerate(self.networks):
-            self.trunks[index] = compiler(network, network.features, (CHANNELS, DEPTHS, COLUMNS))
+    def use(self, compiler: Compiler) -> None:
+        band = (CHANNELS, DEPTHS, COLUMNS)
+        self.trunks = [compiler(network, network.features, band) for network in self.networks]
 
-    @torch.no_grad()
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
+    def warm_up(self) -> None:
+        self.engine.warm_up(self._see, (3, *self.view.shape))
+
+    def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
         """Run every network over all bands and their mirror images."""
-        classes, cells = [], []
-        features: list[list[Tensor]] = [[] for _ in self.networks]
-        for batch in torch.from_numpy(source.triplets()).split(BATCH):
-            bands = unroll(batch.to(self.device)).bands.contiguous(memory_format=torch.channels_last)
-            said, beside = [], []
-            for network, trunk, kept in zip(self.networks, self.trunks, features, strict=True):
-                plain = trunk(bands)
-                kept.append(plain)
-                for maps in (plain, trunk(bands.flip(3))):
-                    whole, parts = network.judge(maps)
-                    said.append(whole.float())
-                    beside.append(around(parts))
-            classes.append(torch.stack(said).mean(0))
-            cells.append(torch.stack(beside).mean(0))
-        return Reading(
-            self.identity,
-            source,
-            torch.cat(classes).cpu().numpy(),
-            torch.cat(cells).cpu().numpy(),
-            tuple(torch.cat(kept) for kept in features),
-        )
+        seen = self.engine.each(self._see, [source.triplets() for source in sources])
+        return [
+            Reading(self.identity, source, classes.cpu().numpy(), cells.cpu().numpy(), tuple(features))
+            for source, (classes, cells, *features) in zip(sources, seen, strict=True)
+        ]
+
+    def _see(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Of a batch of pictures: logits, what the cells say; then of each network its last maps."""
+        bands = in_float32(unroll, batch).bands.contiguous(memory_format=torch.channels_last)
+        said, beside, features = [], [], []
+        for network, trunk in zip(self.networks, self.trunks, strict=True):
+            features.append(trunk(bands))
+            for maps in (features[-1], trunk(bands.flip(3))):
+                whole, parts = in_float32(network.judge, maps)
+                said.append(whole)
+                beside.append(around(parts))
+        return torch.stack(said).mean(0), torch.stack(beside).mean(0), *features
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
         """Maps of the bands, rolled up again."""
         place = CLASSES.index(class_name)
-        pictures = torch.from_numpy(reading.source.triplets()).to(self.device)
+        pictures = torch.as_tensor(reading.source.triplets()).to(self.device)
         unrolled = unroll(pictures)
         maps = [
             peak_is_one(rolled_up(coarse, unrolled, self.view.size))

@@ -21,57 +21,32 @@ from torch import Tensor
 
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
-from workers.models import compiled, families
+from workers.models import families
 from workers.models.catalogue import entry
 from workers.models.contract import Pipeline
+from workers.models.device import Runtime, Wish, choose_runtime
 
 State = Mapping[str, Tensor]
 
 
-OPENVINO = "openvino"
+def load_pipeline(name_or_path: str | Path = "default", wish: Wish | str = "auto") -> Pipeline:
+    """The pipeline of that catalogue name or sidecar path, the same object each time in one process.
 
-
-def choose_device(device: str = "auto") -> torch.device:
-    """`auto` takes CUDA when there is a device. Raises PermanentError when `cuda` is asked for in vain."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PermanentError("DEVICE_UNAVAILABLE", "no CUDA device here; set model.device to auto or cpu")
-    return torch.device("cpu" if device == OPENVINO else device)
-
-
-def choose_runtime(device: str = "auto") -> str:
-    """What runs the networks: "openvino", "cpu" (torch) or "cuda".
-
-    `auto` takes CUDA when there is a device, else OpenVINO where it is installed, else torch. Raises
-    PermanentError when `cuda` or `openvino` is asked for in vain.
+    `wish`: what shall run it, or the device alone.
     """
-    chosen = choose_device(device)
-    if device == OPENVINO and not compiled.available():
-        raise PermanentError(
-            "DEVICE_UNAVAILABLE",
-            "openvino is not installed; pip install it, or set model.device to auto",
-        )
-    if device == OPENVINO or (device == "auto" and chosen.type == "cpu" and compiled.available()):
-        return OPENVINO
-    return str(chosen)
-
-
-def load_pipeline(name_or_path: str | Path = "default", device: str = "auto") -> Pipeline:
-    """The pipeline of that catalogue name or sidecar path, the same object each time in one process."""
     try:
         sidecar = entry(name_or_path).sidecar
     except KeyError as error:
         raise PermanentError("MODEL_NOT_FOUND", str(error.args[0])) from error
-    return _load(sidecar.resolve(), choose_runtime(device))
+    wanted = Wish(wish) if isinstance(wish, str) else wish
+    return _load(sidecar.resolve(), choose_runtime(wanted))
 
 
 @lru_cache(maxsize=4)
-def _load(sidecar: Path, runtime: str) -> Pipeline:
+def _load(sidecar: Path, runtime: Runtime) -> Pipeline:
     facts = read_sidecar(sidecar)
     tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
-    compiler = compiled.compiled if runtime == OPENVINO else None
-    return families.build(tensors, facts, choose_device(runtime), compiler)
+    return families.build(tensors, facts, runtime.engine())
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

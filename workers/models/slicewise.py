@@ -6,29 +6,25 @@ All look at the same cut-out of the head as the default pipeline, each through i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.backbones import SliceNetwork, windows_of
 from workers.models.cam import grad_cam_pp, grad_cam_pp_pooled
-from workers.models.compiled import Compiler, Forward, named
+from workers.models.compiled import named
 from workers.models.contract import Spacing
+from workers.models.engine import Compiler, Forward
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.models.sequence import SequenceModel, both_ways, steps_mm
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import MaskOutput, UNet, decision
 from workers.preprocess import BRAIN, STEP_MM, NetworkInput, View
 
-BATCH = 16
 COPIES = 32
 """Slices that are followed back through the sequence model at once."""
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class SlicePipeline(PicturePipeline):
@@ -43,17 +39,30 @@ class SlicePipeline(PicturePipeline):
     ) -> None:
         view = View(windows_of([one.spec for one in networks]), _one_size(networks))
         super().__init__(identity, operating, view, device)
-        self.networks = [_ready(network, self.device) for network in networks]
+        self.networks: list[SliceNetwork] = [self.engine.place(network) for network in networks]
         self.trunks: list[Forward] = [network.features for network in self.networks]
 
-    def accelerate(self, compiler: Compiler) -> None:
-        for index, network in enumerate(self.networks):
-            channels = network.spec.channels
-            self.trunks[index] = compiler(network, network.features, (channels, *self.view.shape))
+    def use(self, compiler: Compiler) -> None:
+        self.trunks = [
+            compiler(network, network.features, (network.spec.channels, *self.view.shape))
+            for network in self.networks
+        ]
+
+    def warm_up(self) -> None:
+        for network, trunk in zip(self.networks, self.trunks, strict=True):
+            self.engine.warm_up(trunk, (network.spec.channels, *self.view.shape))
+
+    def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
+        return [
+            self.judge(source, spacing_mm, features)
+            for source, spacing_mm, features in zip(
+                sources, spacings_mm, self._features(sources), strict=True
+            )
+        ]
 
     @torch.no_grad()
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
-        features = self._features(source)
+    def judge(self, source: NetworkInput, spacing_mm: Spacing, features: tuple[Tensor, ...]) -> Reading:
+        """What the heads say of the networks' last maps."""
         logits = [network.classify(maps) for network, maps in zip(self.networks, features, strict=True)]
         mean = torch.stack(logits).float().mean(0).cpu().numpy()
         return Reading(self.identity, source, mean, mean, features)
@@ -65,14 +74,14 @@ class SlicePipeline(PicturePipeline):
                 (gradients,) = torch.autograd.grad(network.score(leaf)[:, place].sum(), leaf)
             yield grad_cam_pp_pooled(maps, gradients), network.first_centre
 
-    def _features(self, source: NetworkInput) -> tuple[Tensor, ...]:
-        """Network by network, its last maps of all pictures through its own windows."""
+    def _features(self, sources: Sequence[NetworkInput]) -> list[tuple[Tensor, ...]]:
+        """Of each source, network by network, its last maps of all pictures through its own windows."""
         every = []
         for network, trunk in zip(self.networks, self.trunks, strict=True):
             seen = [self.view.windows.index(window) for window in network.spec.windows]
-            batches = _batches(network.spec.inputs(source.pictures[:, seen]), self.device)
-            every.append(torch.cat([trunk(batch) for batch in batches]))
-        return tuple(every)
+            inputs = [network.spec.inputs(source.pictures[:, seen]) for source in sources]
+            every.append(self.engine.each(trunk, inputs))
+        return list(zip(*every, strict=True))
 
 
 class SequencePipeline(SlicePipeline):
@@ -94,8 +103,7 @@ class SequencePipeline(SlicePipeline):
         self.sequence = sequence.eval().to(self.device).requires_grad_(False)
 
     @torch.no_grad()
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
-        features = self._features(source)
+    def judge(self, source: NetworkInput, spacing_mm: Spacing, features: tuple[Tensor, ...]) -> Reading:
         logits = self.merge(_pooled(features)[None], self._steps(source, spacing_mm))[0]
         answer = logits.cpu().numpy()
         return Reading(self.identity, source, answer, answer, features)
@@ -106,7 +114,7 @@ class SequencePipeline(SlicePipeline):
 
     def spoken(self, source: NetworkInput) -> tuple[Tensor, Tensor]:
         """What the CNNs say of every picture: mean features (n, M, k), probabilities (n, M, 6)."""
-        pooled = _pooled(self._features(source))
+        pooled = _pooled(self._features([source])[0])
         return pooled, self._said(pooled[None])[0]
 
     def _said(self, pooled: Tensor) -> Tensor:
@@ -156,28 +164,32 @@ class UNetPipeline(PicturePipeline):
         size: int = UNET_SIZE,
     ) -> None:
         super().__init__(identity, operating, View((BRAIN,), size), device)
-        self.networks = [_ready(network, self.device) for network in networks]
+        self.networks: list[UNet] = [self.engine.place(network) for network in networks]
         self.forwards: list[Forward] = list(self.networks)
 
-    def accelerate(self, compiler: Compiler) -> None:
-        for index, network in enumerate(self.networks):
-            answer = compiler(network, network, (len(self.view.windows), *self.view.shape))
-            self.forwards[index] = named(MaskOutput, answer)
+    def use(self, compiler: Compiler) -> None:
+        self.forwards = [
+            named(MaskOutput, compiler(network, network, (len(self.view.windows), *self.view.shape)))
+            for network in self.networks
+        ]
 
-    @torch.no_grad()
-    def read(self, source: NetworkInput, spacing_mm: Spacing) -> Reading:
-        features: list[list[Tensor]] = [[] for _ in self.networks]
-        masks = []
-        for batch in _batches(source.pictures, self.device):
-            outputs = [forward(batch) for forward in self.forwards]
-            for kept, output in zip(features, outputs, strict=True):
-                kept.append(output.features)
-            masks.append(torch.stack([output.mask for output in outputs]).float().mean(0))
-        drawn = torch.cat(masks)
-        logits = decision(drawn)[:, None].expand(-1, len(CLASSES)).cpu().numpy()
-        shown = torch.sigmoid(drawn)[:, None].cpu().numpy()
-        kept_maps = tuple(torch.cat(kept) for kept in features)
-        return Reading(self.identity, source, logits, logits, kept_maps, shown)
+    def warm_up(self) -> None:
+        self.engine.warm_up(self._see, (len(self.view.windows), *self.view.shape))
+
+    def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
+        readings = []
+        seen = self.engine.each(self._see, [source.pictures for source in sources])
+        for source, (drawn, *features) in zip(sources, seen, strict=True):
+            logits = decision(drawn)[:, None].expand(-1, len(CLASSES)).cpu().numpy()
+            shown = torch.sigmoid(drawn)[:, None].cpu().numpy()
+            readings.append(Reading(self.identity, source, logits, logits, tuple(features), shown))
+        return readings
+
+    def _see(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Of a batch: the mean mask's logits, then of each network its last maps."""
+        outputs = [forward(batch) for forward in self.forwards]
+        drawn = torch.stack([output.mask for output in outputs]).float().mean(0)
+        return drawn, *(output.features for output in outputs)
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         for network, maps in zip(self.networks, reading.features, strict=True):
@@ -185,17 +197,6 @@ class UNetPipeline(PicturePipeline):
                 leaf = maps.float().clone().requires_grad_(True)
                 (gradients,) = torch.autograd.grad(decision(network.draw(leaf)).sum(), leaf)
             yield grad_cam_pp(maps, gradients), 0.0
-
-
-def _batches(pictures: NDArray[np.float32], device: torch.device) -> Iterator[Tensor]:
-    for batch in torch.from_numpy(np.ascontiguousarray(pictures)).split(BATCH):
-        yield batch.to(device, memory_format=torch.channels_last)
-
-
-def _ready(network: Network, device: torch.device) -> Network:
-    """The network for use: eval mode, its weights no part of any gradient, channels last."""
-    network.eval().requires_grad_(False)
-    return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _pooled(features: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.models.engine import in_float32
+
 WIDTHS = (16, 32, 64, 128, 256)
 SIZE = 256
 BLOOD_PRIOR = -4.0
@@ -53,7 +55,7 @@ class UNet(nn.Module):
         for stage in self.up:
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = stage(torch.cat((x, skips.pop()), dim=1))
-        return MaskOutput(self.draw(x), x)
+        return MaskOutput(self.draw(x) if self.training else in_float32(self.draw, x), x)
 
     def draw(self, features: Tensor) -> Tensor:
         """Mask logits (n, y, x) of the last maps."""
