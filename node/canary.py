@@ -163,6 +163,8 @@ class Canary:
     def _clear(self) -> None:
         """Files and records of the oldest; never the newest, whose job may have the highest number."""
         for row in self._records.canaries.outdated(self._wanted.keep):
+            if self._records.held.is_held(row["study_instance_uid"]):
+                continue  # its images are still on their way into the bucket
             removal = self._records.keeping.begin_canary(row["study_instance_uid"], time.time())
             for path in removal.paths:
                 self._spool.remove(path)

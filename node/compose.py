@@ -17,7 +17,7 @@ from pydicom.errors import InvalidDicomError
 from node import __version__
 from node.domain import patients
 from node.domain.announcing import Stage
-from node.domain.errors import PermanentError, TransientError
+from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState
 from node.domain.routing import Decision, Part
@@ -69,13 +69,13 @@ class Composer:
         """Compose every job that waits for it, the most urgent first. Returns how many there were."""
         if not leads():
             return 0
-        waiting = self._records.jobs.to_report()
-        trouble: SpoolTrouble | None = None
+        waiting = self._records.jobs.to_report(disk=self._spool.depot.disk)
+        trouble: SpoolTrouble | OutOfReach | None = None
         for job in waiting:
             try:
                 if leads():
                     self._attempt(job)
-            except SpoolTrouble as error:  # it may be one file, which must hold up no other job
+            except (SpoolTrouble, OutOfReach) as error:  # it may be one file, which must hold up no other job
                 trouble = error
         if trouble is not None:
             raise trouble
@@ -114,7 +114,8 @@ class Composer:
             raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
         earlier = self._records.jobs.earlier_alarm(job)
         findings = not_lowered_in_silence(findings, earlier)
-        paths = [self._spool.absolute(p) for p in self._records.arrivals.paths(job.series_instance_uid)]
+        self._records.held.require_reach(job.series_instance_uid, self._spool.depot.disk)
+        paths = self._spool.fetch(self._records.arrivals.paths(job.series_instance_uid))
         context = self._context(job, findings, paths)
         known = self._records.jobs.known_objects(job.id)
         made: list[NewObject] = []
@@ -169,7 +170,8 @@ class Composer:
     def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
         maps = None
         if job.state is JobState.ANALYSED and job.maps_path:
-            maps = unpack(self._spool.absolute(job.maps_path).read_bytes())
+            (file,) = self._spool.fetch([job.maps_path])
+            maps = unpack(file.read_bytes())
         reports = [name for name in REPORTS if name in wanted_outputs(self._destinations)]
         earlier = {name: self._records.jobs.predecessor(job, name) for name in reports}
         return Context(

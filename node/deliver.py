@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from node import commitment
-from node.domain.errors import TransientError
+from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.retry import Breaker, back_off_s, is_hopeless
 from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
@@ -101,9 +102,16 @@ class Courier:
 
     def _send(self, batch: Sequence[Due], now: Callable[[], float]) -> bool:
         left = {due.id: due for due in batch}
+        try:
+            files = self._files(batch)
+        except OutOfReach as error:  # no fault of the destination, and no attempt
+            log.warning("%d deliveries wait: %s", len(batch), error)
+            again = now() + back_off_s(0, self._destination, random.random())
+            self._records.deliveries.postpone(list(left), str(error), again)
+            return True
         for _ in range(MOST_BREAKS):
             try:
-                self._send_once(left, now)
+                self._send_once(left, files, now)
                 return True
             except AssociationBroke as error:
                 log.warning("%s", error)
@@ -121,10 +129,26 @@ class Courier:
         self._records.deliveries.postpone(list(left), reason, again)
         return False
 
-    def _send_once(self, left: dict[int, Due], now: Callable[[], float]) -> None:
+    def _files(self, batch: Sequence[Due]) -> dict[int, Path]:
+        """What is to be sent, at hand, by delivery. A file that is not there, or not whole, opens as such."""
+        try:
+            found = self._spool.fetch([due.path for due in batch])
+        except PermanentError as error:
+            log.error("a file that is to be sent cannot be used: %s", error)
+            found = [self._one_file(due) for due in batch]
+        return {due.id: file for due, file in zip(batch, found, strict=True)}
+
+    def _one_file(self, due: Due) -> Path:
+        try:
+            (file,) = self._spool.fetch([due.path])
+            return file
+        except PermanentError:
+            return self._spool.absolute(due.path)
+
+    def _send_once(self, left: dict[int, Due], files: dict[int, Path], now: Callable[[], float]) -> None:
         """Over one association; takes out of `left` what got an answer."""
         leased_until = now() + LEASE_S
-        parcels = [Parcel(d.id, self._spool.absolute(d.path), d.sop_class_uid) for d in left.values()]
+        parcels = [Parcel(d.id, files[d.id], d.sop_class_uid) for d in left.values()]
         try:
             self._take_outcomes(parcels, left, leased_until, now)
         finally:

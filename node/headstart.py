@@ -30,8 +30,10 @@ UNDECIDED = (SeriesState.RECEIVING, SeriesState.COMPLETE)
 class HeadStart:
     """Asks once for each state of a study."""
 
-    def __init__(self, records: Records, doorbell: Doorbell, rules: Rules) -> None:
+    def __init__(self, records: Records, doorbell: Doorbell, rules: Rules, by_bucket: bool = False) -> None:
+        """`by_bucket`: a worker finds a file only once it was put there."""
         self._records = records
+        self._by_bucket = by_bucket
         self._doorbell = doorbell
         self._rules = rules
         self._asked: dict[str, float] = {}
@@ -44,6 +46,8 @@ class HeadStart:
             return
         last_s = max(row.last_received_at for row in rows)
         if self._asked.get(study_uid) == last_s or not self._looks_whole(study_uid, now - last_s):
+            return
+        if self._by_bucket and self._records.held.is_held(study_uid):
             return
         self._asked[study_uid] = last_s
         if self._records.jobs.latest_of_study(study_uid):

@@ -51,19 +51,20 @@ class Housekeeper:
         self._heard: dict[str, tuple[float | None, float]] = {}
 
     def round(self, now: float, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Raises TransientError when the database is away."""
+        """Raises TransientError when the database, or the bucket, is away."""
         self._close_silent_listeners(now)
         self._release_leases_of_the_dead()
         if count := self._records.keeping.undo_the_future(now, self._longest_wait_s, LONGEST_LEASE_S):
             log.warning("the system's clock was set back: %d rows that lay in the future are due now", count)
-        if self._elapsed() >= self._next_scan:
-            Scan(self._records, self._spool).run(stopping)
-            self._next_scan = self._elapsed() + SCAN_EVERY_S
-        self._retention.round(now)
         self._watch.round(now)
         if self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
             self._next_sweep = self._elapsed() + SCAN_EVERY_S
+        self._retention.finish()  # a scan would take what is left of a removal for new
+        if self._elapsed() >= self._next_scan:
+            Scan(self._records, self._spool).run(stopping)
+            self._next_scan = self._elapsed() + SCAN_EVERY_S
+        self._retention.round(now)
 
     def _release_leases_of_the_dead(self) -> None:
         """What a killed deliverer had taken is sent at once, not when its lease runs out."""

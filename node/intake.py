@@ -207,7 +207,7 @@ class Arrival:
                 return
             self._record(instance, file)
         except PermanentError:
-            self._spool.remove(file.path)
+            self._spool.discard(file.path)
             raise
         except TransientError:
             self._drop_unless_recorded(instance, file)
@@ -231,12 +231,13 @@ class Arrival:
         """Where the instance will lie: a name that was never used before."""
         uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
         path = self._spool.instance_path(*uids, tag=part.tag)
-        return StoredFile(path, len(self._head) + self.size_bytes, recorded(self._fingerprint))
+        size = len(self._head) + self.size_bytes
+        return StoredFile(path, size, recorded(self._fingerprint), self._spool.depot.disk)
 
     def _is_held(self) -> bool:
         """Whether the very same bytes lie here already, so that no room is needed for them."""
         file, uid = self._known.file, self.announced.sop_instance_uid
-        if file is None or not self._is_repeated(file) or self._spool.size(file.path) is None:
+        if file is None or not self._is_repeated(file) or self._spool.size_here(file.path) is None:
             return False
         return self._arrivals.brought_again(uid, file.path, self.announced.association_id)
 
@@ -253,14 +254,23 @@ class Arrival:
         if known.file is None or known.header is None:
             return False
         self._require_same_series(instance)
-        if repetition(known.header, self._is_repeated(known.file), instance) is None:
+        again = repetition(known.header, self._is_repeated(known.file), instance)
+        if again is None:
             return False
-        if self._spool.size(known.file.path) is None:
+        disk = self._spool.depot.disk
+        if self._spool.size_here(known.file.path) is not None:
+            disk = None
+        elif disk is None:
             log.error("the file of %s was lost; it is written anew", instance.sop_instance_uid)
             part.keep(known.file.path)
             self._part = None
+        elif again is Recorded.SAME:  # in the bucket, on a disk elsewhere, or lost: whichever, it is healed
+            part.keep(known.file.path)
+            self._part = None
+        else:
+            disk = None
         held = self._arrivals.brought_again(
-            instance.sop_instance_uid, known.file.path, self.announced.association_id
+            instance.sop_instance_uid, known.file.path, self.announced.association_id, disk
         )
         if not held and self._part is None:
             raise TransientError(f"instance {instance.sop_instance_uid} was removed while it came again")
@@ -311,9 +321,9 @@ class Arrival:
         with suppress(TransientError):
             known = self._arrivals.known(instance.sop_instance_uid).file
             if known is None or known.path != file.path:
-                self._spool.remove(file.path)
+                self._spool.discard(file.path)
 
     def _drop_if_recorded_elsewhere(self, instance: Instance, file: StoredFile) -> None:
         known = self._arrivals.known(instance.sop_instance_uid).file
         if known is not None and known.path != file.path:
-            self._spool.remove(file.path)
+            self._spool.discard(file.path)

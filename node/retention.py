@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from node.depot.contract import Entry
 from node.settings import Settings
 from node.spool import INCOMING, Spool, safe_name
 from node.store.keeping import Removable, Removal
@@ -39,14 +39,18 @@ class Retention:
         `used` tells which part of the volume is used. Raises TransientError when the database is away.
         """
         used = used or self._spool.used_part
-        for removal in self._keeping.unfinished():
-            self._delete(removal)
+        self.finish()
         removed = self._too_old(now) + self._in_the_way(now, used)
         if self._settings.spool.keep_records_days and (
             count := self._keeping.forget(now - self._settings.spool.keep_records_days * DAY_S)
         ):
             log.info("the records of %d studies are forgotten (spool.keep_records_days)", count)
         return removed
+
+    def finish(self) -> None:
+        """Delete what is left of removals that were cut off."""
+        for removal in self._keeping.unfinished():
+            self._delete(removal)
 
     def _too_old(self, now: float) -> list[Removal]:
         if not (days := self._settings.spool.keep_days):
@@ -62,7 +66,9 @@ class Retention:
     def _in_the_way(self, now: float, used: Callable[[], float]) -> list[Removal]:
         """From the high watermark down to the low one."""
         spool = self._settings.spool
-        if used() < spool.high_watermark:
+        if (
+            spool.s3.wanted or used() < spool.high_watermark
+        ):  # a bucket is never full; copies make way themselves
             self._told_full = False
             return []
         removed: list[Removal] = []
@@ -98,8 +104,8 @@ class Retention:
 
     def _beside(self, study_uid: str, now: float) -> list[str]:
         """Files in the study's own folder, older ones of instances that came again among them."""
-        folder = self._spool.absolute(f"{INCOMING}/{safe_name(study_uid)}")
-        return [str(p.relative_to(self._spool.root)) for p in folder.glob("*/*.dcm") if _at_rest(p, now)]
+        found = self._spool.depot.files(f"{INCOMING}/{safe_name(study_uid)}")
+        return [file.path for file in found if file.path.endswith(".dcm") and _at_rest(file, now)]
 
     def _delete(self, removal: Removal) -> None:
         for path in removal.paths:
@@ -111,8 +117,5 @@ class Retention:
         log.info(text, len(removal.paths), removal.size_bytes / 1e6, removal.study_instance_uid, why)
 
 
-def _at_rest(file: Path, now: float) -> bool:
-    try:
-        return file.stat().st_mtime < now - IN_FLIGHT_S
-    except FileNotFoundError:
-        return False
+def _at_rest(file: Entry, now: float) -> bool:
+    return file.modified_at < now - IN_FLIGHT_S

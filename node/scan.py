@@ -7,23 +7,23 @@ record without its file is an incident that a person must see. What cannot be ex
 from __future__ import annotations
 
 import logging
-import os
 import struct
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
-from itertools import islice
-from pathlib import Path
+from itertools import groupby, islice
+from pathlib import PurePosixPath
 
+from node.depot.contract import Depot, Entry
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance
 from node.domain.lifecycle import JobState
 from node.fingerprint import file_digest, file_fingerprint, is_repeated
 from node.headers import read_instance
 from node.liveness import process_name
-from node.spool import INCOMING, OUTGOING, PART, RESULTS, Spool
+from node.spool import INCOMING, OUTGOING, RESULTS, Spool
 from node.store.arrivals import Recorded, StoredFile, check_recordable
 from node.store.incidents import Code, Incident
 from node.store.keeping import Held
@@ -56,9 +56,13 @@ MISSING = "records without a file"
 class Scan:
     """One look at everything. Others may receive, analyse and remove meanwhile."""
 
+    held_by: str | None = None
+    """The disk that alone has what is adopted; None where every machine finds it."""
+
     def __init__(self, records: Records, spool: Spool, now: Callable[[], float] = time.time) -> None:
         self._records = records
         self._spool = spool
+        self._depot: Depot = spool.depot
         self._now = now
         self._association = ""
         self._counts: Counter[str] = Counter()
@@ -69,8 +73,7 @@ class Scan:
         Raises TransientError when the database is away.
         """
         began = self._now()
-        steps = (self._unfinished, self._received, self._of_jobs, self._missing)
-        for step in steps:
+        for step in self._steps():
             for fate in step():
                 self._counts[fate] += 1
                 if stopping():
@@ -78,39 +81,45 @@ class Scan:
         if self._association:
             self._records.arrivals.close_association(self._association, "aborted", self._now())
         counts = dict(self._counts)
-        self._records.keeping.scanned(process_name(), began, self._now(), counts)
+        self._keep(began, counts)
         level = logging.WARNING if counts.get(Fate.UNKNOWN) or counts.get(MISSING) else logging.INFO
         log.log(level, "%s (%.1f s)", summary(counts), self._now() - began)
         return counts
+
+    def _steps(self) -> Iterable[Callable[[], Iterable[str]]]:
+        return (self._unfinished, self._received, self._of_jobs, self._missing)
+
+    def _keep(self, began: float, counts: dict[str, int]) -> None:
+        self._records.keeping.scanned(process_name(), began, self._now(), counts)
 
     def _unfinished(self) -> Iterator[str]:
         for _ in range(self._spool.remove_unfinished()):
             yield Fate.UNFINISHED
 
     def _received(self) -> Iterator[str]:
-        for files in _batches(_files(self._spool.absolute(INCOMING))):
-            uids = {file: file.stem.partition("~")[0] for file in files}
-            recorded = self._records.keeping.paths_of(set(uids.values()))
+        for files in batches(self._depot.files(INCOMING)):
+            recorded = self._records.keeping.paths_of({sop_uid_in(file) for file in files})
             for file in files:
-                path = str(file.relative_to(self._spool.root))
-                known = recorded.get(uids[file]) == path
-                fate = Fate.RECORDED if known else self._without_record(file, path)
+                known = recorded.get(sop_uid_in(file)) == file.path
+                fate = Fate.RECORDED if known else self._without_record(file)
                 if fate:
                     yield fate
 
-    def _without_record(self, file: Path, path: str) -> str | None:
+    def _without_record(self, entry: Entry) -> str | None:
         """Adopt it, or say why not. None for one that is gone meanwhile."""
         try:
+            (file,) = self._depot.get([entry.path])
             instance = read_instance(file)
             check_recordable(instance)
-            found = StoredFile(path, file.stat().st_size, file_fingerprint(file))
+            found = StoredFile(entry.path, entry.size_bytes, file_fingerprint(file), self.held_by)
             return self._adopt(instance, found)
         except FileNotFoundError:
             return None
         except (PermanentError, struct.error) as error:
-            study, series = file.parts[-3:-1]
-            text = f"{path} is left where it is, and is not analysed: {error}"
-            self._note(Code.FILE_UNKNOWN, Held(path, file.stem[:128], series, study), text)
+            name = PurePosixPath(entry.path)
+            study, series = (*name.parts[-3:-1], "", "")[:2]
+            text = f"{name} is left where it is, and is not analysed: {error}"
+            self._note(Code.FILE_UNKNOWN, Held(entry.path, name.stem[:128], series, study), text)
             return Fate.UNKNOWN
 
     def _adopt(self, instance: Instance, found: StoredFile) -> str:
@@ -121,21 +130,26 @@ class Scan:
             log.warning("%s of series %s is adopted (%s)", uid, instance.series_instance_uid, outcome.value)
             return Fate.ADOPTED if outcome in (Recorded.NEW, Recorded.SAME) else Fate.KEPT
         if known.own or known.file is None:
-            self._spool.remove(found.path)
+            self._depot.delete(found.path)
             return Fate.DUPLICATE
         if known.file.path == found.path:  # recorded since the batch was asked for
             return Fate.RECORDED
         if not self._is_twin(known.file, found):
             return Fate.KEPT
-        if self._spool.size(known.file.path) is None:
-            self._records.keeping.repoint(uid, known.file.path, found.path)
+        if self._is_lost(known.file):
+            self._records.keeping.repoint(uid, known.file.path, found.path, self.held_by)
             return Fate.ADOPTED
-        self._spool.remove(found.path)
+        self._depot.delete(found.path)
         return Fate.DUPLICATE
 
+    def _is_lost(self, file: StoredFile) -> bool:
+        """Whether the file that a record names is nowhere."""
+        return file.held_by is None and bool(self._spool.depot.missing([file.path]))
+
     def _is_twin(self, known: StoredFile, found: StoredFile) -> bool:
-        digest = file_digest(self._spool.absolute(found.path))
-        return is_repeated(known.fingerprint, self._spool.absolute(known.path), found.fingerprint, digest)
+        (here,) = self._depot.get([found.path])
+        (there,) = self._spool.fetch([known.path])
+        return is_repeated(known.fingerprint, there, found.fingerprint, file_digest(here))
 
     def _recovered(self) -> str:
         """The association that stands for those a crash cut off: nobody knows whether all was sent."""
@@ -147,22 +161,17 @@ class Scan:
 
     def _of_jobs(self) -> Iterator[str]:
         for kind in (RESULTS, OUTGOING):
-            for folder in _folders(self._spool.absolute(kind)):
-                if not folder.name.isdecimal():
+            for job, files in groupby(self._depot.files(kind), key=_job_in):
+                if not job.isdecimal():
                     continue
-                state, named = self._records.keeping.job_files(int(folder.name))
-                for file in _files(folder):
-                    path = str(file.relative_to(self._spool.root))
-                    yield Fate.RECORDED if path in named else self._of_no_use(file, path, state)
+                state, named = self._records.keeping.job_files(int(job))
+                for file in files:
+                    yield Fate.RECORDED if file.path in named else self._of_no_use(file, state)
 
-    def _of_no_use(self, file: Path, path: str, state: JobState | None) -> str:
-        try:
-            young = file.stat().st_mtime > self._now() - AT_REST_S
-        except FileNotFoundError:
-            return Fate.LEFTOVER
-        if young or state not in OVER:
+    def _of_no_use(self, file: Entry, state: JobState | None) -> str:
+        if file.modified_at > self._now() - AT_REST_S or state not in OVER:
             return Fate.AT_WORK
-        self._spool.remove(path)
+        self._depot.delete(file.path)
         return Fate.LEFTOVER
 
     def _missing(self) -> Iterator[str]:
@@ -172,9 +181,10 @@ class Scan:
             yield from self._lost(held, self._still_recorded)
             after = held[-1].sop_instance_uid
 
-    def _lost(self, held: Iterable[Held], still: Callable[[Held], bool]) -> Iterator[str]:
+    def _lost(self, held: Collection[Held], still: Callable[[Held], bool]) -> Iterator[str]:
+        missing = self._depot.missing([one.path for one in held])
         for one in held:
-            if self._spool.size(one.path) is None and still(one):
+            if one.path in missing and still(one):
                 text = f"the file of instance {one.sop_instance_uid} is gone from the spool; send it again"
                 self._note(Code.FILE_MISSING, one, text)
                 yield MISSING
@@ -202,17 +212,16 @@ def summary(counts: dict[str, int]) -> str:
     return f"spool: {left} files are there: {words}; {counts.get(MISSING, 0)} {MISSING}"
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+def sop_uid_in(file: Entry) -> str:
+    """What the name of a received file says (`Spool.instance_path`)."""
+    return PurePosixPath(file.path).stem.partition("~")[0]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every finished file below; folders may vanish meanwhile."""
-    for root, _, names in os.walk(folder):
-        whole = sorted(name for name in names if not (name[0] == "." and name.endswith(PART)))
-        yield from (Path(root) / name for name in whole)
+def _job_in(file: Entry) -> str:
+    """The number of the job that a file is of (`Spool.job_path`, `Spool.object_path`)."""
+    return PurePosixPath(file.path).parts[1]
 
 
-def _batches(files: Iterator[Path]) -> Iterator[list[Path]]:
+def batches(files: Iterator[Entry]) -> Iterator[list[Entry]]:
     while batch := list(islice(files, BATCH)):
         yield batch

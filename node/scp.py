@@ -14,7 +14,7 @@ from node.listener import Listener
 from node.liveness import is_gone
 from node.receiver import Receiver
 from node.settings import Scp, Settings
-from node.spool import Spool
+from node.spool import spool_of
 from node.store.records import Records, open_records
 
 
@@ -55,7 +55,7 @@ def close_dead_associations(records: Records) -> None:
 def serve(settings: Settings, listening: socket.socket, until: Callable[[Records], None]) -> None:
     """Serve on `listening` in this process while `until` runs."""
     records = open_records(settings)
-    spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
+    spool = spool_of(settings)
     spool.root.mkdir(parents=True, exist_ok=True)
     close_dead_associations(records)
     listener = listener_of(settings, records, Intake(spool, records, time.time, settings.scp))

@@ -60,7 +60,7 @@ class Clock:
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
         self._counts = counts
-        self._head_start = HeadStart(records, doorbell, self._rules())
+        self._head_start = HeadStart(records, doorbell, self._rules(), settings.spool.s3.wanted)
         self._habits: dict[Peer, tuple[Habit, float]] = {}
         """What is known of senders, and when it was looked up."""
         self.next_look_s = TICK_S

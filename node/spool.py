@@ -1,4 +1,8 @@
-"""Durable files: temp → fsync → rename → fsync folder. Knows no DICOM; no peer's text becomes a path."""
+"""Durable files: temp → fsync → rename → fsync folder. Knows no DICOM; no peer's text becomes a path.
+
+What is received is kept on this machine's disk. Everything else goes by a depot: the same disk, where all
+machines share it, or a bucket.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from node.depot.contract import Depot
+from node.depot.copies import Copies
+from node.depot.volume import PART, SharedVolume
 from node.domain.errors import TransientError
 from node.liveness import is_gone, process_name
+from node.settings import Settings
 
 INCOMING, RESULTS, OUTGOING = "incoming", "results", "outgoing"
-PART = ".part"
 ABANDONED_S = 24 * 3600
 IOV_MAX = 1024
 RESERVE_INODES = 100
 FOLDER_RACES = 20
+PRESSED_AT = 2
+"""At so many times the reserve of free room, copies of what is in a bucket make way."""
 _PLAIN_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
@@ -40,8 +49,10 @@ def safe_name(uid: str) -> str:
 class Spool:
     """Files under one root. Paths handed out and taken back are relative to it."""
 
-    def __init__(self, root: Path, reserve_bytes: int = 0) -> None:
+    def __init__(self, root: Path, reserve_bytes: int = 0, depot: Depot | None = None) -> None:
+        """Without a `depot` whoever is to see the files shares this volume."""
         self.root = root
+        self.depot: Depot = depot or SharedVolume(self)
         self.incoming = root / INCOMING
         self.reserve_bytes = reserve_bytes
         self.no_room_is_spool_full = _NoRoomIsSpoolFull(root)
@@ -59,10 +70,22 @@ class Spool:
         return f"{OUTGOING}/{job_id}/{safe_name(sop_uid)}.dcm"
 
     def absolute(self, path: str) -> Path:
+        """Where a file lies, or would, while it is on this machine's disk alone, or on a shared volume."""
         return self.root / path
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+    def fetch(self, paths: Sequence[str]) -> list[Path]:
+        """Files to be read soon, wherever they are kept. Where there is none, opening it says so.
+
+        Raises OutOfReach.
+        """
+        return self.depot.get(paths)
+
+    def require_reach(self) -> None:
+        """Raises OutOfReach where the files are kept elsewhere and were, and still are, out of reach."""
+        self.depot.require_reach()
+
+    def size_here(self, path: str) -> int | None:
+        """Bytes of a file on this disk; None where there is none."""
         try:
             return self.absolute(path).stat().st_size
         except FileNotFoundError:
@@ -91,10 +114,14 @@ class Spool:
             raise SpoolFull(f"{self.root}: {volume.f_favail} inodes are left; remove some files")
 
     def write(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Write `parts` as one file that survives a power cut once this returns.
+        """Write `parts` as one file that survives a power cut, and every machine sees it, once this returns.
 
-        An existing file is replaced at once and whole. Raises SpoolFull when there is no room.
+        An existing file is replaced at once and whole. Raises OutOfReach, and SpoolFull without room.
         """
+        self.depot.put(path, parts)
+
+    def write_here(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        """As `write`, on this disk."""
         final = self.absolute(path)
         with self.no_room_is_spool_full:
             temporary = final.with_name(_passing_name(_tag()))
@@ -116,7 +143,11 @@ class Spool:
         return Part(self)
 
     def remove(self, path: str) -> int:
-        """Delete a file and the folders it leaves empty. Returns its bytes, 0 if it was not there."""
+        """Delete a file wherever it is kept. Returns its bytes, 0 if it was not there. Raises OutOfReach."""
+        return self.depot.delete(path)
+
+    def discard(self, path: str) -> int:
+        """Delete a file of this disk and the folders it leaves empty. Returns its bytes, 0 without any."""
         file = self.absolute(path)
         try:
             size = file.stat().st_size
@@ -174,6 +205,22 @@ class Spool:
         self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o750)
         _sync_folder(str(folder.parent))
+
+
+def spool_of(settings: Settings) -> Spool:
+    """The spool of this installation. Raises SettingsError where a bucket is wanted and boto3 is missing."""
+    root, reserve_bytes = settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20
+    spool, s3 = Spool(root, reserve_bytes), settings.spool.s3
+    if s3.wanted:
+        from node.depot.bucket import S3, require_installed
+        from node.depot.remote import COPIES, RemoteDepot
+
+        require_installed()
+        copies = Copies(
+            root / COPIES, s3.cache_mb * 2**20, lambda: spool.free_bytes() < PRESSED_AT * reserve_bytes
+        )
+        spool.depot = RemoteDepot(spool, S3(s3), copies, s3.transfers)
+    return spool
 
 
 class Part:

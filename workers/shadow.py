@@ -15,11 +15,11 @@ from celery import current_app, shared_task
 from celery.signals import celeryd_after_setup, worker_shutdown
 
 from node.broker import SHADOW_TASK
-from node.domain.errors import IchnodeError, PermanentError, TransientError
+from node.domain.errors import IchnodeError, OutOfReach, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
 from node.liveness import process_name
 from node.settings import Settings
-from node.spool import Spool
+from node.spool import spool_of
 from node.store.records import Records, open_records
 from node.store.shadows import Shadowing
 from workers.analyse import analyse, with_loading
@@ -44,7 +44,7 @@ class ShadowWorker:
         self._settings = settings
         self._pipeline = pipeline
         self._records = records
-        self._spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
+        self._spool = spool_of(settings)
         self._name = process_name()
         self._done = 0
         self.pulse = Pulse(records, ROLE, self._standing)
@@ -65,6 +65,9 @@ class ShadowWorker:
                 self._read(taken)
         except PermanentError as error:
             self._fail(taken, Reason(error.code, str(error)))
+        except OutOfReach as error:
+            log.warning("%s is tried again later: %s", what, error)
+            self._records.shadows.put_back(taken.id, self._name, Reason("OUT_OF_REACH", str(error)))
         except TransientError as error:
             self._put_back(taken, Reason("TRANSIENT", str(error)))
         except Exception as error:
@@ -81,7 +84,8 @@ class ShadowWorker:
         """The whole way of an analysis, pictures included: what fails in it must not do so once it counts."""
         began = time.perf_counter()
         uid = taken.series_instance_uid
-        volume = load_volume([self._spool.absolute(path) for path in self._records.arrivals.paths(uid)])
+        self._records.held.require_reach(uid, self._spool.depot.disk)
+        volume = load_volume(self._spool.fetch(self._records.arrivals.paths(uid)))
         require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
         load_s = time.perf_counter() - began
         analysis = analyse(volume, self._pipeline, series_instance_uid=uid, revision=taken.revision)

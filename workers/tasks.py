@@ -20,14 +20,14 @@ from celery.signals import celeryd_after_setup, worker_shutdown
 from node.broker import ANALYSE_TASK, PREPARE_TASK
 from node.domain.announcing import Stage
 from node.domain.choice import Active
-from node.domain.errors import IchnodeError, PermanentError, TransientError
+from node.domain.errors import IchnodeError, OutOfReach, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
 from node.domain.orders import Turn
 from node.domain.prior import Prior, latest
 from node.liveness import process_name
 from node.maps import Maps, pack
 from node.settings import Settings
-from node.spool import Spool
+from node.spool import spool_of
 from node.store.jobs import Job, Word
 from node.store.queue import Line
 from node.store.records import Records, open_records
@@ -65,7 +65,7 @@ class Worker:
         self._active = active
         self._following = threading.Lock()
         self.records: Records = open_records(settings)
-        self.spool = Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
+        self.spool = spool_of(settings)
         self.name = process_name()
         self.jobs_done = 0
         self.jobs_ahead = 0
@@ -88,7 +88,8 @@ class Worker:
         """Claim the job whose turn it is."""
         now = time.time()
         orders = self.settings.orders
-        line = Line(orders.rules, self._owed, orders.only_stat)
+        self.spool.require_reach()
+        line = Line(orders.rules, self._owed, orders.only_stat, self.spool.depot.disk)
         taken = self.records.queue.take(rung, self.name, now + LEASE_S, now, line)
         if taken is None:
             return None
@@ -110,6 +111,9 @@ class Worker:
                 yield
         except PermanentError as error:
             self._fail(job, Reason(error.code, str(error)))
+        except OutOfReach as error:
+            log.warning("job %d goes back to the queue: %s", job.id, error)
+            self.records.jobs.put_back(job.id, self.name, Reason("OUT_OF_REACH", str(error)), counts=False)
         except TransientError as error:
             self._put_back(job, Reason("TRANSIENT", str(error)))
         except Exception as error:
@@ -176,7 +180,8 @@ class Worker:
     def _work(self, source: Source, on_classified: Callable[[Findings], None]) -> Finished:
         """The same for a job and ahead of it: from files to an analysis."""
         began = time.perf_counter()
-        paths = [self.spool.absolute(path) for path in source.paths]
+        self.records.held.require_reach(source.series_instance_uid, self.spool.depot.disk)
+        paths = self.spool.fetch(source.paths)
         volume = load_volume(paths)
         evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
         acquisition = acquired(paths, volume, evidence)
@@ -217,7 +222,11 @@ class Worker:
         notes = self.records.decisions.notes(job.series_instance_uid)
         analysis = with_loading(with_prior(finished.analysis, self._prior(job)), finished.load_s, notes)
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
-        self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
+        try:
+            self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
+        except OutOfReach:  # the job comes again, and should it come here, the work is done
+            self.shelf.put(self._source(job), finished)
+            raise
         stored = self.records.jobs.store_analysis(
             job.id,
             self.name,

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 
 from node import broker, canary, certificates, promotion
 from node.admin.listing import when
-from node.admin.roles import prepare, spool_of
+from node.admin.roles import prepare
 from node.audit import syslog
 from node.channels.catalogue import channel_of
 from node.deliver import Carrier, carrier_to
@@ -20,6 +20,7 @@ from node.quality.counts import FEATURES
 from node.query import Archivist
 from node.scan import MISSING, Fate, summary
 from node.settings import AnyAlert, Settings, Tls
+from node.spool import spool_of
 from node.store.records import open_records
 
 INCIDENT_DAYS = 7

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from node.domain.errors import SettingsError, TransientError
 from node.liveness import process_name
 from node.settings import Settings
-from node.spool import Spool
+from node.spool import Spool, spool_of
 from node.store.audit_queue import Event
 from node.store.records import Records, open_records
 
@@ -49,10 +49,12 @@ def listen(settings: Settings) -> None:
     scp.tls_context(settings.scp)
     log.info("listening on %s:%d as %s", settings.scp.host, settings.scp.port, settings.scp.ae_title)
     gc.freeze()  # what was imported stays for good: the listeners need not go through it again and again
-    if settings.scp.processes == 1:
+    has_bucket = settings.spool.s3.wanted
+    if settings.scp.processes == 1 and not has_bucket:
         _serve(settings, listening)
-    else:
-        _prefork(settings, listening)
+        return
+    works = [partial(_serve, settings, listening)] * settings.scp.processes
+    _prefork([*works, partial(_upload, settings)] if has_bucket else works)
 
 
 def _serve(settings: Settings, listening: socket.socket, parent: int | None = None) -> None:
@@ -72,17 +74,33 @@ def _serve(settings: Settings, listening: socket.socket, parent: int | None = No
         scp.serve(settings, listening, until)
 
 
-def _prefork(settings: Settings, listening: socket.socket) -> None:
-    """Fork the listeners, replace one that dies, and end them all with this process."""
-    children = {_fork(settings, listening) for _ in range(settings.scp.processes)}
+def _upload(settings: Settings, parent: int) -> None:
+    """Beside the listeners, where there is a bucket: what they received goes there."""
+    from node import upload
+
+    records = open_records(settings)
+    with stopping() as stop:
+        upload.serve(
+            settings,
+            records,
+            spool_of(settings),
+            lambda seconds: parent != os.getppid() or stop(seconds),
+            partial(beating, records, "upload"),
+        )
+    records.close()
+
+
+def _prefork(works: Sequence[Callable[[int], None]]) -> None:
+    """Fork a child for each, replace one that dies, and end them all with this process."""
+    children = {_fork(work): work for work in works}
     with stopping() as stop:
         while not stop(0.2):
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid in children:
                 log.error("listener %d died (status %d); starting another", pid, status)
-                children.remove(pid)
-                children.add(_fork(settings, listening))
-    _end(children)
+                work = children.pop(pid)
+                children[_fork(work)] = work
+    _end(set(children))
 
 
 def _end(children: set[int]) -> None:
@@ -97,7 +115,8 @@ def _end(children: set[int]) -> None:
         number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
 
 
-def _fork(settings: Settings, listening: socket.socket) -> int:
+def _fork(work: Callable[[int], None]) -> int:
+    """`work` is told its parent's pid."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -105,7 +124,7 @@ def _fork(settings: Settings, listening: socket.socket) -> int:
     status = 1
     try:
         die_with_parent()
-        _serve(settings, listening, parent)
+        work(parent)
         status = 0
     except Exception:
         log.exception("the listener ends")
@@ -177,6 +196,7 @@ def deliver(settings: Settings) -> None:
         couriers = start_couriers(settings, records, spool, stop, candidate.leads)
         _start_reconciling(settings, records, spool, stop)
         couriers += _start_forwarder(settings, records, stop)
+        couriers += _start_uploading(settings, records, spool, stop)
         run(Composer(settings, records, spool), stop, partial(candidate.leads, COMPOSE))
         for courier in couriers:
             courier.join(timeout=3)
@@ -207,6 +227,20 @@ def _start_reconciling(
         threading.Thread(
             target=run, args=(Reconciler(settings, records, spool), stop), name="reconcile", daemon=True
         ).start()
+
+
+def _start_uploading(
+    settings: Settings, records: Records, spool: Spool, stop: Callable[[float], bool]
+) -> list[threading.Thread]:
+    """What this process fetches from archives goes into the bucket, where there are both."""
+    if not settings.spool.s3.wanted or not settings.archive:
+        return []
+    from node import upload
+
+    args = (settings, records, spool, stop)
+    thread = threading.Thread(target=upload.serve, args=args, name="upload", daemon=True)
+    thread.start()
+    return [thread]
 
 
 def announce(settings: Settings) -> None:
@@ -364,10 +398,6 @@ def prepare(settings: Settings) -> None:
     except OSError as error:
         text = f"data_dir {settings.data_dir}: {error.strerror}; choose a folder you own"
         raise SettingsError(text) from error
-
-
-def spool_of(settings: Settings) -> Spool:
-    return Spool(settings.data_dir.resolve() / "spool", settings.spool.reserve_mb * 2**20)
 
 
 def die_with_parent() -> None:

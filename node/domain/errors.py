@@ -18,6 +18,10 @@ class TransientError(IchnodeError):
         self.after_s = after_s
 
 
+class OutOfReach(TransientError):
+    """Files are out of reach for now: a bucket is away, another machine holds them. No attempt failed."""
+
+
 class PermanentError(IchnodeError):
     """Trying again cannot help.
 

@@ -18,6 +18,7 @@ from node.settings.ahead import Ahead
 from node.settings.alerts import Alert, AnyAlert, Email, Fhir, Hl7, UpsPush, Webhook
 from node.settings.audit import AuditRepository
 from node.settings.base import AeTitle, PeerTls, Section, Tls
+from node.settings.bucket import LARGEST_PUT_MB, Bucket
 from node.settings.destinations import DEFAULT_OUTPUTS, OUTPUT_NAMES, Destination, Encoding
 from node.settings.intake import Completeness, Eligibility, Scp, Spool
 from node.settings.orders import Hl7Orders, Orders, WorklistPeer
@@ -41,6 +42,7 @@ __all__ = [
     "Archive",
     "AuditRepository",
     "Broker",
+    "Bucket",
     "Canary",
     "Completeness",
     "Database",
@@ -124,6 +126,14 @@ class Settings(Section):
             raise ValueError(f"canary.destination {named!r} is no [[destination]]: give the name of one")
         return self
 
+    @model_validator(mode="after")
+    def _bucket_takes_every_object(self) -> Settings:
+        if self.spool.s3.wanted and self.scp.max_instance_mb > LARGEST_PUT_MB:
+            raise ValueError(
+                f"scp.max_instance_mb is above {LARGEST_PUT_MB}, which no bucket takes in one PUT: lower it"
+            )
+        return self
+
     @property
     def audiences(self) -> tuple[Audience, ...]:
         """Whom results are told to."""
@@ -133,7 +143,12 @@ class Settings(Section):
     def idle_roles(self) -> frozenset[str]:
         """The roles that nothing here gives anything to do."""
         ordering = self.orders.has_peers or self.ups.port
-        idle = {"announce": not self.alert, "orders": not ordering, "shadow-worker": not self.shadow.pipeline}
+        idle = {
+            "announce": not self.alert,
+            "orders": not ordering,
+            "shadow-worker": not self.shadow.pipeline,
+            "upload": not self.spool.s3.wanted,
+        }
         return frozenset(role for role, is_idle in idle.items() if is_idle)
 
     @property

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from node.domain.admission import Rules, networks
 from node.settings.base import AeTitle, NetworkText, Port, Section, Tls
+from node.settings.bucket import Bucket
 
 
 class Scp(Section):
@@ -62,6 +63,8 @@ class Spool(Section):
     """When this part of the volume is used, the files of the oldest delivered studies are removed…"""
     low_watermark: float = Field(0.8, gt=0, le=1)
     """…until no more than this part is."""
+    s3: Bucket = Bucket()
+    """In place of a volume that all machines share: only what is not there yet lies in data_dir alone."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Spool:

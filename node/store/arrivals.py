@@ -82,6 +82,8 @@ class StoredFile:
     size_bytes: int
     fingerprint: str
     """Of its data set (node.fingerprint); the column is named after what earlier versions recorded."""
+    held_by: str | None = None
+    """The disk that alone has it (`Depot.disk`); None: every machine finds it."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Arrivals:
             if row is None:
                 own = connection.execute(_OWN_OBJECT, {"uid": sop_instance_uid}).first()
                 return Known(own is not None, None, "", None)
-            file = StoredFile(row.path, row.size_bytes, row.sha256)
+            file = StoredFile(row.path, row.size_bytes, row.sha256, row.held_by)
             return Known(False, file, row.series_instance_uid, Instance.from_json(row.header))
 
     def series_size(self, series_uid: str) -> int:
@@ -175,10 +177,15 @@ class Arrivals:
             query = select(series.c.instance_count).where(series.c.series_instance_uid == series_uid)
             return connection.execute(query).scalar() or 0
 
-    def brought_again(self, sop_instance_uid: str, path: str, association_id: str) -> bool:
-        """What is recorded with that file came again. False when it is there no longer."""
+    def brought_again(
+        self, sop_instance_uid: str, path: str, association_id: str, held_by: str | None = None
+    ) -> bool:
+        """What is recorded with that file came again. False when it is there no longer.
+
+        `held_by` is the disk on which the file was written anew, if it was.
+        """
         with writing(self._engine) as connection:
-            return _brought_again(connection, sop_instance_uid, path, association_id)
+            return _brought_again(connection, sop_instance_uid, path, association_id, held_by)
 
     def record(
         self, instance: Instance, file: StoredFile, association_id: str, now: float, other_than: str = ""
@@ -354,6 +361,7 @@ def _instance_values(instance: Instance, file: StoredFile, association_id: str, 
         "sha256": file.fingerprint,
         "header": instance.to_json(),
         "received_at": now,
+        "held_by": file.held_by,
     }
 
 
@@ -362,10 +370,12 @@ def _expect_one(count: int) -> None:
         raise _RacedError
 
 
-def _brought_again(connection: Connection, sop_uid: str, path: str, association_id: str) -> bool:
+def _brought_again(
+    connection: Connection, sop_uid: str, path: str, association_id: str, held_by: str | None = None
+) -> bool:
     """The association that brought an instance last is the one whose end counts: a re-send heals an abort."""
     mine = (instances.c.sop_instance_uid == sop_uid, instances.c.path == path)
-    values = {"association_id": association_id}
+    values = {"association_id": association_id} | ({"held_by": held_by} if held_by else {})
     return connection.execute(update(instances).where(*mine).values(**values)).rowcount == 1
 
 

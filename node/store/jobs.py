@@ -17,6 +17,7 @@ from node.store import pauses, quality
 from node.store.alerts import tell
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
+from node.store.held import is_held
 from node.store.tables import jobs, objects, studies
 
 SOURCE = "source"
@@ -143,11 +144,18 @@ class Jobs:
             )
         )
 
-    def put_back(self, job_id: int, owner: str, reason: Reason) -> bool:
-        """RUNNING → QUEUED after a transient failure; rung again later."""
+    def put_back(self, job_id: int, owner: str, reason: Reason, counts: bool = True) -> bool:
+        """RUNNING → QUEUED after a transient failure; rung again later. Unless it `counts` as an attempt,
+        there was none.
+        """
+        attempts = jobs.c.attempts - (0 if counts else 1)
         return self._change(
             _move(job_id, JobEvent.FAILED_TRANSIENTLY, owner).values(
-                reason_code=reason.code, reason_text=reason.text, lease_owner=None, lease_until=None
+                reason_code=reason.code,
+                reason_text=reason.text,
+                lease_owner=None,
+                lease_until=None,
+                attempts=attempts,
             )
         )
 
@@ -172,12 +180,17 @@ class Jobs:
             .values(reason_code=reason.code, reason_text=reason.text, reported_at=None)
         )
 
-    def to_report(self, limit: int = 50) -> list[Job]:
-        """Analysed or failed jobs whose objects are not stored yet; the most urgent first."""
+    def to_report(self, limit: int = 50, disk: str | None = None) -> list[Job]:
+        """Analysed or failed jobs whose objects are not stored yet; the most urgent first.
+
+        With a `disk`, none whose images another one alone has.
+        """
+        near = () if disk is None else (~is_held(jobs.c.series_instance_uid, disk),)
+        unreported = jobs.c.reported_at.is_(None)
         with reading(self._engine) as connection:
             query = (
                 select(jobs)
-                .where(jobs.c.state.in_((JobState.ANALYSED, JobState.FAILED)), jobs.c.reported_at.is_(None))
+                .where(jobs.c.state.in_((JobState.ANALYSED, JobState.FAILED)), unreported, *near)
                 .order_by(case((jobs.c.priority == Priority.STAT, 0), else_=1), jobs.c.created_at)
                 .limit(limit)
             )

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState, ShadowState
 from node.store import quality
 from node.store.engine import reading, writing
+from node.store.held import is_held
 from node.store.jobs import SOURCE
 from node.store.subscriptions import is_locked
 from node.store.tables import (
@@ -144,6 +145,12 @@ class Keeping:
             mine = update(removals).where(removals.c.id == removal.id)
             connection.execute(mine.values(finished_at=now, paths=None))
 
+    def was_removed(self, study_uid: str, since: float) -> bool:
+        """Whether the files of a study were taken away after then."""
+        mine = (removals.c.study_instance_uid == study_uid, removals.c.begun_at > since)
+        with reading(self._engine) as connection:
+            return connection.execute(select(removals.c.id).where(*mine).limit(1)).first() is not None
+
     def removed(self, limit: int = 100) -> list[dict[str, Any]]:
         """What retention took away, newest first."""
         columns = [c for c in removals.c if c.name != "paths"]
@@ -205,11 +212,11 @@ class Keeping:
             rows = connection.execute(query.where(instances.c.sop_instance_uid.in_(sop_uids)))
             return {row.sop_instance_uid: row.path for row in rows}
 
-    def repoint(self, sop_uid: str, lost: str, found: str) -> None:
-        """The file of an instance is gone, and the same bytes lie elsewhere."""
+    def repoint(self, sop_uid: str, lost: str, found: str, held_by: str | None = None) -> None:
+        """The file of an instance is gone, and the same bytes lie elsewhere, on that disk."""
         mine = (instances.c.sop_instance_uid == sop_uid, instances.c.path == lost)
         with writing(self._engine) as connection:
-            connection.execute(update(instances).where(*mine).values(path=found))
+            connection.execute(update(instances).where(*mine).values(path=found, held_by=held_by))
 
     def all_paths(self) -> set[str]:
         """Every file that a record names: images, results of jobs, objects."""
@@ -222,7 +229,7 @@ class Keeping:
             return {path for query in rows for path in connection.execute(query).scalars()}
 
     def received_files(self, after: str = "", limit: int = 1000) -> list[Held]:
-        """Files of instances in the order of their UIDs, from the one after `after`."""
+        """Files of instances that every machine finds, in the order of their UIDs, after `after`."""
         with reading(self._engine) as connection:
             query = (
                 select(
@@ -232,7 +239,7 @@ class Keeping:
                     series.c.study_instance_uid,
                 )
                 .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
-                .where(instances.c.sop_instance_uid > after)
+                .where(instances.c.sop_instance_uid > after, instances.c.held_by.is_(None))
                 .order_by(instances.c.sop_instance_uid)
                 .limit(limit)
             )
@@ -336,6 +343,7 @@ def _may_go(before: float, committing: Collection[str]) -> tuple[ColumnElement[b
         studies.c.last_received_at <= before,
         exists().where(mine),
         ~exists().where(mine, series.c.state.in_(UNDECIDED)),
+        ~exists().where(mine, is_held(series.c.series_instance_uid)),
         ~exists().where(job, or_(jobs.c.state.in_(AT_WORK), unreported, nowhere)),
         ~exists().where(sent, or_(deliveries.c.state.in_(UNDELIVERED), uncommitted)),
         or_(exists().where(job), ~exists().where(mine, series.c.modality == "CT")),

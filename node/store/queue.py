@@ -14,6 +14,7 @@ from node.domain.lifecycle import JobState
 from node.domain.orders import Rules, Turn, Waiting, next_turn
 from node.store import pauses
 from node.store.engine import reading, writing
+from node.store.held import is_held
 from node.store.jobs import Job, Jobs
 from node.store.tables import jobs, studies
 
@@ -37,6 +38,8 @@ class Line:
     owed: bool = False
     """Its last STAT job went before one that had aged (node.domain.orders.next_turn)."""
     stat_only: bool = False
+    disk: str | None = None
+    """Files that another disk than this alone has are out of the worker's reach; None: none is."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Queue:
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(1)
         )
+        if line.disk is not None:
+            head = head.where(~is_held(jobs.c.series_instance_uid, line.disk))
         others = head.where(~is_stat)
         if line.stat_only:
             others = others.where(jobs.c.created_at < aged_before)

@@ -17,6 +17,7 @@ from node.store.deliveries import Deliveries
 from node.store.drifts import Drifts
 from node.store.engine import migrate, open_engine
 from node.store.gaps import Gaps
+from node.store.held import HeldFiles
 from node.store.incidents import Incidents
 from node.store.jobs import Jobs
 from node.store.keeping import Keeping
@@ -58,6 +59,7 @@ class Records:
         self.commitments = Commitments(engine)
         self.incidents = Incidents(engine)
         self.keeping = Keeping(engine)
+        self.held = HeldFiles(engine)
         self.leaders = Leaders(engine)
         self.priors = Priors(engine)
         self.views = Views(engine)

@@ -104,9 +104,18 @@ instances = Table(
     Column("sha256", String(64), nullable=False),
     Column("header", JSON, nullable=False),  # node.domain.instance.Instance
     Column("received_at", Float, nullable=False),
+    Column("held_by", String(64)),  # the disk that alone has the file; NULL: every machine finds it
     Index("instances_by_series", "series_instance_uid"),
     Index("instances_by_association", "association_id", "received_at"),
     Index("instances_by_arrival", "received_at", "size_bytes"),
+)
+_is_held = instances.c.held_by.is_not(None)
+Index(
+    "instances_held",
+    instances.c.held_by,
+    instances.c.received_at,
+    postgresql_where=_is_held,
+    sqlite_where=_is_held,
 )
 
 jobs = Table(

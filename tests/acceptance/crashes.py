@@ -36,7 +36,7 @@ from node.domain.lifecycle import DeliveryState, JobState
 from node.scan import MISSING, Fate, Scan
 from node.scu import Parcel, Peer
 from node.settings import Destination, Settings, load
-from node.spool import Spool
+from node.spool import spool_of
 from node.store.records import Records, open_records
 from tests.acceptance.servers import OUTAGES, Servers
 from tests.factories import ct_series
@@ -343,7 +343,7 @@ class Crashes:
             before = now
             time.sleep(1)
             ledger = self.balance(records)
-        ledger.scan = Scan(records, Spool(self.settings.data_dir.resolve() / "spool")).run()
+        ledger.scan = Scan(records, spool_of(self.settings)).run()
         for word in (MISSING, Fate.UNKNOWN):
             if ledger.scan.get(word):
                 ledger.faults.append(f"spool: {ledger.scan[word]} {word}")

@@ -17,9 +17,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -42,11 +44,13 @@ TARGETS = {"listen": 4, "settle": 2, "leader": 4, "worker": 6, "deliver": 4, "ho
 class Hosts(Crashes):
     """A run on several hosts. Without `namespaces` they are process trees of one host."""
 
+    plan: ClassVar[dict[str, tuple[str, ...]]] = HOSTS
+
     def __init__(self, folder: Path, seed: int, say: Callable[[str], None], namespaces: bool = True) -> None:
         super().__init__(folder, seed, say, servers=True)
         known = folder / "hosts.json"
         if not known.exists():
-            first, *others = HOSTS  # Orthanc tells the first one of storage commitment
+            first, *others = self.plan  # Orthanc tells the first one of storage commitment
             known.write_text(json.dumps({first: self.ports[1], **{name: free_port() for name in others}}))
         self.listeners: dict[str, int] = json.loads(known.read_text())
         self._namespaces = namespaces
@@ -59,13 +63,15 @@ class Hosts(Crashes):
     def start(self) -> None:
         """Every host that does not run; returns once each role of each host was heard of."""
         began = time.time()
-        fresh = [name for name in HOSTS if name not in self._hosts or self._hosts[name].poll() is not None]
+        fresh = [
+            name for name in self.plan if name not in self._hosts or self._hosts[name].poll() is not None
+        ]
         for name in fresh:
-            self._boot(name, HOSTS[name])
+            self._boot(name, self.plan[name])
         if self.led_by:
             return  # what comes back may take its time
         records = open_records(self.settings)
-        wanted = {role: len(fresh) for role in ALL}
+        wanted = Counter(role for name in fresh for role in self.plan[name])
         deadline = time.monotonic() + START_S
         while True:
             seen = [p["role"] for p in records.views.processes(time.time()) if p["started_at"] >= began - 1]
@@ -83,7 +89,7 @@ class Hosts(Crashes):
             if self._namespaces
             else []
         )
-        port = self.listeners.get(name, 0)
+        port = self.listeners.get(name, 0) if "listen" in roles else 0
         settings = {"ICHNODE_SCP__PORT": str(port), "ICHNODE_SCP__PROCESSES": "1"} if port else {}
         program = [
             sys.executable,
@@ -96,14 +102,18 @@ class Hosts(Crashes):
         with (self.folder / "node.log").open("ab") as log:
             self._hosts[name] = subprocess.Popen(
                 [*own, *program],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **settings, **self.environment(name)},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
+    def environment(self, name: str) -> dict[str, str]:
+        """What else a host finds in its environment."""
+        return {}
+
     def stands(self) -> bool:
-        return all(name in self._hosts and self._hosts[name].poll() is None for name in HOSTS)
+        return all(name in self._hosts and self._hosts[name].poll() is None for name in self.plan)
 
     def tend(self) -> None:
         super().tend()
@@ -138,11 +148,12 @@ class Hosts(Crashes):
             return [_inner(self._chosen()).pid]
         if target == "leader":
             return self._leader()
-        family = psutil.Process(self._chosen().pid).children(recursive=True)
+        hosts = [self._chosen(), *self._hosts.values()]  # the role may run on one of them alone
+        family = [p for host in hosts if host.poll() is None for p in psutil.Process(host.pid).children(True)]
         return [process.pid for process in family if _role(process) == target][:1]
 
     def _chosen(self) -> subprocess.Popen[bytes]:
-        names = [name for name in HOSTS if self._hosts[name].poll() is None]
+        names = [name for name in self.plan if self._hosts[name].poll() is None]
         return self._hosts[random.Random(f"{self.seed}{self.kills.total()}").choice(names)]
 
     def _leader(self) -> list[int]:
@@ -182,7 +193,8 @@ class Hosts(Crashes):
 
     def modality(self, number: int) -> Peer:
         """Every other study comes in at the other host."""
-        port = list(self.listeners.values())[number % len(self.listeners)]
+        ports = [self.listeners[name] for name, roles in self.plan.items() if "listen" in roles]
+        port = ports[number % len(ports)]
         return Peer(Destination(name="node", ae_title="ICHNODE", port=port), "MODALITY")
 
 

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node import __version__
 from node.admin.reach import allowed_hosts
-from node.admin.roles import spool_of
 from node.admin.web import (
     actions,
     api,
@@ -40,6 +39,7 @@ from node.admin.web.site import HERE, Site, path
 from node.domain.errors import IchnodeError, IllegalTransition, TransientError
 from node.outputs import wording
 from node.settings import Settings
+from node.spool import spool_of
 from node.store.records import Records
 
 HEADERS = {

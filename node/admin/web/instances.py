@@ -85,8 +85,9 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     def _header(request: Request, uid: str, visitor: Visitor) -> Response:
         found = _stored(site, uid)
         site.note(visitor, "header", found["study_instance_uid"], uid)
+        file = site.file(found["path"])
         try:
-            ds = dcmread(site.spool.absolute(found["path"]), stop_before_pixels=True, defer_size=DEFER_BYTES)
+            ds = dcmread(file, stop_before_pixels=True, defer_size=DEFER_BYTES)
             lines = [*elements(ds.file_meta, True), *elements(ds, visitor.sees_names)]
         except UNREADABLE as error:
             raise HTTPException(404, f"its header cannot be read: {type(error).__name__}") from error
@@ -98,7 +99,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     def download(uid: str, visitor: Visitor = gate.viewer) -> Response:
         """A received instance, as it is stored."""
         found = _stored(site, uid)
-        file = site.spool.absolute(found["path"])
+        file = site.file(found["path"])
         if not file.is_file():
             raise HTTPException(404, "its file is no longer stored")
         site.note(visitor, "download", found["study_instance_uid"], uid)

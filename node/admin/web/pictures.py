@@ -24,7 +24,7 @@ from pydicom.errors import InvalidDicomError
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
-from node.domain.errors import PermanentError
+from node.domain.errors import OutOfReach, PermanentError
 from node.domain.findings import Findings
 from node.frames import frame_headers, is_multiframe
 from node.maps import unpack
@@ -142,9 +142,12 @@ class Pictures:
         """What `draw` makes as PNG; where it cannot, what `instead` makes of the reason."""
 
         def make() -> tuple[bytes, int]:
+            kept_bytes = 0
             with self._turns:
                 try:
                     image = draw()
+                except OutOfReach as error:
+                    image, kept_bytes = instead(str(error)), KEPT_BYTES + 1  # not kept: it may come back
                 except PermanentError as error:
                     image = instead(str(error))
                 except FileNotFoundError:
@@ -153,7 +156,7 @@ class Pictures:
                     image = instead(f"The stored image cannot be read: {type(error).__name__}")
             stream = io.BytesIO()
             image.save(stream, "PNG", compress_level=PNG_LEVEL)
-            return stream.getvalue(), stream.tell()
+            return stream.getvalue(), max(stream.tell(), kept_bytes)
 
         made: bytes = self._drawn.get(key, make)
         return made
@@ -184,9 +187,9 @@ class Pictures:
 
     def _pixels(self, of: Slice) -> tuple[Dataset, np.ndarray]:
         """The header of the slice, and its HU."""
-        file = self._site.spool.absolute(of.path)
+        file = self._site.file(of.path)
         stat = file.stat()
-        key = (of.path, stat.st_mtime_ns)  # a file may be replaced by a later one
+        key = (of.path, stat.st_ino, stat.st_size)  # a file may be replaced by a later one
         ds: Dataset = self._files.get(key, lambda: (dcmread(file), stat.st_size))
         hu = hounsfield(ds, of.frame)
         headers = frame_headers(ds) if is_multiframe(ds) else [ds]
@@ -196,11 +199,11 @@ class Pictures:
         """Mask (rows, columns) and heat of one slice; None where the maps are gone."""
         if not stack.maps_path:
             return None, None
-        file = self._site.spool.absolute(stack.maps_path)
+        path = stack.maps_path
 
         def make() -> tuple[Any, int]:
             try:
-                maps = unpack(file.read_bytes())
+                maps = unpack(self._site.file(path).read_bytes())
             except FileNotFoundError:
                 return None, 0
             packed = np.packbits(maps.masks, axis=2)  # an eighth of the memory
@@ -303,7 +306,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         found = site.records.worklist.object(sop_instance_uid)
         if found is None:
             raise HTTPException(404, "there is no such object")
-        file: FilePath = site.spool.absolute(found["path"])
+        file: FilePath = site.file(found["path"])
         if not file.is_file():
             raise HTTPException(404, "the object's file is no longer stored")
         detail = f"{found['output']} {sop_instance_uid}"

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from node import __version__, canary, promotion
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
+from node.domain.errors import OutOfReach
 from node.domain.opinion import WRONG_WORDS
 from node.outputs import wording
 from node.settings import Settings
@@ -35,6 +36,13 @@ class Site:
         self.clock = words.Clock(settings.web.time_zone)
         self._gate = gate
         self._templates = self._environment()
+
+    def file(self, path: str) -> Path:
+        """A file of the spool, at hand. Raises OutOfReach, and PermanentError where it is damaged."""
+        (file,) = self.spool.fetch([path])
+        if self.spool.depot.disk and not file.exists() and (disk := self.records.held.disk_of(path)):
+            raise OutOfReach(f"It is on the disk {disk} alone, and is shown once it is in the bucket.")
+        return file
 
     def page(self, request: Request, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
         """A rendered page, or its inside alone where the page refreshes itself."""

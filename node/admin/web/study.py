@@ -14,6 +14,7 @@ from node.admin.web import plots, words
 from node.admin.web.pictures import Pictures, Stack
 from node.admin.web.site import Site
 from node.compose import SENDING_ORDER
+from node.domain.errors import IchnodeError
 from node.domain.findings import CLASSES
 from node.domain.lifecycle import JOBS, JobEvent, JobState
 from node.outputs import wording
@@ -151,8 +152,8 @@ def _header(site: Site, stack: Stack | None, sees_names: bool) -> list[tuple[str
     if stack is None or not stack.slices:
         return []
     try:
-        ds = dcmread(site.spool.absolute(stack.slices[stack.key].path), stop_before_pixels=True)
-    except (OSError, InvalidDicomError):
+        ds = dcmread(site.file(stack.slices[stack.key].path), stop_before_pixels=True)
+    except (OSError, InvalidDicomError, IchnodeError):
         return []
     listed = (("PatientName", "Name"), ("PatientBirthDate", "Born")) if sees_names else ()
     return [(label, text) for keyword, label in (*listed, *HEADER) if (text := _text(ds, keyword))]

@@ -18,6 +18,7 @@ Row = Mapping[str, Any]
 GONE_SHOWN_FOR_S = 24 * 3600
 WITHOUT = {  # what stands still when no process of the role is alive
     "listen": "nothing can be received",
+    "upload": "what is received stays on one machine's disk",
     "settle": "no series is decided on",
     "worker": "nothing is analysed",
     "deliver": "no result is sent",

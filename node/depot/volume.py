@@ -1,0 +1,67 @@
+"""The volume that the spool itself lies on: what is written there, whoever mounts it sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from node.depot.contract import Entry
+
+PART = ".part"
+
+
+class Local(Protocol):
+    """What is needed of a spool."""
+
+    root: Path
+
+    def write_here(self, path: str, parts: Sequence[bytes | memoryview]) -> None: ...
+
+    def size_here(self, path: str) -> int | None: ...
+
+    def discard(self, path: str) -> int: ...
+
+    def check_room(self, wanted_bytes: int = 0) -> None: ...
+
+
+class SharedVolume:
+    """A `Depot` of plain files."""
+
+    disk: str | None = None
+
+    def __init__(self, local: Local) -> None:
+        self._local = local
+
+    def require_reach(self) -> None:
+        """It is mounted, or nothing runs here."""
+
+    def put(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
+        self._local.write_here(path, parts)
+
+    def get(self, paths: Sequence[str]) -> list[Path]:
+        return [self._local.root / path for path in paths]
+
+    def missing(self, paths: Sequence[str]) -> set[str]:
+        return {path for path in paths if self._local.size_here(path) is None}
+
+    def delete(self, path: str) -> int:
+        return self._local.discard(path)
+
+    def files(self, folder: str) -> Iterator[Entry]:
+        return files_below(self._local.root, folder)
+
+
+def files_below(root: Path, folder: str) -> Iterator[Entry]:
+    """Finished files below `root`/`folder`; files and folders may vanish meanwhile."""
+    for place, _, names in os.walk(root / folder):
+        for name in sorted(names):
+            if name.startswith(".") and name.endswith(PART):
+                continue
+            file = Path(place) / name
+            try:
+                stat = file.stat()
+            except FileNotFoundError:
+                continue
+            yield Entry(str(file.relative_to(root)), stat.st_size, stat.st_mtime)

@@ -1,0 +1,211 @@
+"""Puts what this machine received into the bucket, so that every other machine finds it. Receives nothing.
+
+Success was answered for what lies on this disk; the record says so (`instances.held_by`) until the bucket has
+it. Whatever happens in between, the same is done again: the same bytes are put under the same key.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from node.depot.remote import RemoteDepot
+from node.depot.volume import SharedVolume
+from node.domain.errors import OutOfReach, SettingsError, TransientError
+from node.domain.instance import Instance
+from node.scan import Fate, Scan, batches, sop_uid_in
+from node.settings import Settings
+from node.spool import INCOMING, Spool
+from node.store.arrivals import StoredFile
+from node.store.held import HeldFile
+from node.store.incidents import Code, Incident
+from node.store.records import Records
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+LONGEST_PAUSE_S = 15.0
+SCAN_EVERY_S = 24 * 3600.0
+LOCK = "upload.lock"
+BATCHES_OF_TRANSFERS = 8
+"""So many rounds of transfers, then what arrived is written down, and the oldest are looked for anew."""
+
+
+class Uploader:
+    """One for each disk at work: of several processes of a machine the first one does it."""
+
+    def __init__(self, settings: Settings, records: Records, spool: Spool, pool: ThreadPoolExecutor) -> None:
+        """Raises SettingsError where there is no bucket."""
+        if not isinstance(spool.depot, RemoteDepot):
+            raise SettingsError("there is no bucket to upload to: set [spool.s3]")
+        self._records = records
+        self._spool = spool
+        self._depot: RemoteDepot = spool.depot
+        self._pool = pool
+        self._at_once = settings.spool.s3.transfers * BATCHES_OF_TRANSFERS
+        self._lock: int | None = None
+        self._next_scan = time.monotonic()
+        self.trouble = ""
+        """Why the last round failed; empty while all is well."""
+
+    def standing(self) -> dict[str, Any]:
+        """For the heartbeat."""
+        return {"disk": self._depot.disk} | ({"trouble": self.trouble} if self.trouble else {})
+
+    def round(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Upload the oldest of what waits. Returns how many files every machine finds by now.
+
+        Raises TransientError when the database, or the bucket, is away.
+        """
+        if not self._is_mine():
+            return 0
+        if time.monotonic() >= self._next_scan:
+            HomeScan(self._records, self._spool).run(stopping)
+            self._next_scan = time.monotonic() + SCAN_EVERY_S
+        self._depot.trim()
+        waiting = self._records.held.of(self._depot.disk, self._at_once)
+        if not waiting:
+            return 0
+        outcomes = list(self._pool.map(self._upload, waiting))
+        there = [file for file, error in zip(waiting, outcomes, strict=True) if error is None]
+        self._records.held.let_go(self._depot.disk, there)
+        for file in there:
+            self._depot.release(file.path)
+        errors = [error for error in outcomes if error is not None]
+        if errors:
+            raise errors[0]
+        return len(there)
+
+    def _upload(self, file: HeldFile) -> TransientError | None:
+        """What keeps it from getting there. A file that is lost is told of, and keeps nobody waiting."""
+        try:
+            self._depot.upload(file.path)
+        except FileNotFoundError:
+            return self._lost(file)
+        except OSError as error:
+            return TransientError(f"{file.path} cannot be read: {error.strerror or error}")
+        except TransientError as error:
+            return error
+        return None
+
+    def _lost(self, file: HeldFile) -> TransientError | None:
+        try:
+            if self._depot.missing([file.path]):
+                note_missing(self._records, file)
+        except TransientError as error:
+            return error
+        return None
+
+    def _is_mine(self) -> bool:
+        """Whether this process is the one that uploads from this disk; it stays so until it ends."""
+        if self._lock is None:
+            self._spool.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+            lock = os.open(self._spool.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return False
+            self._lock = lock
+        return True
+
+
+def note_missing(records: Records, file: HeldFile) -> None:
+    """For a person to see; whoever reads the series says so too, since it waits no longer."""
+    text = f"the file of instance {file.sop_instance_uid} is gone from the spool; send it again"
+    log.error("%s: %s", Code.FILE_MISSING.value, text)
+    uids = (file.study_instance_uid, file.series_instance_uid, file.sop_instance_uid)
+    records.incidents.note(Incident(Code.FILE_MISSING, *uids, "", text), time.time())
+
+
+class HomeScan(Scan):
+    """Accounts for every file that may be on this disk alone."""
+
+    def __init__(self, records: Records, spool: Spool, now: Callable[[], float] = time.time) -> None:
+        super().__init__(records, spool, now)
+        assert isinstance(spool.depot, RemoteDepot)
+        self._bucket: RemoteDepot = spool.depot
+        self._depot = SharedVolume(spool)
+        self.held_by = self._bucket.disk
+
+    def _steps(self) -> Iterable[Callable[[], Iterable[str]]]:
+        return (self._unfinished, self._received)
+
+    def _keep(self, began: float, counts: dict[str, int]) -> None:
+        """What is shown is the scan of the bucket; this one is in the log, and its finds are incidents."""
+
+    def _received(self) -> Iterator[str]:
+        for files in batches(self._depot.files(INCOMING)):
+            holders = self._records.held.holders({sop_uid_in(file) for file in files})
+            for file in files:
+                path, disk = holders.get(sop_uid_in(file), ("", None))
+                if path != file.path:
+                    fate = self._without_record(file)
+                    if fate == Fate.KEPT:
+                        self._to_the_others(file.path)
+                    if fate:
+                        yield fate
+                    continue
+                if disk != self.held_by:
+                    self._is_elsewhere(sop_uid_in(file), file.path, disk)
+                yield Fate.RECORDED
+
+    def _adopt(self, instance: Instance, found: StoredFile) -> str:
+        """Not what came before the files of its study were removed."""
+        file = self._spool.absolute(found.path)
+        if self._records.keeping.was_removed(instance.study_instance_uid, file.stat().st_mtime):
+            self._spool.discard(found.path)
+            return Fate.LEFTOVER
+        return super()._adopt(instance, found)
+
+    def _is_elsewhere(self, sop_uid: str, path: str, disk: str | None) -> None:
+        """A crash came between the record and this; or the record is of a bucket that lost the file."""
+        if disk is None and self._bucket.missing_there([path]):
+            log.warning("%s is not in the bucket, but here: it is put there again", path)
+            self._records.held.take_over(str(self.held_by), sop_uid, path)
+        elif disk is None:
+            self._bucket.release(path)
+
+    def _to_the_others(self, path: str) -> None:
+        """An older content of an instance that came again: kept until the files of its study go."""
+        self._bucket.upload(path)
+        self._bucket.release(path)
+
+
+def run(uploader: Uploader, stopping: Callable[[float], bool]) -> None:
+    """Upload until `stopping(seconds)` says so. What goes wrong is tried again, ever more slowly."""
+    wait_s, pause_s = TICK_S, TICK_S
+    while not stopping(wait_s):
+        try:
+            wait_s = 0.0 if uploader.round(lambda: stopping(0)) else TICK_S
+            if uploader.trouble:
+                log.info("what waited for the bucket goes there again")
+            uploader.trouble, pause_s = "", 1.0
+        except TransientError as error:
+            if not isinstance(error, OutOfReach) or uploader.trouble != str(error):
+                log.error("uploading waits: %s", error)
+            uploader.trouble = str(error)
+            wait_s, pause_s = pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+        except Exception:
+            log.exception("uploading broke; it goes on")
+            wait_s, pause_s = pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def serve(
+    settings: Settings,
+    records: Records,
+    spool: Spool,
+    stopping: Callable[[float], bool],
+    beating: Callable[[Callable[[], dict[str, Any]]], AbstractContextManager[None]] | None = None,
+) -> None:
+    """As `run`, with what it needs; `beating` tells the others how it stands meanwhile."""
+    with ThreadPoolExecutor(settings.spool.s3.transfers, "upload") as pool:
+        uploader = Uploader(settings, records, spool, pool)
+        with beating(uploader.standing) if beating else nullcontext():
+            run(uploader, stopping)

@@ -1,0 +1,251 @@
+"""Files in a bucket, over HTTP: what is put comes back whole or not at all; a bucket that is away says so."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.admin.roles import prepare
+from node.depot.bucket import DIGEST, S3
+from node.depot.copies import IN_USE_S, PRESSED_S, STALE_S, Copies, Copy, surplus
+from node.depot.remote import RemoteDepot, name_of_disk
+from node.domain.errors import OutOfReach, PermanentError, SettingsError
+from node.settings import Bucket, Settings
+from node.settings import Spool as SpoolSettings
+from node.spool import Spool, spool_of
+from tests.s3 import KEYS, NAME, S3Server
+
+PATH = "results/1/1/maps.npz"
+NOW = 1_000_000.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    made = S3Server(tmp_path_factory.mktemp("s3") / "log")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def empty(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    server.empty()
+
+
+def machine(server: S3Server, folder: Path, **more: Any) -> Spool:
+    """The spool of one machine."""
+    settings = Settings(data_dir=folder, spool=SpoolSettings(s3=server.settings(**more), reserve_mb=0))
+    prepare(settings)
+    return spool_of(settings)
+
+
+def depot_of(spool: Spool) -> RemoteDepot:
+    assert isinstance(spool.depot, RemoteDepot)
+    return spool.depot
+
+
+class TestBucket:
+    def test_what_one_machine_puts_another_gets(self, server: S3Server, tmp_path: Path) -> None:
+        one, other = machine(server, tmp_path / "a"), machine(server, tmp_path / "b")
+        one.write(PATH, (b"ab", memoryview(b"c")))
+        assert server.keys() == [f"ichnode/{PATH}"]
+        (file,) = other.fetch([PATH])
+        assert file.read_bytes() == b"abc"
+        assert not any(one.root.glob("results/**/*")), "nothing is left that another would have to do"
+
+    def test_what_was_damaged_in_the_bucket_is_found_and_not_handed_out(
+        self, server: S3Server, tmp_path: Path
+    ) -> None:
+        one, other = machine(server, tmp_path / "a"), machine(server, tmp_path / "b")
+        one.write(PATH, (b"abc",))
+        key = f"ichnode/{PATH}"
+        kept = server.client.head_object(Bucket=NAME, Key=key)["Metadata"]
+        server.client.put_object(Bucket=NAME, Key=key, Body=b"abd", Metadata=kept)
+        with pytest.raises(PermanentError, match="not what was put") as error:
+            other.fetch([PATH])
+        assert error.value.code == "FILE_DAMAGED"
+        assert not [file for file in (other.root / "copies").rglob("*") if file.is_file()]
+
+    def test_a_put_tells_the_server_what_should_arrive(self, server: S3Server, tmp_path: Path) -> None:
+        """So that it refuses what was damaged on the way; moto itself does not look at it."""
+        spool, sent = machine(server, tmp_path), []
+        events = depot_of(spool).bucket._client.meta.events
+        events.register("before-send.s3.PutObject", lambda request, **_: sent.append(dict(request.headers)))
+        spool.write(PATH, (b"abc",))
+        (headers,) = sent
+        assert headers["Content-MD5"] in (b"kAFQmDzST7DWlj99KOF/cg==", "kAFQmDzST7DWlj99KOF/cg==")
+
+    def test_each_object_has_its_digest_with_it(self, server: S3Server, tmp_path: Path) -> None:
+        machine(server, tmp_path).write(PATH, (b"abc",))
+        kept = server.client.head_object(Bucket=NAME, Key=f"ichnode/{PATH}")["Metadata"]
+        assert kept == {DIGEST: "06b05ab6733a618578af5f94892f3950"}
+
+    def test_a_file_that_is_nowhere_opens_as_such(self, server: S3Server, tmp_path: Path) -> None:
+        spool = machine(server, tmp_path)
+        (file,) = spool.fetch([PATH])
+        with pytest.raises(FileNotFoundError):
+            file.read_bytes()
+        assert spool.depot.missing([PATH, "outgoing/1/1.dcm"]) == {PATH, "outgoing/1/1.dcm"}
+        assert spool.remove(PATH) == 0
+
+    def test_a_removal_takes_the_object_and_the_copy(self, server: S3Server, tmp_path: Path) -> None:
+        spool = machine(server, tmp_path)
+        spool.write(PATH, (b"abc",))
+        assert spool.remove(PATH) == 3
+        assert server.keys() == []
+        assert spool.depot.missing([PATH]) == {PATH}
+
+    def test_a_long_list_comes_whole_and_in_order(
+        self, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("node.depot.bucket.LISTED_AT_ONCE", 10)
+        client = server.client
+        paths = [f"incoming/1/2/{number:04}.dcm" for number in range(23)]
+        for path in paths:
+            client.put_object(Bucket=NAME, Key=f"ichnode/{path}", Body=b"x")
+        depot = depot_of(machine(server, tmp_path))
+        assert [file.path for file in depot.files("incoming")] == paths
+        assert depot.missing([*paths, "incoming/1/2/none.dcm"]) == {"incoming/1/2/none.dcm"}
+
+    def test_a_prefix_is_not_mistaken_for_its_neighbour(self, server: S3Server, tmp_path: Path) -> None:
+        client = server.client
+        for key in ("ichnode/incoming/1/2/a.dcm", "ichnode/incoming/11/2/b.dcm", "other/incoming/1/2/c.dcm"):
+            client.put_object(Bucket=NAME, Key=key, Body=b"x")
+        depot = depot_of(machine(server, tmp_path))
+        assert [file.path for file in depot.files("incoming/1")] == ["incoming/1/2/a.dcm"]
+
+    def test_no_upload_goes_in_parts(self, server: S3Server, tmp_path: Path) -> None:
+        machine(server, tmp_path).write(PATH, (bytes(20 * 2**20),))
+        head = server.client.head_object(Bucket=NAME, Key=f"ichnode/{PATH}")
+        assert "-" not in head["ETag"] and server.unfinished() == []
+
+
+class TestAway:
+    def test_it_is_told_with_the_next_step_and_all_is_well_after(
+        self, server: S3Server, tmp_path: Path
+    ) -> None:
+        one, other = machine(server, tmp_path / "a"), machine(server, tmp_path / "b")
+        one.write(PATH, (b"abc",))
+        server.go_away()
+        try:
+            for deed in (
+                lambda: other.fetch([PATH]),
+                lambda: other.write("results/2/1/maps.npz", (b"x",)),
+                lambda: other.remove(PATH),
+                other.require_reach,
+            ):
+                with pytest.raises(OutOfReach, match=f"bucket {NAME}.*cannot be reached.*is it running"):
+                    deed()
+            (held,) = one.fetch([PATH])
+            assert held.read_bytes() == b"abc", "a copy is at hand"
+        finally:
+            server.come_back()
+        depot_of(other).bucket._alone_until = 0.0
+        other.require_reach()
+        (file,) = other.fetch([PATH])
+        assert file.read_bytes() == b"abc"
+
+    def test_who_waits_for_a_bucket_that_is_away_is_told_at_once(self, tmp_path: Path) -> None:
+        bucket = S3(Bucket(bucket=NAME, endpoint="http://127.0.0.1:1"))
+        with pytest.raises(OutOfReach):
+            bucket.delete(PATH)
+        bucket._made = None  # whoever asked would make it anew
+        with pytest.raises(OutOfReach, match="cannot be reached"):
+            bucket.delete(PATH)
+        assert bucket._made is None
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"bucket": "no-such-bucket"}, "NoSuchBucket.*make it, or name another"),
+            ({"access_key": "env:NOT_SET_HERE", "secret_key": "env:NOT_SET_HERE"}, "NOT_SET_HERE is empty"),
+            ({"ca": "/nowhere/ca.pem"}, r"spool\.s3\.ca /nowhere/ca\.pem is no file"),
+        ],
+    )
+    def test_settings_that_cannot_be_right_are_named(
+        self, server: S3Server, settings: dict[str, Any], words: str
+    ) -> None:
+        values = {"bucket": NAME, "endpoint": server.endpoint, **settings}
+        with pytest.raises(OutOfReach, match=words):
+            S3(Bucket(**values)).skew_s()
+
+    def test_without_keys_the_error_says_where_they_go(
+        self, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in KEYS:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        with pytest.raises(OutOfReach, match=r"NoCredentialsError.*spool\.s3\.access_key"):
+            S3(server.settings()).skew_s()
+
+    def test_keys_come_from_files_and_are_told_nobody(self, server: S3Server, tmp_path: Path) -> None:
+        (tmp_path / "id").write_text("AKIAFILE\n")
+        (tmp_path / "secret").write_text("a secret of a file\n")
+        settings = server.settings(access_key=f"file:{tmp_path}/id", secret_key=f"file:{tmp_path}/secret")
+        bucket = S3(settings)
+        assert abs(bucket.skew_s()) < 5
+        given = bucket._client._request_signer._credentials
+        assert (given.access_key, given.secret_key) == ("AKIAFILE", "a secret of a file")
+        assert "secret of" not in repr(settings)
+
+
+class TestCopies:
+    def test_the_least_used_go_first_and_never_what_is_in_use(self) -> None:
+        copies = [Copy(str(n), 10, NOW - IN_USE_S - 10 + n) for n in range(20)]
+        going = surplus(copies, 150, False, NOW)
+        assert [copy.path for copy in going] == [str(n) for n in range(5)]
+        assert [copy.path for copy in surplus(copies, 0, False, NOW)] == [str(n) for n in range(10)]
+
+    def test_a_disk_without_room_takes_all_but_the_very_latest(self) -> None:
+        copies = [Copy("old", 10, NOW - PRESSED_S - 1), Copy("new", 10, NOW - PRESSED_S + 1)]
+        assert [copy.path for copy in surplus(copies, 1000, True, NOW)] == ["old"]
+        assert surplus(copies, 1000, False, NOW) == []
+
+    def test_what_nobody_asked_for_in_a_day_goes(self) -> None:
+        copies = [Copy("old", 10, NOW - STALE_S - 1), Copy("new", 10, NOW - STALE_S + 1)]
+        assert [copy.path for copy in surplus(copies, 1000, False, NOW)] == ["old"]
+
+    def test_a_copy_counts_as_used_when_it_is_asked_for(self, tmp_path: Path) -> None:
+        copies = Copies(tmp_path, 0, lambda: False)
+        for name in ("a/b/old", "a/c/new"):
+            part = copies.part(name)
+            part.write_bytes(b"x")
+            copies.take(part, name)
+            os.utime(tmp_path / name, (NOW, NOW))
+        assert copies.find("a/c/new")
+        assert copies.trim(time.time()) == 1
+        assert not (tmp_path / "a" / "b").exists() and (tmp_path / "a" / "c" / "new").exists()
+
+    def test_parts_that_a_crash_left_go(self, tmp_path: Path) -> None:
+        copies = Copies(tmp_path, 0, lambda: False)
+        old, new = copies.part("a/x"), copies.part("a/x")
+        for part in (old, new):
+            part.write_bytes(b"half")
+        os.utime(old, (NOW, NOW))
+        copies.trim()
+        assert not old.exists() and new.exists()
+
+
+class TestDisk:
+    def test_it_keeps_its_name_and_another_has_another(self, tmp_path: Path) -> None:
+        first = name_of_disk(tmp_path / "a")
+        assert name_of_disk(tmp_path / "a") == first != name_of_disk(tmp_path / "b")
+        assert len(first) <= 64 and (tmp_path / "a" / "disk").read_text() == f"{first}\n"
+
+    def test_a_shared_volume_has_none(self, tmp_path: Path) -> None:
+        assert Spool(tmp_path).depot.disk is None
+
+    def test_without_boto3_it_is_said_what_to_install(
+        self, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("node.depot.bucket.find_spec", lambda name: None)
+        with pytest.raises(SettingsError, match=r"pip install 'ichnode\[s3\]'"):
+            machine(server, tmp_path)
