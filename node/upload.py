@@ -10,18 +10,19 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+from node.depot.contract import Entry
 from node.depot.remote import RemoteDepot
 from node.depot.volume import SharedVolume
 from node.domain.errors import OutOfReach, SettingsError, TransientError
 from node.domain.instance import Instance
 from node.scan import Fate, Scan, batches, sop_uid_in
 from node.settings import Settings
-from node.spool import INCOMING, Spool
+from node.spool import INCOMING, OUTGOING, RESULTS, Spool
 from node.store.arrivals import StoredFile
 from node.store.held import HeldFile
 from node.store.incidents import Code, Incident
@@ -135,7 +136,7 @@ class HomeScan(Scan):
         self.held_by = self._bucket.disk
 
     def _steps(self) -> Iterable[Callable[[], Iterable[str]]]:
-        return (self._unfinished, self._received)
+        return (self._unfinished, self._received, self._made)
 
     def _keep(self, began: float, counts: dict[str, int]) -> None:
         """What is shown is the scan of the bucket; this one is in the log, and its finds are incidents."""
@@ -143,18 +144,15 @@ class HomeScan(Scan):
     def _received(self) -> Iterator[str]:
         for files in batches(self._depot.files(INCOMING)):
             holders = self._records.held.holders({sop_uid_in(file) for file in files})
+            of_all = [f for f in files if holders.get(sop_uid_in(f)) == (f.path, None)]
+            self._look_there(of_all)
             for file in files:
-                path, disk = holders.get(sop_uid_in(file), ("", None))
-                if path != file.path:
-                    fate = self._without_record(file)
-                    if fate == Fate.KEPT:
-                        self._to_the_others(file.path)
-                    if fate:
-                        yield fate
-                    continue
-                if disk != self.held_by:
-                    self._is_elsewhere(sop_uid_in(file), file.path, disk)
-                yield Fate.RECORDED
+                path, _ = holders.get(sop_uid_in(file), ("", None))
+                fate = Fate.RECORDED if path == file.path else self._without_record(file)
+                if fate == Fate.KEPT:
+                    self._to_the_others(file.path)
+                if fate:
+                    yield fate
 
     def _adopt(self, instance: Instance, found: StoredFile) -> str:
         """Not what came before the files of its study were removed."""
@@ -164,18 +162,31 @@ class HomeScan(Scan):
             return Fate.LEFTOVER
         return super()._adopt(instance, found)
 
-    def _is_elsewhere(self, sop_uid: str, path: str, disk: str | None) -> None:
-        """A crash came between the record and this; or the record is of a bucket that lost the file."""
-        if disk is None and self._bucket.missing_there([path]):
-            log.warning("%s is not in the bucket, but here: it is put there again", path)
-            self._records.held.take_over(str(self.held_by), sop_uid, path)
-        elif disk is None:
-            self._bucket.release(path)
+    def _look_there(self, files: Collection[Entry]) -> None:
+        """What every machine should find: a crash came before it was a copy. Or the bucket lacks it: it is
+        a new one, or lost something.
+        """
+        missing = self._bucket.missing_there([file.path for file in files])
+        for file in files:
+            if file.path in missing:
+                self._records.held.take_over(str(self.held_by), sop_uid_in(file), file.path)
+            else:
+                self._bucket.release(file.path)
+        if missing:
+            log.warning("%d images are here and not in the bucket; they are put there", len(missing))
 
     def _to_the_others(self, path: str) -> None:
         """An older content of an instance that came again: kept until the files of its study go."""
         self._bucket.upload(path)
         self._bucket.release(path)
+
+    def _made(self) -> Iterator[str]:
+        """Results from before there was a bucket: since then none is kept here."""
+        for kind in (RESULTS, OUTGOING):
+            for file in self._depot.files(kind):
+                with suppress(FileNotFoundError):
+                    self._to_the_others(file.path)
+                    yield Fate.RECORDED
 
 
 def run(uploader: Uploader, stopping: Callable[[float], bool]) -> None:

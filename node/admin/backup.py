@@ -14,19 +14,23 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from sqlalchemy import URL, inspect, make_url
 
 from node import __version__
+from node.admin.roles import prepare
+from node.depot.volume import PART, SharedVolume, copied
 from node.domain.errors import PermanentError, SettingsError, TransientError
 from node.settings import Settings
-from node.spool import INCOMING, OUTGOING, PART, RESULTS
+from node.spool import INCOMING, OUTGOING, RESULTS, Spool, spool_of
 from node.store.engine import migrate, open_engine, reading, schema_revision
-from node.store.records import Records
+from node.store.records import Records, open_records
 
 MANIFEST, SQLITE, POSTGRES, FILES = "backup.json", "database.sqlite3", "database.pgdump", "spool"
 NOT_IN_IT = "settings, keys and certificates, model weights"
@@ -68,11 +72,12 @@ def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
         named = _named(Records(engine), images)
     finally:
         engine.dispose()
-    spool = settings.data_dir.resolve() / "spool"
-    size, copied = 0, set()
+    spool = spool_of(settings)
+    size, taken = 0, set()
     for path in _finished(spool, (INCOMING, RESULTS, OUTGOING) if images else (RESULTS, OUTGOING)):
-        if (length := _copy(spool / path, folder / FILES / path)) is not None:
-            copied.add(path)
+        export = partial(spool.depot.export, path)
+        if path not in taken and (length := _place(folder / FILES / path, export)) is not None:
+            taken.add(path)
             size += length
     done = Backup(
         __version__,
@@ -80,10 +85,10 @@ def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
         url.get_backend_name(),
         _sha256(dump),
         time.time(),
-        len(copied),
+        len(taken),
         size,
         () if images else (INCOMING,),
-        tuple(sorted(named - copied)),
+        tuple(sorted(named - taken)),
     )
     _write_last(folder / MANIFEST, done)
     return done
@@ -101,19 +106,24 @@ def bring_back(settings: Settings, folder: Path) -> Backup:
         )
     if not dump.exists() or _sha256(dump) != found.database_sha256:
         raise PermanentError("RESTORE", f"{dump} is not the file that was written; use another backup")
-    spool = settings.data_dir.resolve() / "spool"
-    if spool.exists() and any(_finished(spool, (INCOMING, RESULTS, OUTGOING))):
-        raise PermanentError("RESTORE", f"{spool} holds files; name an empty data_dir")
+    spool = spool_of(settings)
+    if next(_finished(spool, (INCOMING, RESULTS, OUTGOING)), None) is not None:
+        remote = settings.spool.s3
+        empty = f"prefix of bucket {remote.bucket}, and an empty data_dir" if remote.wanted else "data_dir"
+        raise PermanentError("RESTORE", f"{spool.root} holds files; name an empty {empty}")
     _require_empty(url)
-    for path in _finished(folder / FILES, (INCOMING, RESULTS, OUTGOING)):
-        if _copy(folder / FILES / path, spool / path) is None:
-            raise PermanentError("RESTORE", f"{folder / FILES / path} is gone")
+    prepare(settings)
+    for path in _finished(Spool(folder / FILES), (INCOMING, RESULTS, OUTGOING)):
+        _bring(folder / FILES / path, path, spool)
     if found.database == "sqlite":
         target = Path(url.database or "")
-        _copy(dump, target)
+        _place(target, partial(copied, dump))
     else:
         _load_postgres(url, dump)
     bring_up_to_date(settings)
+    records = open_records(settings)
+    records.held.let_all_go()
+    records.close()
     return found
 
 
@@ -201,22 +211,34 @@ def _named(records: Records, images: bool) -> set[str]:
     return {path for path in held if images or not path.startswith(f"{INCOMING}/")}
 
 
-def _finished(root: Path, folders: Sequence[str]) -> Iterator[str]:
-    """Files below the root, as paths relative to it; none that is still being written."""
-    for name in folders:
-        for place, _, files in os.walk(root / name):
-            for file in sorted(files):
-                if not (file.startswith(".") and file.endswith(PART)):
-                    yield str((Path(place) / file).relative_to(root))
+def _finished(spool: Spool, folders: Sequence[str]) -> Iterator[str]:
+    """Paths of the files of a spool; none that is still being written. Where there is a bucket, those on this
+    disk alone come first, and may come twice.
+    """
+    here = SharedVolume(spool)
+    for depot in (here,) if isinstance(spool.depot, SharedVolume) else (here, spool.depot):
+        for name in folders:
+            yield from (entry.path for entry in depot.files(name))
 
 
-def _copy(source: Path, target: Path) -> int | None:
+def _bring(source: Path, path: str, spool: Spool) -> None:
+    """A file of a backup to where every machine sees it."""
+    try:
+        with source.open("rb") as file:
+            if not source.stat().st_size:
+                spool.write(path, ())
+                return
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as content, memoryview(content) as view:
+                spool.write(path, (view,))
+    except FileNotFoundError:
+        raise PermanentError("RESTORE", f"{source} is gone") from None
+
+
+def _place(target: Path, fill: Callable[[Path], bool]) -> int | None:
     """Whole or not at all, and synced; its bytes, or None where there is no such file any more."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
     temporary = target.with_name(f".{target.name}{PART}")
-    try:
-        shutil.copyfile(source, temporary)
-    except FileNotFoundError:
+    if not fill(temporary):
         temporary.unlink(missing_ok=True)
         return None
     with temporary.open("rb") as file:

@@ -11,9 +11,11 @@ from importlib.metadata import entry_points
 from node import broker, canary, certificates, promotion
 from node.admin.listing import when
 from node.admin.roles import prepare
+from node.admin.waiting import uploading
 from node.audit import syslog
 from node.channels.catalogue import channel_of
 from node.deliver import Carrier, carrier_to
+from node.depot.remote import RemoteDepot
 from node.domain.errors import IchnodeError, PermanentError, SettingsError
 from node.orders.worklist import Worklist
 from node.quality.counts import FEATURES
@@ -24,6 +26,7 @@ from node.spool import spool_of
 from node.store.records import open_records
 
 INCIDENT_DAYS = 7
+MOST_SKEW_S = 60
 CHECKS = "ichnode.checks"
 """Entry-point group of further checks: functions of the settings that return words or raise IchnodeError."""
 
@@ -46,6 +49,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     if shown := _shown_certificates(settings):
         yield _check("certificates", lambda: _certificates(shown))
     yield _check("disk", lambda: _disk(settings))
+    if settings.spool.s3.wanted:
+        yield _check("bucket", lambda: _bucket(settings))
+        yield _check("upload", lambda: _upload(settings))
     yield _check("spool", lambda: _spool(settings))
     yield _check("incidents", lambda: _incidents(settings))
     yield _check("drift", lambda: _drift(settings))
@@ -136,6 +142,30 @@ def _disk(settings: Settings) -> str:
     spool = spool_of(settings)
     spool.check_room()
     return f"{spool.free_bytes() / 2**30:.1f} GiB free, {settings.spool.reserve_mb} MiB kept in reserve"
+
+
+def _bucket(settings: Settings) -> str:
+    """Writes, reads and deletes. Raises SettingsError where the clocks are too far apart, else as `probe`."""
+    depot = spool_of(settings).depot
+    assert isinstance(depot, RemoteDepot)
+    took_s, skew_s = depot.bucket.probe(), depot.bucket.skew_s()
+    if abs(skew_s) > MOST_SKEW_S:
+        raise SettingsError(
+            f"the clock of {depot.bucket.name} is {skew_s:+.0f} s from that of this machine: set the clock; "
+            "S3 refuses requests from 900 s on"
+        )
+    forever = "" if settings.spool.keep_days else "; spool.keep_days is 0: nothing is ever removed from it"
+    return f"{depot.bucket.name} takes, gives and deletes ({took_s * 1000:.0f} ms){forever}"
+
+
+def _upload(settings: Settings) -> str:
+    """Raises PermanentError while something waits for the bucket for too long."""
+    records, now = open_records(settings), time.time()
+    waiting = uploading(records, now)
+    records.close()
+    if waiting.is_late:
+        raise PermanentError("UPLOAD", waiting.words(now))
+    return waiting.words(now) if waiting.disks else "everything received is in the bucket"
 
 
 def _spool(settings: Settings) -> str:

@@ -54,7 +54,7 @@ def listen(settings: Settings) -> None:
         _serve(settings, listening)
         return
     works = [partial(_serve, settings, listening)] * settings.scp.processes
-    _prefork([*works, partial(_upload, settings)] if has_bucket else works)
+    _prefork([*works, partial(_upload, settings, listening)] if has_bucket else works)
 
 
 def _serve(settings: Settings, listening: socket.socket, parent: int | None = None) -> None:
@@ -74,10 +74,11 @@ def _serve(settings: Settings, listening: socket.socket, parent: int | None = No
         scp.serve(settings, listening, until)
 
 
-def _upload(settings: Settings, parent: int) -> None:
+def _upload(settings: Settings, listening: socket.socket, parent: int) -> None:
     """Beside the listeners, where there is a bucket: what they received goes there."""
     from node import upload
 
+    listening.close()  # it may outlive its parent by an upload, and must not keep the port for so long
     records = open_records(settings)
     with stopping() as stop:
         upload.serve(

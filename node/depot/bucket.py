@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import xxhash
@@ -131,6 +132,19 @@ class S3:
             if not answer.get("IsTruncated"):
                 return
             more = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def probe(self) -> float:
+        """Put something there, fetch it, take it away. Returns the seconds it took. Raises as these do."""
+        began, path = time.monotonic(), f"doctor/{os.urandom(8).hex()}"
+        with TemporaryDirectory() as folder:
+            sent, came = Path(folder) / "sent", Path(folder) / "came"
+            sent.write_bytes(os.urandom(1024))
+            self.put(path, sent)
+            self.get(path, came)
+            self.delete(path)
+            if not came.exists() or came.read_bytes() != sent.read_bytes():
+                raise PermanentError("BUCKET", f"{self.name} does not give back what was put into it")
+        return time.monotonic() - began
 
     def skew_s(self) -> float:
         """By how much the bucket's clock is ahead of ours, by the date of an answer; to the second."""

@@ -34,6 +34,9 @@ class Depot(Protocol):
     def get(self, paths: Sequence[str]) -> list[Path]:
         """A file of this machine for each, to be read soon. Where there is none, opening it says so."""
 
+    def export(self, path: str, file: Path) -> bool:
+        """Its bytes into a file somewhere else. False where there is none."""
+
     def missing(self, paths: Sequence[str]) -> set[str]:
         """Those of which there is no file."""
 

@@ -51,7 +51,7 @@ class Copies:
         """`is_pressed`: the volume has no room to spare."""
         self.root = root
         self._most_bytes = most_bytes
-        self._is_pressed = is_pressed
+        self.is_pressed = is_pressed
         self._trim_at = 0.0
 
     def find(self, path: str) -> Path | None:
@@ -99,7 +99,7 @@ class Copies:
         now = time.time() if now is None else now
         entries = files_below(self.root, "")
         copies = (Copy(e.path, e.size_bytes, e.modified_at) for e in entries)
-        going = surplus(copies, self._most_bytes, self._is_pressed(), now)
+        going = surplus(copies, self._most_bytes, self.is_pressed(), now)
         for copy in going:
             self.drop(copy.path)
         self._drop_parts(now)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from node.depot.bucket import S3
 from node.depot.contract import Entry
 from node.depot.copies import Copies
-from node.depot.volume import Local
+from node.depot.volume import Local, copied
 from node.domain.errors import OutOfReach, TransientError
 
 COPIES, DISK = "copies", "disk"
@@ -52,7 +52,8 @@ class RemoteDepot:
                 stream.flush()
                 os.fdatasync(stream.fileno())
             self.bucket.put(path, part)
-            self._copies.take(part, path)
+            if not self._copies.is_pressed():
+                self._copies.take(part, path)
         finally:
             part.unlink(missing_ok=True)
         self._copies.trim()
@@ -67,6 +68,10 @@ class RemoteDepot:
                 fetched = dict(zip(absent, pool.map(self._fetch, absent), strict=True))
             found = [file or fetched[path] for path, file in zip(paths, found, strict=True)]
         return [file for file in found if file is not None]
+
+    def export(self, path: str, file: Path) -> bool:
+        """Past the copies: what is exported is not about to be read here."""
+        return copied(self._local.root / path, file) or self.bucket.get(path, file)
 
     def missing(self, paths: Sequence[str]) -> set[str]:
         """By a list of each folder: what is asked for together mostly lies together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,9 @@ class SharedVolume:
     def get(self, paths: Sequence[str]) -> list[Path]:
         return [self._local.root / path for path in paths]
 
+    def export(self, path: str, file: Path) -> bool:
+        return copied(self._local.root / path, file)
+
     def missing(self, paths: Sequence[str]) -> set[str]:
         return {path for path in paths if self._local.size_here(path) is None}
 
@@ -51,6 +55,15 @@ class SharedVolume:
 
     def files(self, folder: str) -> Iterator[Entry]:
         return files_below(self._local.root, folder)
+
+
+def copied(source: Path, target: Path) -> bool:
+    """False where there is nothing to be copied."""
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def files_below(root: Path, folder: str) -> Iterator[Entry]:

@@ -78,6 +78,11 @@ class HeldFiles:
                     .values(held_by=None)
                 )
 
+    def let_all_go(self) -> None:
+        """Every machine finds every file now: all were brought to where they see them."""
+        with writing(self._engine) as connection:
+            connection.execute(update(instances).where(instances.c.held_by.is_not(None)).values(held_by=None))
+
     def take_over(self, disk: str, sop_uid: str, path: str) -> bool:
         """The file is on this disk, and nowhere else. False when its record changed meanwhile."""
         mine = (instances.c.sop_instance_uid == sop_uid, instances.c.path == path)

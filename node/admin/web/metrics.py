@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from node import __version__, canary, promotion
+from node.admin.waiting import uploading
 from node.admin.web import board, readers
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
@@ -126,6 +127,22 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         "disk_bytes_last_day",
         "Bytes received and made within the last 24 hours.",
         [("", {}, disk["daily"])],
+    )
+    waiting_images = uploading(site.records, now)
+    yield (
+        "held_images",
+        "Images on the disk of one machine alone, not in the bucket yet.",
+        [("", {}, waiting_images.instances)],
+    )
+    yield (
+        "held_oldest_seconds",
+        "How long the oldest of them has waited; 0: none.",
+        [("", {}, waiting_images.age_s)],
+    )
+    yield (
+        "upload_ok",
+        "0 while an uploader cannot use the bucket.",
+        [("", {}, float(not waiting_images.troubles))],
     )
     gaps, archives = site.records.gaps, [a.name for a in site.settings.archive]
     missing: list[Sample] = [

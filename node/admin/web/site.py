@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from node import __version__, canary, promotion
+from node.admin.waiting import uploading
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.domain.errors import OutOfReach
@@ -69,9 +70,17 @@ class Site:
             "roles": words.roles(processes, now, self.settings.idle_roles),
             "model_trouble": promotion.trouble(self.settings, records, processes, now),
             "paused": records.pauses.all(),
+            "upload_trouble": self._upload_trouble(now),
             "canary_trouble": canary.trouble(self.settings, records, now),
             "unread": records.worklist.unread_alarms(now - ALARMS_FOR_S),
         }
+
+    def _upload_trouble(self, now: float) -> str:
+        """What waits for the bucket for too long, and why; empty while all is well, or there is none."""
+        if not self.settings.spool.s3.wanted:
+            return ""
+        waiting = uploading(self.records, now)
+        return waiting.words(now) if waiting.is_late else ""
 
     def unavailable(self, error: str) -> str:
         return self._templates.get_template("unavailable.html").render(error=error)
