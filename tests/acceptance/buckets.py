@@ -45,11 +45,11 @@ class Machines(Hosts):
         "host-b": ("worker", "deliver"),
     }
 
-    def __init__(self, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, seed: int, say: Callable[[str], None], namespaces: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.bucket = S3Server(folder / "s3.log")
         os.environ.update(KEYS)  # the scan at the end needs them as well
-        super().__init__(folder, seed, say, namespaces=False)
+        super().__init__(folder, seed, say, namespaces)
 
     def _settings(self) -> Settings:
         super()._settings()
