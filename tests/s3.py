@@ -64,7 +64,7 @@ class S3Server:
         """`[spool.s3]` of a node that uses it; the keys stand in the environment."""
         return Bucket(bucket=NAME, endpoint=self.endpoint, timeout_s=5, **more)
 
-    def keys(self) -> list[str]:
+    def stored(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME)
         return sorted(found["Key"] for page in pages for found in page.get("Contents", ()))
 

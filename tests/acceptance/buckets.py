@@ -80,7 +80,7 @@ class Machines(Hosts):
         if ledger.faults:
             return ledger
         named = {f"ichnode/{path}" for path in records.keeping.all_paths()}
-        if absent := named - set(self.bucket.keys()):
+        if absent := named - set(self.bucket.stored()):
             ledger.faults.append(f"{len(absent)} files are not in the bucket: {sorted(absent)[:3]}")
         if self.bucket.unfinished():
             ledger.faults.append("uploads in parts were left")
