@@ -21,8 +21,6 @@ class Bucket(Section):
     endpoint: str = ""
     """Empty: AWS in `region`; else as https://minio.example.org:9000."""
     region: str = ""
-    path_style: bool = True
-    """https://host/bucket/key, as MinIO and Ceph want it; false: https://bucket.host/key."""
     access_key: SecretPlace = ""
     secret_key: SecretPlace = ""
     """Both empty: as AWS' own programs find them (environment, ~/.aws, role of the machine or the pod)."""

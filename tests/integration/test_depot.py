@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,56 @@ class TestAway:
         given = bucket._client._request_signer._credentials
         assert (given.access_key, given.secret_key) == ("AKIAFILE", "a secret of a file")
         assert "secret of" not in repr(settings)
+
+
+class TestPermissions:
+    """The policy in docs/deployment.md, as moto enforces it: signatures are looked at, too."""
+
+    @pytest.fixture
+    def guarded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+        import boto3
+        import requests
+
+        made = S3Server(tmp_path / "log")
+        made.client.create_bucket(Bucket="ichnode")
+        admin = {"endpoint_url": made.endpoint, "region_name": "us-east-1"}
+        keys = {key.lower(): value for key, value in KEYS.items()}
+        iam = boto3.client("iam", **admin, **keys)
+        iam.create_user(UserName="node")
+        iam.put_user_policy(UserName="node", PolicyName="node", PolicyDocument=documented_policy())
+        key = iam.create_access_key(UserName="node")["AccessKey"]
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        assert requests.post(f"{made.endpoint}/moto-api/reset-auth", data="0", timeout=10).ok
+        yield made
+        made.stop()
+
+    def test_they_suffice_and_reach_no_further(
+        self, guarded: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def spool(**more: Any) -> Spool:
+            s3 = Bucket(bucket="ichnode", endpoint=guarded.endpoint, **more)
+            settings = Settings(data_dir=tmp_path / "a", spool=SpoolSettings(s3=s3, reserve_mb=0))
+            prepare(settings)
+            return spool_of(settings)
+
+        node = spool()
+        assert depot_of(node).bucket.probe() > 0
+        node.write(PATH, (b"abc",))
+        assert [file.path for file in node.depot.files("results")] == [PATH]
+        assert not node.fetch(["results/none"])[0].exists(), "what is not there is no refusal"
+        node.remove(PATH)
+        with pytest.raises(OutOfReach, match=r"403 AccessDenied to a PUT.*permissions in docs/deployment"):
+            spool(prefix="elsewhere/").write(PATH, (b"abc",))
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        with pytest.raises(OutOfReach, match=r"SignatureDoesNotMatch.*look at spool\.s3\.secret_key"):
+            spool().remove(PATH)
+
+
+def documented_policy() -> str:
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    (policy,) = re.findall(r'```json\n(\{\n  "Version".*?)```', text, re.DOTALL)
+    return str(policy)
 
 
 class TestCopies:

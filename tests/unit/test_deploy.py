@@ -255,6 +255,25 @@ class TestChart:
         assert wants == ["10m", "2"], "the CPU is shared by requests"
         assert "site-ichnode-shadow-worker" not in {d["metadata"]["name"] for d in self.render({})}
 
+    def test_with_a_bucket_no_volume_is_shared_and_listeners_keep_a_disk_of_their_own(self) -> None:
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        made = self.render({"spool": {"bucket": True, "diskSize": "20Gi", "storageClass": "fast"}})
+        for document in made:
+            kubernetes_validate.validate(document, "1.31", strict=True)
+        sets = {d["metadata"]["name"]: d["spec"] for d in made if d["kind"] == "StatefulSet"}
+        assert sets.keys() == {"site-ichnode-listen", "site-ichnode-deliver"}
+        for spec in sets.values():
+            (claim,) = spec["volumeClaimTemplates"]
+            assert claim["metadata"]["name"] == "spool"
+            assert claim["spec"]["resources"]["requests"]["storage"] == "20Gi"
+            assert claim["spec"]["storageClassName"] == "fast"
+            assert "spool" not in {v["name"] for v in spec["template"]["spec"]["volumes"]}
+        for spec in (d["spec"] for d in made if d["kind"] == "Deployment"):
+            (spool,) = [v for v in spec["template"]["spec"]["volumes"] if v["name"] == "spool"]
+            assert spool == {"name": "spool", "emptyDir": {}}
+        assert not [d for d in made if d["kind"] == "PersistentVolumeClaim"]
+        assert not [d for d in self.render({}) if d["kind"] == "StatefulSet"]
+
     def test_services_find_their_pods(self) -> None:
         made = self.render(GPU_SITE)
         labels = [d["spec"]["template"]["metadata"]["labels"] for d in made if d["kind"] == "Deployment"]

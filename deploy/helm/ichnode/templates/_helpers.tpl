@@ -19,17 +19,24 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.spool.existingClaim | default (printf "%s-spool" (include "ichnode.name" .)) }}
 {{- end }}
 
-{{/* A pod of one role: dict "root" $ "role" name "of" its values "env" list "ports" list "probe" dict "grace" s */}}
+{{/* A pod of one role: dict "root" $ "role" name "of" its values "env" list "ports" list "probe" dict "grace" s.
+"keeps" true: with a bucket, a disk of its own, for what is not there yet. */}}
 {{- define "ichnode.deployment" -}}
 {{- $root := .root -}}
+{{- $bucket := $root.Values.spool.bucket -}}
+{{- $keeps := and $bucket (default false .keeps) -}}
 apiVersion: apps/v1
-kind: Deployment
+kind: {{ $keeps | ternary "StatefulSet" "Deployment" }}
 metadata:
   name: {{ include "ichnode.name" $root }}-{{ .role }}
   labels:
     {{- include "ichnode.labels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .role }}
 spec:
+  {{- if $keeps }}
+  serviceName: {{ include "ichnode.name" $root }}-{{ .role }}
+  podManagementPolicy: Parallel
+  {{- end }}
   replicas: {{ .of.replicas }}
   selector:
     matchLabels:
@@ -108,10 +115,29 @@ spec:
             - {name: settings, mountPath: /etc/ichnode, readOnly: true}
             - {name: tmp, mountPath: /tmp}
       volumes:
+        {{- if not $bucket }}
         - name: spool
           persistentVolumeClaim: {claimName: {{ include "ichnode.claim" $root }}}
+        {{- else if not $keeps }}
+        - name: spool
+          emptyDir: {}
+        {{- end }}
         - name: settings
           configMap: {name: {{ include "ichnode.name" $root }}}
         - name: tmp
           emptyDir: {}
+  {{- if $keeps }}
+  volumeClaimTemplates:  # kept when the chart goes: images may lie here alone
+    - metadata:
+        name: spool
+        labels: {{- include "ichnode.selector" $root | nindent 10 }}
+      spec:
+        accessModes: [ReadWriteOnce]
+        {{- with $root.Values.spool.storageClass }}
+        storageClassName: {{ . }}
+        {{- end }}
+        resources:
+          requests:
+            storage: {{ $root.Values.spool.diskSize }}
+  {{- end }}
 {{- end }}
