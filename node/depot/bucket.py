@@ -225,7 +225,7 @@ def _client(settings: Bucket) -> Any:
         read_timeout=settings.timeout_s,
         retries={"mode": "standard", "total_max_attempts": REQUESTS},
         max_pool_connections=settings.transfers,
-        s3={"addressing_style": "path" if settings.endpoint else "auto"},  # host/bucket/key, or bucket.host/key
+        s3={"addressing_style": "path" if settings.endpoint else "auto"},
         request_checksum_calculation="when_required",  # MinIO and Ceph of some age know no other
         response_checksum_validation="when_required",
     )
