@@ -22,11 +22,10 @@ from node.headerfile import TooLong, read_bounded
 
 _PER_FRAME = [field.name for field in fields(Frame)]
 
-_OF_A_SLICE = frozenset(
+OF_A_SLICE = frozenset(
     TAGS[name] for name in ("SOPInstanceUID", "InstanceNumber", "AcquisitionNumber", "ImagePositionPatient")
 )
-_TO_READ_A_SLICE = _OF_A_SLICE | {TAGS["SpecificCharacterSet"]}
-MOST_REMEMBERED = 64
+"""Elements in which slices of a series differ nearly always."""
 
 
 def read_instance(source: str | Path | BinaryIO) -> Instance:
@@ -57,28 +56,19 @@ def instance_of(ds: Dataset, transfer_syntax_uid: str) -> Instance:
     return _with_frames(own, [_instance_of(header, transfer_syntax_uid) for header in frame_headers(ds)])
 
 
-class SeriesHeaders:
-    """Headers of slices, of which each says nearly all that the one before it in its series said.
+def instance_of_elements(elements: Elements, transfer_syntax_uid: str) -> Instance:
+    """What `instance_of` gives, of a plain image. Raises PermanentError HEADER_INCOMPLETE."""
+    return _instance_of(Raw(raw_elements(elements)), transfer_syntax_uid)
 
-    Gives what `instance_of` gives, and remembers the latest header of some series. Any thread may use it.
+
+def slice_like(latest: Instance, own: Elements, elements: Elements) -> Instance:
+    """An instance that says what `latest` said in `elements`, but for those of OF_A_SLICE, which are `own`.
+
+    Raises PermanentError HEADER_INCOMPLETE without its UID.
     """
-
-    def __init__(self) -> None:
-        self._latest: dict[bytes, tuple[Elements, Instance]] = {}
-
-    def instance_of(self, elements: Elements, transfer_syntax_uid: str) -> Instance:
-        """Raises PermanentError HEADER_INCOMPLETE without the four UIDs."""
-        key = elements.get(TAGS["SeriesInstanceUID"], (b"", b""))[1]
-        of_series = {tag: element for tag, element in elements.items() if tag not in _OF_A_SLICE}
-        known, latest = self._latest.get(key, ({}, None))
-        if latest is not None and known == of_series and latest.transfer_syntax_uid == transfer_syntax_uid:
-            own = {tag: elements[tag] for tag in _TO_READ_A_SLICE if tag in elements}
-            return latest.slice_alike(**_of_a_slice(Header(Raw(raw_elements(own)))))
-        instance = _instance_of(Raw(raw_elements(elements)), transfer_syntax_uid)
-        if len(self._latest) >= MOST_REMEMBERED:
-            self._latest = {}
-        self._latest[key] = (of_series, instance)
-        return instance
+    tag = TAGS["SpecificCharacterSet"]
+    charset = {tag: elements[tag]} if tag in elements else {}
+    return latest.slice_alike(**_of_a_slice(Header(Raw(raw_elements(own | charset)))))
 
 
 def _with_frames(own: Instance, frames: list[Instance]) -> Instance:
@@ -95,7 +85,7 @@ def _with_frames(own: Instance, frames: list[Instance]) -> Instance:
 
 
 def _of_a_slice(header: Header) -> dict[str, Any]:
-    """What differs from slice to slice of a series (`_OF_A_SLICE`)."""
+    """What differs from slice to slice of a series (`OF_A_SLICE`)."""
     return {
         "sop_instance_uid": header.required("SOPInstanceUID"),
         "instance_number": header.integer("InstanceNumber"),

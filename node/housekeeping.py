@@ -12,7 +12,7 @@ from collections.abc import Callable
 from node.domain.errors import TransientError
 from node.liveness import is_gone, is_visible
 from node.retention import DAY_S, Retention
-from node.scan import Scan
+from node.scan import Scan, close_associations_of
 from node.settings import Settings
 from node.spool import Spool
 from node.store.records import Records
@@ -91,7 +91,7 @@ class Housekeeper:
             silent = at - self._heard[listener][1] > SILENT_S and not is_visible(listener)
             if silent or is_gone(listener):
                 log.warning("listener %s is gone; what it had open is closed as aborted", listener)
-                self._records.arrivals.close_associations_of(listener, now)
+                close_associations_of(listener, self._records, self._spool)
 
 
 def run(

@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BytesIO
 
+from node.alike import HeadersAlike
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import Instance
 from node.filemeta import file_head
 from node.fingerprint import fingerprint, is_repeated, recorded
-from node.headers import SeriesHeaders
 from node.recorder import Recorder
 from node.settings import Scp
-from node.skim import skim
 from node.spool import Part, Spool, SpoolFull
 from node.store.arrivals import (
     Known,
@@ -69,14 +68,20 @@ class Intake:
     """Takes instances in. One object serves every association of a listener process."""
 
     def __init__(
-        self, spool: Spool, records: Records, clock: Callable[[], float], limits: Scp | None = None
+        self,
+        spool: Spool,
+        records: Records,
+        clock: Callable[[], float],
+        limits: Scp | None = None,
+        later_s: float = 0.0,
     ) -> None:
+        """`later_s`: how long after Success a record may follow (`node.recorder`); 0: each comes before."""
         self.spool = spool
         self.records = records
         self.clock = clock
         self.limits = limits or Scp()
-        self.headers = SeriesHeaders()
-        self.recorder = Recorder(records.arrivals, clock, self.limits.max_series_instances)
+        self.headers = HeadersAlike()
+        self.recorder = Recorder(records.arrivals, self.limits.max_series_instances, later_s)
 
     def begin(self, announced: Announced) -> Arrival:
         """A data set is about to come. What is wrong is told at its end: the sender listens no earlier."""
@@ -95,6 +100,7 @@ class Arrival:
     def __init__(self, intake: Intake, announced: Announced) -> None:
         self.announced = announced
         self._intake, self._spool, self._arrivals = intake, intake.spool, intake.records.arrivals
+        self._recorder = intake.recorder
         self._most_bytes = intake.limits.max_instance_mb * MEGABYTE
         self._head = file_head(announced)
         self._ahead: tuple[bytes, ...] = (self._head,)
@@ -106,7 +112,7 @@ class Arrival:
         self._known = Known(False, None, "", None)
         self._trouble: PermanentError | TransientError | None = None
         try:
-            self._known = self._arrivals.known(announced.sop_instance_uid)
+            self._known = self._recorder.known(announced.sop_instance_uid)
             if self._known.file is not None:  # it may be the same again, which is to be known for certain
                 self._digest = hashlib.sha256()
             if not self._known.own:
@@ -205,7 +211,9 @@ class Arrival:
         try:
             if self._known.file is None and self._is_recorded_as_new(instance, file):
                 return
+            self._require_room_in_series(instance)
             self._record(instance, file)
+            self._recorder.carries(self.announced.association_id, instance.series_instance_uid)
         except PermanentError:
             self._spool.discard(file.path)
             raise
@@ -216,15 +224,18 @@ class Arrival:
     def _understood(self, part: Part) -> Instance:
         """By its first bytes where they suffice, as they do for nearly every image; else by all of it."""
         syntax = self.announced.transfer_syntax_uid
-        skimmed = None if self.is_too_large else skim(bytes(self._first), syntax)
-        if skimmed is None:
+        header = None
+        if not self.is_too_large:
+            data = bytes(self._first)
+            header = self._intake.headers.read(self.announced.association_id, data, syntax)
+        if header is None:
             with part.stream() as stream:
                 return understood(self.announced, stream, len(self._head), self._most_bytes)
-        instance = self._intake.headers.instance_of(skimmed.elements, syntax)
+        instance = header.instance
         require_announced(self.announced, instance)
-        with part.stream() if skimmed.pixels_length == UNDEFINED_LENGTH else BytesIO() as stream:
-            at, size = len(self._head) + skimmed.pixels_at, len(self._head) + self.size_bytes
-            require_pixels(stream, at, skimmed.pixels_length, size, f"instance {instance.sop_instance_uid}")
+        with part.stream() if header.pixels_length == UNDEFINED_LENGTH else BytesIO() as stream:
+            at, size = len(self._head) + header.pixels_at, len(self._head) + self.size_bytes
+            require_pixels(stream, at, header.pixels_length, size, f"instance {instance.sop_instance_uid}")
         return instance
 
     def _file(self, instance: Instance, part: Part) -> StoredFile:
@@ -277,13 +288,26 @@ class Arrival:
         return held
 
     def _is_recorded_as_new(self, instance: Instance, file: StoredFile) -> bool:
-        """The usual case, together with what comes over other associations."""
-        new = NewInstance(instance, file, self.announced.association_id)
-        return self._intake.recorder.record_new(new)
+        """The usual case, together with what comes over other associations; or soon will be."""
+        new = NewInstance(instance, file, self.announced.association_id, self._intake.clock())
+        if self._recorder.later(new, lambda: self._record_after_all(instance, file)):
+            return True
+        is_recorded = self._recorder.record_new(new)
+        if is_recorded:
+            self._recorder.carries(new.association_id, instance.series_instance_uid)
+        return is_recorded
+
+    def _record_after_all(self, instance: Instance, file: StoredFile) -> None:
+        """Success was answered, and then the records held something else already: nothing is thrown away."""
+        try:
+            self._record(instance, file)
+        except PermanentError as error:
+            log.error(
+                "%s is not recorded: %s; its file stays at %s", instance.sop_instance_uid, error, file.path
+            )
+            self._note(Code.SOP_IN_OTHER_SERIES, instance, f"not recorded: {error}; its file is {file.path}")
 
     def _record(self, instance: Instance, file: StoredFile) -> None:
-        if self._known.file is None:
-            self._require_room_in_series(instance)
         now = self._intake.clock()
         other_than = self._known.file.path if self._known.file else ""
         outcome = self._arrivals.record(instance, file, self.announced.association_id, now, other_than)
@@ -304,6 +328,8 @@ class Arrival:
             raise
 
     def _require_room_in_series(self, instance: Instance) -> None:
+        if self._known.file is not None:
+            return
         limit = self._intake.limits.max_series_instances
         if self._arrivals.series_size(instance.series_instance_uid) >= limit:
             text = f"series {instance.series_instance_uid} holds {limit} instances already"

@@ -139,7 +139,7 @@ class Listener:
     def _visit(self, assoc: Association) -> Visit:
         if assoc not in self._visits:
             peer = (assoc.requestor.ae_title.strip(), str(assoc.requestor.address))
-            self._visits[assoc] = Visit(self._records, self.name, *peer)
+            self._visits[assoc] = Visit(self._records, self._intake.recorder, self.name, *peer)
         return self._visits[assoc]
 
     def _on_pdu(self, event: evt.Event) -> None:

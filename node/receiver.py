@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 from pydicom.uid import UID
@@ -168,7 +168,8 @@ class Peer:
             N_EVENT_REPORT_RQ: self._report,
         }
         self._conversation = Conversation(services)
-        self._visit = Visit(receiver.records, receiver.name, "", "")
+        self._recorder = receiver.intake.recorder
+        self._visit = self._visit_of("", "")
 
     def decide(self, request: AssociateRequest) -> AssociateAccept | AssociateReject:
         if (reject := refusal(request)) is not None:
@@ -179,18 +180,25 @@ class Peer:
         return acceptance(request, self._receiver.offer)
 
     def established(self, association: Association) -> None:
-        receiver, calling_ae = self._receiver, association.request.calling_ae
-        self._visit = Visit(receiver.records, receiver.name, calling_ae, association.address)
+        self._visit = self._visit_of(association.request.calling_ae, association.address)
 
-    def fragment(self, context_id: int, control: int, pieces: Iterator[memoryview | bytes]) -> None:
+    def fragment(self, context_id: int, control: int, pieces: Iterable[memoryview | bytes]) -> None:
         self._conversation.fragment(self.association, context_id, control, pieces)
 
     def before_refill(self) -> None:
         self._conversation.flush()
 
+    def releasing(self) -> None:
+        with contextlib.suppress(TransientError):  # `ended` sees to it
+            self._recorder.flush()
+
     def ended(self, released: bool) -> None:
         self._conversation.abandon()
         self._visit.close(released)
+
+    def _visit_of(self, calling_ae: str, address: str) -> Visit:
+        receiver = self._receiver
+        return Visit(receiver.records, self._recorder, receiver.name, calling_ae, address)
 
     def _echo(self, request: Request) -> Sink:
         served = request.context.abstract_syntax == VERIFICATION

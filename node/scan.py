@@ -10,7 +10,7 @@ import logging
 import struct
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from itertools import groupby, islice
@@ -92,12 +92,21 @@ class Scan:
     def _keep(self, began: float, counts: dict[str, int]) -> None:
         self._records.keeping.scanned(process_name(), began, self._now(), counts)
 
+    def adopt_of(self, listener: str) -> None:
+        """Files without a record, in the folders of the series that its open associations carried."""
+        for association_id, study_uid, series_uid in self._records.arrivals.carried_by(listener):
+            self._association = association_id
+            deque(self._those_in(self._spool.series_folder(study_uid, series_uid)), maxlen=0)
+
     def _unfinished(self) -> Iterator[str]:
         for _ in range(self._spool.remove_unfinished()):
             yield Fate.UNFINISHED
 
     def _received(self) -> Iterator[str]:
-        for files in batches(self._depot.files(INCOMING)):
+        return self._those_in(INCOMING)
+
+    def _those_in(self, folder: str) -> Iterator[str]:
+        for files in batches(self._depot.files(folder)):
             recorded = self._records.keeping.paths_of({sop_uid_in(file) for file in files})
             for file in files:
                 known = recorded.get(sop_uid_in(file)) == file.path
@@ -200,6 +209,17 @@ class Scan:
         log.error("%s: %s", code.value, text)
         uids = (held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
         self._records.incidents.note(Incident(code, *uids, "", text), self._now())
+
+
+def close_associations_of(listener: str, records: Records, spool: Spool) -> None:
+    """A listener is gone: what it had answered, and not recorded yet, is recorded; then all of it is over.
+
+    Raises TransientError when the database is away; then nothing is over yet. On a disk that nobody else
+    sees there is nothing of the kind (`node.scp.later_s`).
+    """
+    if spool.depot.disk is None:
+        Scan(records, spool).adopt_of(listener)
+    records.arrivals.close_associations_of(listener, time.time())
 
 
 def summary(counts: dict[str, int]) -> str:

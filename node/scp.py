@@ -13,8 +13,10 @@ from node.intake import Intake
 from node.listener import Listener
 from node.liveness import is_gone
 from node.receiver import Receiver
+from node.recorder import LATER_S
+from node.scan import close_associations_of
 from node.settings import Scp, Settings
-from node.spool import spool_of
+from node.spool import Spool, spool_of
 from node.store.records import Records, open_records
 
 
@@ -45,11 +47,16 @@ def listener_of(settings: Settings, records: Records, intake: Intake) -> Receive
     return Receiver(settings, records, intake, tls)
 
 
-def close_dead_associations(records: Records) -> None:
+def close_dead_associations(records: Records, spool: Spool) -> None:
     """What a killed listener of this host left open in the records is over."""
     for listener in records.arrivals.open_listeners():
         if is_gone(listener):
-            records.arrivals.close_associations_of(listener, time.time())
+            close_associations_of(listener, records, spool)
+
+
+def later_s(spool: Spool) -> float:
+    """How long after Success a record may follow: not at all where nobody else sees the files."""
+    return LATER_S if spool.depot.disk is None else 0.0
 
 
 def serve(settings: Settings, listening: socket.socket, until: Callable[[Records], None]) -> None:
@@ -57,11 +64,13 @@ def serve(settings: Settings, listening: socket.socket, until: Callable[[Records
     records = open_records(settings)
     spool = spool_of(settings)
     spool.root.mkdir(parents=True, exist_ok=True)
-    close_dead_associations(records)
-    listener = listener_of(settings, records, Intake(spool, records, time.time, settings.scp))
+    close_dead_associations(records, spool)
+    intake = Intake(spool, records, time.time, settings.scp, later_s(spool))
+    listener = listener_of(settings, records, intake)
     listener.start(listening)
     try:
         until(records)
     finally:
         listener.stop()
+        intake.recorder.close()
         records.close()

@@ -7,7 +7,7 @@ sequences among the wanted elements, VRs it does not know, elements out of order
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,13 +26,15 @@ FIRST = 0x00080001
 DEEPEST = 8
 _NUMBER_OF_FRAMES = 0x00280008
 _FIRST_PIXELS = min(PIXEL_DATA, *FLOAT_PIXELS)
-_WANTED = frozenset(map(int, HEADER_TAGS))
-_UNUSUAL = frozenset(tag for tag in _WANTED if dictionary_VR(tag) == "SQ") | {_NUMBER_OF_FRAMES}
-_LONG = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
+WANTED = frozenset(map(int, HEADER_TAGS))
+_UNUSUAL = frozenset(tag for tag in WANTED if dictionary_VR(tag) == "SQ") | {_NUMBER_OF_FRAMES}
+LONG_VRS = frozenset(
+    (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
+)
 _SHORT = frozenset((b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO")) | frozenset(
     (b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
 )
-_VRS = _SHORT | _LONG
+_VRS = _SHORT | LONG_VRS
 _TAG_LENGTH = struct.Struct("<HHI")
 _EXPLICIT = struct.Struct("<HH2sH")
 _LENGTH = struct.Struct("<I")
@@ -46,6 +48,9 @@ class Skimmed:
     elements: Elements
     pixels_at: int
     pixels_length: int
+    spans: Sequence[tuple[int, int, int]] = ()
+    """(tag, where it begins, where it ends) of every element at the top, up to Pixel Data."""
+    is_explicit: bool = True
 
     @property
     def header(self) -> Dataset:
@@ -79,14 +84,16 @@ def _reader(transfer_syntax_uid: str) -> Reader | None:
 
 def _skim(data: bytes, is_implicit: bool, element: Reader) -> Skimmed:
     found: Elements = {}
+    spans: list[tuple[int, int, int]] = []
     at, last = 0, FIRST - 1
-    wanted, most = _WANTED, min(len(data), UNDEFINED - 1)
+    wanted, most = WANTED, min(len(data), UNDEFINED - 1)
     while True:
+        begin = at
         tag, vr, length, at = element(data, at)
         if tag <= last or tag >= _FIRST_PIXELS:
             if tag != PIXEL_DATA or tag <= last:
                 raise _Unusual
-            return Skimmed(found, at, length)
+            return Skimmed(found, at, length, spans, not is_implicit)
         last = tag
         end = at + length
         if tag in wanted:
@@ -97,6 +104,7 @@ def _skim(data: bytes, is_implicit: bool, element: Reader) -> Skimmed:
             if length != UNDEFINED or vr not in (b"", b"SQ"):
                 raise _Unusual
             end = _behind_items(data, at, is_implicit, DEEPEST)
+        spans.append((tag, begin, end))
         at = end
 
 
@@ -105,7 +113,7 @@ def _explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
     group, number, vr, length = _EXPLICIT.unpack_from(data, at)
     if vr in _SHORT:
         return group << 16 | number, vr, length, at + 8
-    if vr not in _LONG:
+    if vr not in LONG_VRS:
         raise _Unusual
     return group << 16 | number, vr, _LENGTH.unpack_from(data, at + 8)[0], at + 12
 
@@ -113,6 +121,19 @@ def _explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
 def _implicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
     group, number, length = _TAG_LENGTH.unpack_from(data, at)
     return group << 16 | number, b"", length, at + 8
+
+
+def behind_sequence(data: bytes, at: int, vr: bytes) -> int:
+    """Where a sequence of undefined length ends whose items begin at `at`; -1 for what is left to pydicom.
+
+    Its VR is empty where it is implicit.
+    """
+    if vr not in (b"", b"SQ"):
+        return -1
+    try:
+        return _behind_items(data, at, not vr, DEEPEST)
+    except (_Unusual, struct.error):
+        return -1
 
 
 def _behind_items(data: bytes, at: int, is_implicit: bool, depth: int) -> int:

@@ -13,8 +13,8 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from node.depot.contract import Depot
@@ -39,6 +39,7 @@ class SpoolFull(TransientError):
     """There is no room for another file; the sender must try again later (0xA700, PS3.4 B.2.3)."""
 
 
+@lru_cache(1024)
 def safe_name(uid: str) -> str:
     """`uid` itself when it is digits and dots, as PS3.5 9.1 wants it; else a name derived from its hash."""
     if _PLAIN_UID.fullmatch(uid):
@@ -55,12 +56,16 @@ class Spool:
         self.depot: Depot = depot or SharedVolume(self)
         self.incoming = root / INCOMING
         self.reserve_bytes = reserve_bytes
-        self.no_room_is_spool_full = _NoRoomIsSpoolFull(root)
+        self.prefix = f"{root}/"
+        """Before a path of a file, where a text is cheaper than a Path."""
 
     def instance_path(self, study_uid: str, series_uid: str, sop_uid: str, tag: str = "") -> str:
         """`tag` makes a name of its own for each time an instance comes: nothing received is written over."""
         name = f"{safe_name(sop_uid)}~{tag}" if tag else safe_name(sop_uid)
-        return f"{INCOMING}/{safe_name(study_uid)}/{safe_name(series_uid)}/{name}.dcm"
+        return f"{self.series_folder(study_uid, series_uid)}/{name}.dcm"
+
+    def series_folder(self, study_uid: str, series_uid: str) -> str:
+        return f"{INCOMING}/{safe_name(study_uid)}/{safe_name(series_uid)}"
 
     def job_path(self, job_id: int, attempt: int, name: str) -> str:
         """A file of one attempt at a job; attempts never share a file, so a late one harms nothing."""
@@ -123,20 +128,25 @@ class Spool:
     def write_here(self, path: str, parts: Sequence[bytes | memoryview]) -> None:
         """As `write`, on this disk."""
         final = self.absolute(path)
-        with self.no_room_is_spool_full:
-            temporary = final.with_name(_passing_name(_tag()))
+        temporary = final.with_name(_passing_name(_tag()))
+        try:
+            descriptor = self.create(str(temporary))
             try:
-                descriptor = self.create(str(temporary))
-                try:
-                    _write_all(descriptor, parts)
-                    os.fdatasync(descriptor)
-                finally:
-                    os.close(descriptor)
-                _rename(str(temporary), str(final))
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+                _write_all(descriptor, parts)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            _rename(str(temporary), str(final))
             _sync_folder(str(final.parent))
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            self.explain(error)
+            raise
+
+    def explain(self, error: BaseException) -> None:
+        """Raises SpoolFull for an error that says that the volume is full."""
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise SpoolFull(f"{self.root}: {error.strerror}") from error
 
     def part(self) -> Part:
         """A file that grows while it is received. Raises SpoolFull when there is no room."""
@@ -183,8 +193,10 @@ class Spool:
     def create(self, file: str) -> int:
         """A descriptor of a new file. Its folder may be taken away, being empty, as soon as it is made."""
         for _ in range(FOLDER_RACES):
-            with suppress(FileNotFoundError):
+            try:
                 return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            except FileNotFoundError:
+                pass
             with suppress(FileNotFoundError):
                 self._make_folder(Path(file).parent)
         raise TransientError(f"{file}: others keep removing its folder")
@@ -192,9 +204,10 @@ class Spool:
     def rename(self, file: str, final: str) -> None:
         """Into a folder that is made where it is missing, and that others may take away meanwhile."""
         for _ in range(FOLDER_RACES):
-            with suppress(FileNotFoundError):
-                _rename(file, final)
-                return
+            try:
+                return _rename(file, final)
+            except FileNotFoundError:
+                pass
             with suppress(FileNotFoundError):
                 self._make_folder(Path(final).parent)
         raise TransientError(f"{final}: others keep removing its folder")
@@ -233,14 +246,20 @@ class Part:
         self._spool = spool
         self.tag = _tag()
         """Given to no other: good for a name of its own."""
-        self._file = f"{spool.incoming}/{_passing_name(self.tag)}"
-        with spool.no_room_is_spool_full:
+        self._file = f"{spool.prefix}{INCOMING}/{_passing_name(self.tag)}"
+        try:
             self._descriptor = spool.create(self._file)
+        except OSError as error:
+            spool.explain(error)
+            raise
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Append. Raises SpoolFull when there is no room."""
-        with self._spool.no_room_is_spool_full:
+        try:
             _write_all(self._descriptor, parts)
+        except OSError as error:
+            self._spool.explain(error)
+            raise
 
     def stream(self) -> BinaryIO:
         """To read what was written so far; to be closed by the caller."""
@@ -248,16 +267,16 @@ class Part:
 
     def keep(self, path: str) -> None:
         """It is at `path`, and survives a power cut, once this returns. An existing file is replaced."""
-        final = f"{self._spool.root}/{path}"
-        with self._spool.no_room_is_spool_full:
-            try:
-                os.fdatasync(self._descriptor)
-                self._spool.rename(self._file, final)
-            except BaseException:
-                self.drop()
-                raise
+        final = self._spool.prefix + path
+        try:
+            os.fdatasync(self._descriptor)
+            self._spool.rename(self._file, final)
             self._close()
             _sync_folder(final.rpartition("/")[0])
+        except BaseException as error:
+            self.drop()
+            self._spool.explain(error)
+            raise
 
     def drop(self) -> None:
         """Nothing of it remains."""
@@ -268,22 +287,6 @@ class Part:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-class _NoRoomIsSpoolFull:
-    """Around calls of the kernel: an error that says that the volume is full becomes SpoolFull."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def __enter__(self) -> None:
-        """Nothing to begin with."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise SpoolFull(f"{self._root}: {error.strerror}") from error
 
 
 def _free_bytes(volume: os.statvfs_result) -> int:

@@ -8,6 +8,7 @@ import time
 import uuid
 
 from node.domain.errors import TransientError
+from node.recorder import Recorder
 from node.store.records import Records
 
 log = logging.getLogger(__name__)
@@ -18,8 +19,11 @@ AGAIN_S = 2.0
 class Visit:
     """A peer that is connected to a listener process."""
 
-    def __init__(self, records: Records, listener: str, calling_ae: str, address: str) -> None:
+    def __init__(
+        self, records: Records, recorder: Recorder, listener: str, calling_ae: str, address: str
+    ) -> None:
         self._records = records
+        self._recorder = recorder
         self._listener = listener
         self._peer = (calling_ae, address)
         self._id = ""
@@ -33,11 +37,15 @@ class Visit:
         return self._id
 
     def close(self, released: bool) -> None:
-        """Its end counts once. With the database away it is tried again, or its series would wait long."""
+        """Its end counts once, and behind all that came. With the database away it is tried again, or its
+        series would wait long.
+        """
         if not self._id:
             return
+        self._recorder.ended(self._id)
         outcome = "released" if released else "aborted"
         try:
+            self._recorder.flush()
             self._records.arrivals.close_association(self._id, outcome, time.time())
         except TransientError as error:
             log.error("association %s stays open in the records for now: %s", self._id, error)

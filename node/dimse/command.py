@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 # Command Field, PS3.7 E.1
 C_STORE_RQ, C_GET_RQ, C_FIND_RQ, C_MOVE_RQ, C_ECHO_RQ = 0x0001, 0x0010, 0x0020, 0x0021, 0x0030
@@ -25,6 +24,7 @@ NO_DATA_SET = 0x0101
 
 _ELEMENT = struct.Struct("<HHI")
 _SHORT = struct.Struct("<H")
+_US = struct.Struct("<HHIH")
 
 
 class InvalidCommand(Exception):
@@ -36,53 +36,48 @@ class Command:
     """A command set that was read; values by element of group 0000."""
 
     elements: Mapping[int, bytes]
+    field: int
+    has_data_set: bool
+    sop_class_uid: str
+    sop_instance_uid: str
 
     def number(self, element: int) -> int | None:
         """A US value; None where it is absent or of another length."""
-        value = self.elements.get(element, b"")
-        return int(_SHORT.unpack(value)[0]) if len(value) == _SHORT.size else None
-
-    def uid(self, *elements: int) -> str:
-        """The first of these that is there; empty without any."""
-        for element in elements:
-            if element in self.elements:
-                return self.elements[element].rstrip(b"\0 ").decode("ascii", "replace")
-        return ""
-
-    @cached_property
-    def field(self) -> int:
-        return self.number(COMMAND_FIELD) or 0
-
-    @cached_property
-    def has_data_set(self) -> bool:
-        return self.number(DATA_SET_TYPE) != NO_DATA_SET
-
-    @cached_property
-    def sop_class_uid(self) -> str:
-        return self.uid(AFFECTED_SOP_CLASS, REQUESTED_SOP_CLASS)
-
-    @cached_property
-    def sop_instance_uid(self) -> str:
-        return self.uid(AFFECTED_SOP_INSTANCE, REQUESTED_SOP_INSTANCE)
+        return _number(self.elements, element)
 
 
 def read_command(data: bytes) -> Command:
     """Raises InvalidCommand for what is cut short or lacks the elements that every command has."""
     elements: dict[int, bytes] = {}
-    at = 0
-    while at < len(data):
-        if len(data) - at < _ELEMENT.size:
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < 8:
             raise InvalidCommand("an element of the command set is cut short")
         group, element, length = _ELEMENT.unpack_from(data, at)
-        at += _ELEMENT.size
-        if group != 0 or length > len(data) - at:
+        at += 8
+        if group != 0 or length > end - at:
             raise InvalidCommand(f"({group:04X},{element:04X}) of {length} bytes in a command set")
         elements[element] = data[at : at + length]
         at += length
-    command = Command(elements)
-    if command.number(COMMAND_FIELD) is None or command.number(DATA_SET_TYPE) is None:
+    field, data_set_type = _number(elements, COMMAND_FIELD), _number(elements, DATA_SET_TYPE)
+    if field is None or data_set_type is None:
         raise InvalidCommand("a command set without command field or data set type (PS3.7 E.1)")
-    return command
+    sop_class = _uid(elements, AFFECTED_SOP_CLASS, REQUESTED_SOP_CLASS)
+    sop_instance = _uid(elements, AFFECTED_SOP_INSTANCE, REQUESTED_SOP_INSTANCE)
+    return Command(elements, field, data_set_type != NO_DATA_SET, sop_class, sop_instance)
+
+
+def _number(elements: Mapping[int, bytes], element: int) -> int | None:
+    value = elements.get(element, b"")
+    return int(_SHORT.unpack(value)[0]) if len(value) == 2 else None
+
+
+def _uid(elements: Mapping[int, bytes], *alternatives: int) -> str:
+    """The first of these that is there; empty without any."""
+    for element in alternatives:
+        if element in elements:
+            return elements[element].rstrip(b"\0 ").decode("ascii", "replace")
+    return ""
 
 
 def encode_command(values: Mapping[int, int | str]) -> bytes:
@@ -108,7 +103,7 @@ def response_to(request: Command, status: int, more: Mapping[int, int | str]) ->
 
 def _element(element: int, value: int | str) -> bytes:
     if isinstance(value, int):
-        return _ELEMENT.pack(0, element, 2) + _SHORT.pack(value)
+        return _US.pack(0, element, 2, value)
     text = value.encode("ascii", "replace")
     text += b"\0" * (len(text) % 2)
     return _ELEMENT.pack(0, element, len(text)) + text

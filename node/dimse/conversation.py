@@ -6,7 +6,7 @@ service takes is answered with the status of PS3.7 Annex C; what is no message a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,7 +120,7 @@ class Conversation:
         self._pieces: list[memoryview | bytes] = []
 
     def fragment(
-        self, association: Association, context_id: int, control: int, pieces: Iterator[memoryview | bytes]
+        self, association: Association, context_id: int, control: int, pieces: Iterable[memoryview | bytes]
     ) -> None:
         """One PDV. Raises ProtocolError for what is not a message."""
         context = association.contexts.get(context_id)
@@ -155,7 +155,7 @@ class Conversation:
             self._sink.abandon()
             self._sink = None
 
-    def _take_command(self, pieces: Iterator[memoryview | bytes]) -> None:
+    def _take_command(self, pieces: Iterable[memoryview | bytes]) -> None:
         if self._sink is not None:
             raise ProtocolError("a command in the middle of a data set")
         for piece in pieces:

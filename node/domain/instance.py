@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -109,16 +110,30 @@ class Instance:
         position: Vector | None,
     ) -> Instance:
         """Another slice of the series, whose header says the same otherwise; a quicker `replace`."""
-        other = copy(self)
-        own = (sop_instance_uid, instance_number, acquisition_number, position)
-        for name, value in zip(_OF_A_SLICE, own, strict=True):
-            object.__setattr__(other, name, value)
+        other = object.__new__(Instance)
+        other.__dict__.update(
+            self.__dict__,
+            sop_instance_uid=sop_instance_uid,
+            instance_number=instance_number,
+            acquisition_number=acquisition_number,
+            position=position,
+        )
         return other
 
     def to_json(self) -> dict[str, Any]:
         own = dict(zip(_TO_JSON, _VALUES(self), strict=True))  # numbers, texts and tuples of them
         own["per_frame"] = [_stated(frame) for frame in self.per_frame]
         return own
+
+    def to_json_text(self) -> str:
+        """The same as a text; what slices of a series have in common is put into words only once."""
+        own = {name: getattr(self, name) for name in _OF_A_SLICE}
+        return f"{json.dumps(own)[:-1]}, {self._in_common[1:]}"
+
+    @cached_property
+    def _in_common(self) -> str:
+        """Goes along into whatever `slice_alike` makes of it."""
+        return json.dumps({k: v for k, v in self.to_json().items() if k not in _OF_A_SLICE})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Instance:

@@ -10,8 +10,7 @@ import logging
 import socket
 import struct
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Protocol
 
 from node.dul import pdu
@@ -52,11 +51,14 @@ class User(Protocol):
 
     def established(self, association: Association) -> None: ...
 
-    def fragment(self, context_id: int, control: int, pieces: Iterator[memoryview | bytes]) -> None:
+    def fragment(self, context_id: int, control: int, pieces: Iterable[memoryview | bytes]) -> None:
         """One PDV; `pieces` must be used up. May call `association.send`. Raises ProtocolError."""
 
     def before_refill(self) -> None:
         """Pieces handed out so far are about to be overwritten."""
+
+    def releasing(self) -> None:
+        """The peer wants to release, and is told that it may after this."""
 
     def ended(self, released: bool) -> None:
         """Called once, if `established` was."""
@@ -174,7 +176,7 @@ class Association:
         self._happen(event)
 
     def _allow_time(self) -> None:
-        self._stream.deadline = time.monotonic() + self._timeout_s
+        self._stream.allow(self._timeout_s)
 
     def _happen(self, event: Event, data: bytes = b"") -> None:
         """One event: what the table says is done, and the state it leads to is entered."""
@@ -193,6 +195,7 @@ class Association:
                 self._decide()
             case Action.INDICATE_RELEASE:
                 self._released = True
+                self._user.releasing()
                 self._happen(Event.RELEASE)
             case Action.SEND_AC:
                 self._accept()

@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 BUFFER_BYTES = 256 * 1024
@@ -37,8 +37,13 @@ class Stream:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._limit_s = -1.0
+        self._allowed_s = 0.0
         self.deadline = 0.0
         """Of time.monotonic()."""
+
+    def allow(self, seconds: float) -> None:
+        """A new deadline, so long after the next moment at which there is something to wait for."""
+        self._allowed_s = seconds
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes. Raises ConnectionOver or PeerTooSlow."""
@@ -46,7 +51,7 @@ class Stream:
         if end <= self._end:
             self._start = end
             return bytes(self._buffer[start:end])
-        return b"".join(self.pieces(count, copied=True))
+        return b"".join(map(bytes, self._as_they_come(count)))
 
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
         """The next bytes, as `layout` says. Raises ConnectionOver or PeerTooSlow."""
@@ -56,15 +61,22 @@ class Stream:
             return layout.unpack_from(self._buffer, start)
         return layout.unpack(self.read(layout.size))
 
-    def pieces(self, count: int, copied: bool = False) -> Iterator[memoryview | bytes]:
-        """`count` bytes as they come, without copying them unless that is wanted."""
+    def pieces(self, count: int) -> Iterable[memoryview]:
+        """`count` bytes as they come, without copying them."""
+        start, end = self._start, self._start + count
+        if end <= self._end:
+            self._start = end
+            return (self._view[start:end],)
+        return self._as_they_come(count)
+
+    def _as_they_come(self, count: int) -> Iterator[memoryview]:
         while count:
             if self._start == self._end:
                 self._refill()
             piece = self._view[self._start : min(self._end, self._start + count)]
             self._start += len(piece)
             count -= len(piece)
-            yield bytes(piece) if copied else piece
+            yield piece
 
     def send(self, data: bytes) -> None:
         """All of it before the deadline. Raises ConnectionOver or PeerTooSlow."""
@@ -111,6 +123,9 @@ class Stream:
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def _left_s(self) -> float:
-        if (left_s := self.deadline - time.monotonic()) <= 0:
+        now = time.monotonic()
+        if self._allowed_s:
+            self.deadline, self._allowed_s = now + self._allowed_s, 0.0
+        if (left_s := self.deadline - now) <= 0:
             raise PeerTooSlow
         return left_s

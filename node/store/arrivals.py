@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -102,11 +101,12 @@ UNKNOWN = Known(False, None, "", None)
 
 @dataclass(frozen=True)
 class NewInstance:
-    """An instance that came, where it lies, and over which association."""
+    """An instance that came, where it lies, over which association, and when (UNIX seconds)."""
 
     instance: Instance
     file: StoredFile
     association_id: str
+    received_at: float
 
 
 class _RacedError(Exception):
@@ -150,6 +150,18 @@ class Arrivals:
         with reading(self._engine) as connection:
             query = select(associations.c.listener).where(associations.c.closed_at.is_(None)).distinct()
             return set(connection.execute(query).scalars())
+
+    def carried_by(self, listener: str) -> list[tuple[str, str, str]]:
+        """(association, study, series) of what a listener has open and an instance of which is recorded."""
+        query = (
+            select(associations.c.id, series.c.study_instance_uid, series.c.series_instance_uid)
+            .join(instances, instances.c.association_id == associations.c.id)
+            .join(series, series.c.series_instance_uid == instances.c.series_instance_uid)
+            .where(associations.c.listener == listener, associations.c.closed_at.is_(None))
+            .distinct()
+        )
+        with reading(self._engine) as connection:
+            return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
     def close_associations_of(self, listener: str, now: float) -> None:
         """A listener died: what it had open is over."""
@@ -204,14 +216,15 @@ class Arrivals:
                 continue
         raise TransientError(f"instance {instance.sop_instance_uid}: others keep changing its record")
 
-    def record_new(self, news: Sequence[NewInstance], now: float, most_in_series: int) -> bool:
+    def record_new(self, news: Sequence[NewInstance], most_in_series: int) -> bool:
         """Record instances that nobody has seen, of series that are arriving already, in one transaction.
 
         False when one of them is not of that kind; then nothing is recorded, and `record` sees to each.
         On SQLite the last of these may be lost with the power, but not the files: the scan at the next
         start records those again.
         """
-        rows = [_instance_values(n.instance, n.file, n.association_id, now) for n in news]
+        rows = [_row_of(new) for new in news]
+        now = max(new.received_at for new in news)
         of_series: dict[str, int] = {}
         for new in news:
             uid = new.instance.series_instance_uid
@@ -224,7 +237,7 @@ class Arrivals:
                 _expect_one(run(_COUNT_MORE, {"uid": uid, "more": more, **bounds}))
             for uid in of_study:
                 _expect_one(run(_SEE_STUDY, {"uid": uid, "now": now}))
-            run.many(_INSERT_INSTANCE, [row | {"header": json.dumps(row["header"])} for row in rows])
+            run.many(_INSERT_INSTANCE, rows)
             return True
 
         try:
@@ -351,18 +364,23 @@ def _instance_row(connection: Connection, sop_uid: str) -> Row | None:
     return connection.execute(_INSTANCE, {"uid": sop_uid}).first()
 
 
-def _instance_values(instance: Instance, file: StoredFile, association_id: str, now: float) -> dict[str, Any]:
+def _row_of(new: NewInstance) -> dict[str, Any]:
+    """As the driver takes it."""
     return {
-        "sop_instance_uid": instance.sop_instance_uid,
-        "series_instance_uid": instance.series_instance_uid,
-        "association_id": association_id,
-        "path": file.path,
-        "size_bytes": file.size_bytes,
-        "sha256": file.fingerprint,
-        "header": instance.to_json(),
-        "received_at": now,
-        "held_by": file.held_by,
+        "sop_instance_uid": new.instance.sop_instance_uid,
+        "series_instance_uid": new.instance.series_instance_uid,
+        "association_id": new.association_id,
+        "path": new.file.path,
+        "size_bytes": new.file.size_bytes,
+        "sha256": new.file.fingerprint,
+        "header": new.instance.to_json_text(),
+        "received_at": new.received_at,
+        "held_by": new.file.held_by,
     }
+
+
+def _instance_values(instance: Instance, file: StoredFile, association_id: str, now: float) -> dict[str, Any]:
+    return _row_of(NewInstance(instance, file, association_id, now)) | {"header": instance.to_json()}
 
 
 def _expect_one(count: int) -> None:

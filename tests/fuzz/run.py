@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import atheris  # type: ignore[import-not-found]
@@ -76,12 +76,15 @@ class Echoing:
     def established(self, association: Association) -> None:
         self.association = association
 
-    def fragment(self, context_id: int, control: int, pieces: Iterator[memoryview | bytes]) -> None:
+    def fragment(self, context_id: int, control: int, pieces: Iterable[memoryview | bytes]) -> None:
         assert self.association is not None
         self._conversation.fragment(self.association, context_id, control, pieces)
 
     def before_refill(self) -> None:
         self._conversation.flush()
+
+    def releasing(self) -> None:
+        pass
 
     def ended(self, released: bool) -> None:
         self._conversation.abandon()

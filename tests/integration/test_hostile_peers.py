@@ -28,6 +28,7 @@ from node.domain.errors import PermanentError
 from node.domain.instance import Instance
 from node.filemeta import file_head
 from node.intake import Intake
+from node.recorder import LATER_S
 from node.scp import listener_of, open_socket
 from node.settings import Destination, Scp, Settings, Tls
 from node.spool import Spool
@@ -56,9 +57,8 @@ class Node:
         self.records: Records = open_records(self.settings)
         self.spool = Spool(folder / "spool")
         listening = open_socket(self.settings.scp)
-        self.listener = listener_of(
-            self.settings, self.records, Intake(self.spool, self.records, time.time, self.settings.scp)
-        )
+        intake = Intake(self.spool, self.records, time.time, self.settings.scp, LATER_S)
+        self.listener = listener_of(self.settings, self.records, intake)
         self.listener.start(listening)
         stack.callback(self.records.close)
         stack.callback(listening.close)

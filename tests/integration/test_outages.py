@@ -18,6 +18,7 @@ from node.broker import Doorbell, socket_path
 from node.domain.errors import TransientError
 from node.domain.lifecycle import JobState
 from node.liveness import process_name
+from node.recorder import Recorder
 from node.settings import Completeness, Settings
 from node.settle import RING_AGAIN_S, Clock
 from node.spool import Spool
@@ -121,7 +122,7 @@ def test_the_end_of_an_association_is_recorded_once_the_database_is_back(
         really(*told)
         ended.set()
 
-    visit = visits.Visit(records, process_name(), "CT1", "10.0.0.1")
+    visit = visits.Visit(records, Recorder(records.arrivals, 1), process_name(), "CT1", "10.0.0.1")
     assert visit.association_id()
     monkeypatch.setattr(records.arrivals, "close_association", close)
     visit.close(released=True)

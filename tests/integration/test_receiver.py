@@ -231,7 +231,7 @@ class TestSenders:
 
 class TestWork:
     def test_success_is_said_last(self, node: Node, image: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Data on disk, name on disk, record, then the answer, for the first of a series as for others."""
+        """Data on disk, name on disk, record, then the answer; of a later slice the record may follow."""
         done: list[str] = []
 
         def note(owner: Any, name: str, what: str) -> None:
@@ -265,8 +265,9 @@ class TestWork:
         assert done.index("data") < done.index("name") < len(done) - done[::-1].index("folder") - 1
         done.clear()
         assert peer.store(second) == SUCCESS
-        assert done == ["data", "name", "folder", "record", "answer"]
+        assert [what for what in done if what != "record"] == ["data", "name", "folder", "answer"]
         peer.release()
+        assert done.count("record") == 1, "before the release is answered"
 
     def test_an_instance_is_never_held_in_memory(self, node: Node, image: Stored) -> None:
         """200 MiB behind the header of an image."""

@@ -49,6 +49,7 @@ from node.domain.errors import PermanentError, SettingsError, TransientError
 from node.domain.instance import Instance
 from node.filemeta import file_head
 from node.intake import Intake
+from node.recorder import LATER_S
 from node.scp import listener_of, open_socket
 from node.settings import Scp, Settings, Tls
 from node.spool import Spool, SpoolFull
@@ -115,7 +116,8 @@ def start(receiver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             (data_dir / "spool").mkdir(parents=True)
             records, spool = open_records(settings), Spool(data_dir / "spool")
             listening = open_socket(settings.scp)
-            listener = listener_of(settings, records, Intake(spool, records, time.time, settings.scp))
+            intake = Intake(spool, records, time.time, settings.scp, LATER_S)
+            listener = listener_of(settings, records, intake)
             listener.start(listening)
             stack.callback(records.close)
             stack.callback(listening.close)
@@ -797,6 +799,19 @@ class TestProcesses:
             kept = connection.execute(text("SELECT count(*) FROM instances")).scalar()
         assert (outcome, kept) == ("aborted", 1)
         assert [echo(port) for _ in range(10)] == [SUCCESS] * 10
+        assoc.join(5)
+
+    def test_what_a_killed_listener_had_answered_is_recorded_before_its_associations_are_closed(
+        self, prefork: Prefork
+    ) -> None:
+        assoc = associate(prefork.settings.scp.port)
+        slices = ct_series(20, rows=16, name="killed")
+        assert [store(assoc, ds) for ds in slices] == [SUCCESS] * 20
+        (busy,) = _listeners_that_served(prefork)
+        next(p for p in prefork.listeners() if busy.endswith(f":{p.pid}")).kill()
+        eventually(lambda: prefork.records.arrivals.open_listeners() == set(), 40)
+        gathered = prefork.records.decisions.gather(str(slices[0].SeriesInstanceUID))
+        assert (len(gathered.instances), gathered.aborted) == (20, True)
         assoc.join(5)
 
     def test_the_whole_listener_ends_on_sigterm_and_leaves_no_process(self, prefork: Prefork) -> None:
