@@ -166,8 +166,7 @@ class Canary:
             if self._records.held.is_held(row["study_instance_uid"]):
                 continue  # its images are still on their way into the bucket
             removal = self._records.keeping.begin_canary(row["study_instance_uid"], time.time())
-            for path in removal.paths:
-                self._spool.remove(path)
+            self._spool.remove(*removal.paths)
             self._records.keeping.finish(removal, time.time())
             self._records.canaries.remove(row["id"])
 

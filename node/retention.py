@@ -108,8 +108,7 @@ class Retention:
         return [file.path for file in found if file.path.endswith(".dcm") and _at_rest(file, now)]
 
     def _delete(self, removal: Removal) -> None:
-        for path in removal.paths:
-            self._spool.remove(path)
+        self._spool.remove(*removal.paths)
         self._keeping.finish(removal, time.time())
         text = "removed %d files (%.1f MB) of study %s, whose results were delivered: %s"
         reasons = {"age": "spool.keep_days", "watermark": "spool.high_watermark", "canary": "canary.keep"}

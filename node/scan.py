@@ -139,7 +139,7 @@ class Scan:
             log.warning("%s of series %s is adopted (%s)", uid, instance.series_instance_uid, outcome.value)
             return Fate.ADOPTED if outcome in (Recorded.NEW, Recorded.SAME) else Fate.KEPT
         if known.own or known.file is None:
-            self._depot.delete(found.path)
+            self._depot.delete([found.path])
             return Fate.DUPLICATE
         if known.file.path == found.path:  # recorded since the batch was asked for
             return Fate.RECORDED
@@ -148,7 +148,7 @@ class Scan:
         if self._is_lost(known.file):
             self._records.keeping.repoint(uid, known.file.path, found.path, self.held_by)
             return Fate.ADOPTED
-        self._depot.delete(found.path)
+        self._depot.delete([found.path])
         return Fate.DUPLICATE
 
     def _is_lost(self, file: StoredFile) -> bool:
@@ -180,7 +180,7 @@ class Scan:
     def _of_no_use(self, file: Entry, state: JobState | None) -> str:
         if file.modified_at > self._now() - AT_REST_S or state not in OVER:
             return Fate.AT_WORK
-        self._depot.delete(file.path)
+        self._depot.delete([file.path])
         return Fate.LEFTOVER
 
     def _missing(self) -> Iterator[str]:

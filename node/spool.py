@@ -152,9 +152,9 @@ class Spool:
         """A file that grows while it is received. Raises SpoolFull when there is no room."""
         return Part(self)
 
-    def remove(self, path: str) -> int:
-        """Delete a file wherever it is kept. Returns its bytes, 0 if it was not there. Raises OutOfReach."""
-        return self.depot.delete(path)
+    def remove(self, *paths: str) -> int:
+        """Delete files wherever they are kept. Returns their bytes. Raises OutOfReach."""
+        return self.depot.delete(paths)
 
     def discard(self, path: str) -> int:
         """Delete a file of this disk and the folders it leaves empty. Returns its bytes, 0 without any."""

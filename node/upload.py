@@ -57,7 +57,9 @@ class Uploader:
 
     def standing(self) -> dict[str, Any]:
         """For the heartbeat."""
-        return {"disk": self._depot.disk} | ({"trouble": self.trouble} if self.trouble else {})
+        room = self._spool.free_bytes() - self._spool.reserve_bytes
+        said = {"disk": self._depot.disk, "room_bytes": room}
+        return said | ({"trouble": self.trouble} if self.trouble else {})
 
     def round(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Upload the oldest of what waits. Returns how many files every machine finds by now.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from node.settings import Bucket
+from tests.certificates import Certificate
 from tests.peers import eventually, missing
 from tests.ports import free_port
 
@@ -30,18 +31,19 @@ GONE, BACK = signal.SIGUSR1, signal.SIGUSR2
 class S3Server:
     """One server with one bucket."""
 
-    def __init__(self, log: Path, **environment: str) -> None:
+    def __init__(self, log: Path, tls: Certificate | None = None) -> None:
+        """With `tls` it is moto's own program, which cannot go away and come back."""
         if find_spec("moto") is None or find_spec("boto3") is None:
             missing("moto and boto3 are not installed: pip install 'ichnode[s3,dev]'")
         self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self._ca = tls.cert if tls else None
+        command = [sys.executable, "-m", "tests.s3", str(self.port)]
+        if tls:
+            options = ["--port", str(self.port), "--ssl", "--ssl-cert", tls.cert, "--ssl-key", tls.key]
+            command = [sys.executable, "-m", "moto.server", *options]
         with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.s3", str(self.port)],
-                env={**os.environ, **environment},
-                stdout=stream,
-                stderr=stream,
-            )
+            self.process = subprocess.Popen(command, stdout=stream, stderr=stream)
         eventually(self._answers, 60)
         self.client.create_bucket(Bucket=NAME)
 
@@ -58,7 +60,8 @@ class S3Server:
         import boto3
 
         keys = {key.lower(): value for key, value in KEYS.items()}
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **keys)
+        where = {"endpoint_url": self.endpoint, "region_name": "us-east-1", "verify": self._ca}
+        return boto3.client("s3", **where, **keys)
 
     def settings(self, **more: Any) -> Bucket:
         """`[spool.s3]` of a node that uses it; the keys stand in the environment."""
@@ -93,7 +96,7 @@ class S3Server:
 
         assert self.process.poll() is None, "the S3 server ended"
         with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{self.endpoint}/moto-api/data.json", timeout=10).ok
+            return requests.get(f"{self.endpoint}/moto-api/data.json", timeout=10, verify=self._ca).ok
         return False
 
 

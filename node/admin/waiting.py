@@ -20,10 +20,17 @@ class Waiting:
     """What keeps uploaders from it, as they say."""
     age_s: float
     """Of the oldest; 0: nothing waits."""
+    room_bytes: dict[str, int]
+    """What the disk of each listener still takes, by its name."""
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        """Disks that take nothing more."""
+        return tuple(name for name, room in self.room_bytes.items() if room <= 0)
 
     @property
     def is_late(self) -> bool:
-        return self.age_s > LATE_S or bool(self.troubles)
+        return self.age_s > LATE_S or bool(self.troubles or self.full)
 
     @property
     def instances(self) -> int:
@@ -38,6 +45,7 @@ class Waiting:
         ]
         if len(self.disks) > FEW:
             parts.append(f"more on {len(self.disks) - FEW} other disks")
+        parts += [f"the disk {name} is full: nothing is accepted there" for name in self.full]
         hint = "is `ichnode listen` running on its machine?" if self.age_s > LATE_S else ""
         return "; ".join([*parts, *(self.troubles or ((hint,) if hint else ()))])
 
@@ -45,9 +53,11 @@ class Waiting:
 def uploading(records: Records, now: float) -> Waiting:
     """How it stands. Raises TransientError when the database is away."""
     disks = tuple(records.held.disks())
-    alive = (p for p in records.views.processes(now) if p["role"] == "upload" and p["alive"])
-    troubles = dict.fromkeys(str(p["detail"]["trouble"]) for p in alive if p["detail"].get("trouble"))
-    return Waiting(disks, tuple(troubles), max((now - disk.oldest_at for disk in disks), default=0.0))
+    said = [p["detail"] for p in records.views.processes(now) if p["role"] == "upload" and p["alive"]]
+    troubles = dict.fromkeys(str(one["trouble"]) for one in said if one.get("trouble"))
+    room = {str(one["disk"]): int(one["room_bytes"]) for one in said if "room_bytes" in one}
+    age_s = max((now - disk.oldest_at for disk in disks), default=0.0)
+    return Waiting(disks, tuple(troubles), age_s, room)
 
 
 def _span(seconds: float) -> str:

@@ -35,9 +35,9 @@ DIGEST = "xxh3-128"
 CHUNK_BYTES = 2**20
 TRIES = 2
 """At a transfer that breaks off, or whose digest is wrong; boto3 tries a request itself before that."""
-REQUESTS = 3
+REQUESTS = 2
 LISTED_AT_ONCE = 1000
-LEFT_ALONE_S = 3.0
+LEFT_ALONE_S = 5.0
 """After a failure nobody asks again for so long: those who wait for it are told at once."""
 GONE = ("NoSuchKey", "404", "NotFound")
 NEXT_STEP = {
@@ -51,6 +51,11 @@ NEXT_STEP = {
     "PermanentRedirect": "set spool.s3.region to that of the bucket",
     "AuthorizationHeaderMalformed": "set spool.s3.region to that of the bucket",
 }
+UNREACHED = {
+    "Credential": "look at spool.s3.access_key and secret_key",
+    "SSL": "look at spool.s3.ca, and at the certificate that it shows",
+}
+"""By a part of the error's name."""
 
 
 def require_installed() -> None:
@@ -193,9 +198,8 @@ class S3:
             raise self._away(str(error)) from error
         except BotoCoreError as error:
             kind = type(error).__name__
-            step = (
-                "look at spool.s3.access_key" if "Credential" in kind else "is it running, is endpoint right?"
-            )
+            steps = (step for words, step in UNREACHED.items() if words in kind)
+            step = next(steps, "is it running, and is spool.s3.endpoint right?")
             raise self._away(f"{self.name} cannot be reached ({kind}); {step}") from error
 
     def _away(self, text: str) -> OutOfReach:

@@ -40,8 +40,8 @@ class Depot(Protocol):
     def missing(self, paths: Sequence[str]) -> set[str]:
         """Those of which there is no file."""
 
-    def delete(self, path: str) -> int:
-        """Returns its bytes as far as they are known here; 0 where it was not there."""
+    def delete(self, paths: Sequence[str]) -> int:
+        """Returns their bytes as far as they are known here. What was not there is no matter."""
 
     def files(self, folder: str) -> Iterator[Entry]:
         """Every finished file below a folder, in the order of paths or folder by folder."""

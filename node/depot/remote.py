@@ -84,10 +84,11 @@ class RemoteDepot:
             left -= {entry.path for entry in self.bucket.list(folder)}
         return left
 
-    def delete(self, path: str) -> int:
+    def delete(self, paths: Sequence[str]) -> int:
         """In the bucket first: while that is away, nothing else goes either."""
-        self.bucket.delete(path)
-        return max(self._copies.drop(path), self._local.discard(path))
+        with ThreadPoolExecutor(self._transfers) as pool:
+            list(pool.map(self.bucket.delete, paths))
+        return sum(max(self._copies.drop(path), self._local.discard(path)) for path in paths)
 
     def files(self, folder: str) -> Iterator[Entry]:
         return self.bucket.list(folder)

@@ -50,8 +50,8 @@ class SharedVolume:
     def missing(self, paths: Sequence[str]) -> set[str]:
         return {path for path in paths if self._local.size_here(path) is None}
 
-    def delete(self, path: str) -> int:
-        return self._local.discard(path)
+    def delete(self, paths: Sequence[str]) -> int:
+        return sum(self._local.discard(path) for path in paths)
 
     def files(self, folder: str) -> Iterator[Entry]:
         return files_below(self._local.root, folder)

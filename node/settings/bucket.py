@@ -49,7 +49,7 @@ class Bucket(Section):
     @field_validator("prefix")
     @classmethod
     def _is_a_folder(cls, prefix: str) -> str:
-        if not re.fullmatch(r"([A-Za-z0-9_.-]+/)*", prefix):
+        if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*", prefix):
             raise ValueError(f"{prefix!r} is no prefix: write letters and digits that end with /, or nothing")
         return prefix
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from node.admin.roles import prepare
 from node.depot.bucket import DIGEST, S3
 from node.depot.copies import IN_USE_S, PRESSED_S, STALE_S, Copies, Copy, surplus
 from node.depot.remote import RemoteDepot, name_of_disk
 from node.domain.errors import OutOfReach, PermanentError, SettingsError
-from node.settings import Bucket, Settings
+from node.settings import Bucket, Scp, Settings
 from node.settings import Spool as SpoolSettings
 from node.spool import Spool, spool_of
+from tests.certificates import make_certificate
 from tests.s3 import KEYS, NAME, S3Server
 
 PATH = "results/1/1/maps.npz"
@@ -196,6 +198,42 @@ class TestAway:
         given = bucket._client._request_signer._credentials
         assert (given.access_key, given.secret_key) == ("AKIAFILE", "a secret of a file")
         assert "secret of" not in repr(settings)
+
+
+class TestTls:
+    def test_it_is_trusted_by_its_own_authority_and_by_no_other(self, tmp_path: Path) -> None:
+        made = make_certificate(tmp_path, "s3")
+        server = S3Server(tmp_path / "log", made)
+        try:
+            machine(server, tmp_path / "a", ca=made.cert).write(PATH, (b"abc",))
+            assert server.stored() == [f"ichnode/{PATH}"]
+            other = make_certificate(tmp_path, "other")
+            for ca in (other.cert, ""):
+                with pytest.raises(OutOfReach, match=r"SSLError.*spool\.s3\.ca"):
+                    machine(server, tmp_path / "b", ca=ca).fetch([PATH])
+        finally:
+            server.stop()
+
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ({"endpoint": "http://minio:9000"}, "travel in the open"),
+            ({"endpoint": "minio:9000"}, "write https://host:port"),
+            ({"bucket": "", "region": "x"}, "region without a bucket"),
+            ({"bucket": "Not_A_Name"}, "no name of a bucket"),
+            ({"prefix": "../"}, "no prefix"),
+            ({"prefix": "ichnode"}, "end with /"),
+            ({"access_key": "AKIA123"}, "pattern"),
+            ({"access_key": "env:A"}, "go together"),
+        ],
+    )
+    def test_settings_that_say_nothing_good_are_refused(self, wrong: dict[str, str], words: str) -> None:
+        with pytest.raises(ValidationError, match=words):
+            Bucket(**{"bucket": NAME, **wrong})
+
+    def test_an_object_that_no_put_takes_is_refused_at_the_door(self) -> None:
+        with pytest.raises(ValidationError, match="no bucket takes in one PUT"):
+            Settings(scp=Scp(max_instance_mb=6000), spool=SpoolSettings(s3=Bucket(bucket=NAME)))
 
 
 class TestPermissions:

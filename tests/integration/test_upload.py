@@ -43,6 +43,7 @@ from tests.integration.test_housekeeping import Place
 from tests.integration.test_unusual_series import Bell
 from tests.s3 import KEYS, NAME, S3Server
 from tests.scanned import Threshold, scan
+from tests.site import browser
 from workers.tasks import Worker
 
 MAKE_CLIENT = bucket._client
@@ -480,6 +481,29 @@ class TestSeen:
         pair.here.upload()
         assert pictures.slice(stack, 0, False, False) != not_yet, "that it was out of reach is not kept"
         assert pair.there.copies() == [stack.slices[0].path]
+
+    def test_every_page_says_what_waits_and_why_and_so_do_the_metrics(self, pair: Pair) -> None:
+        client = browser(pair.there.settings, pair.records)
+        pair.here.study("a")
+        trouble = "bucket b (https://x) cannot be reached (EndpointConnectionError); is it running?"
+        assert "Waits for the bucket" not in client.get("/").text, "for a moment that is as it should be"
+        beat = {"disk": pair.here.disk, "room_bytes": 5 * 10**9, "trouble": trouble}
+        pair.records.views.beat("upload@h:1", "upload", beat, time.time())
+        for page in ("/", "/queue"):
+            text = client.get(page).text
+            assert "Waits for the bucket" in text and "Nothing is lost" in text and trouble in text
+            assert f"3 images of 1 studies are on the disk {pair.here.disk} alone" in text
+        assert f"{pair.here.disk} takes" in client.get("/queue").text
+        metrics = client.get("/metrics").text
+        assert "ichnode_held_images 3" in metrics and "ichnode_upload_ok 0.0" in metrics
+        assert f'ichnode_listener_disk_room_bytes{{disk="{pair.here.disk}"}} 5000000000' in metrics
+        pair.here.upload()
+        pair.records.views.beat("upload@h:1", "upload", {**beat, "trouble": ""}, time.time())
+        assert "Waits for the bucket" not in client.get("/").text
+        pair.records.views.beat(
+            "upload@h:1", "upload", {**beat, "trouble": "", "room_bytes": -1}, time.time()
+        )
+        assert f"the disk {pair.here.disk} is full: nothing is accepted there" in client.get("/").text
 
     def test_the_doctor_tries_the_bucket_and_tells_what_waits(self, pair: Pair, away: S3Server) -> None:
         settings = pair.here.settings.model_copy()

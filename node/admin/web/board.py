@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from node.admin.waiting import uploading
 from node.admin.web import plots, readers, words
 from node.admin.web.site import Site
 from node.domain.lifecycle import AlertState, DeliveryState
@@ -48,6 +49,7 @@ def gather(site: Site, now: float) -> Row:
         "hours": plots.by_hour(console.times(now - DAY_S), now),
         "incidents": records.incidents.since(now - INCIDENT_DAYS * DAY_S)[:SHOWN],
         "incident_days": INCIDENT_DAYS,
+        "uploads": uploading(records, now) if settings.spool.s3.wanted else None,
         "disk": disk(site, now),
         **readers.gather(site),
         "shown": SHOWN,
@@ -77,17 +79,19 @@ def commitment_due(site: Site, now: float) -> dict[str, float]:
 
 
 def disk(site: Site, now: float) -> Row:
-    """Room in data_dir, what came in a day, and how long the room lasts at that rate."""
+    """Room in data_dir, what came in a day, and how long the room lasts at that rate: for ever with a bucket."""
     usage = shutil.disk_usage(site.spool.root)
     reserve = site.settings.spool.reserve_mb * 2**20
     daily = site.records.console.bytes_since(now - DAY_S)
+    stays = 0 if site.settings.spool.s3.wanted else daily
     left = max(usage.free - reserve, 0)
     return {
         "total": usage.total,
         "free": usage.free,
         "reserve": reserve,
         "daily": daily,
-        "lasts_s": left / daily * DAY_S if daily else None,
+        "stays": stays,
+        "lasts_s": left / stays * DAY_S if stays else None,
         "full": usage.free <= reserve,
     }
 

@@ -125,25 +125,10 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     yield "disk_free_bytes", "Free space on the volume of data_dir.", [("", {}, disk["free"])]
     yield (
         "disk_bytes_last_day",
-        "Bytes received and made within the last 24 hours.",
-        [("", {}, disk["daily"])],
+        "Bytes received and made within the last 24 hours that stay on that volume.",
+        [("", {}, disk["stays"])],
     )
-    waiting_images = uploading(site.records, now)
-    yield (
-        "held_images",
-        "Images on the disk of one machine alone, not in the bucket yet.",
-        [("", {}, waiting_images.instances)],
-    )
-    yield (
-        "held_oldest_seconds",
-        "How long the oldest of them has waited; 0: none.",
-        [("", {}, waiting_images.age_s)],
-    )
-    yield (
-        "upload_ok",
-        "0 while an uploader cannot use the bucket.",
-        [("", {}, float(not waiting_images.troubles))],
-    )
+    yield from _upload(site, now)
     gaps, archives = site.records.gaps, [a.name for a in site.settings.archive]
     missing: list[Sample] = [
         ("", {"archive": archive, "kind": kind}, count) for (archive, kind), count in gaps.counts().items()
@@ -177,6 +162,19 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         "1 where an admin paused it.",
         [("", {"what": w}, float(n in paused)) for n, w in stand.items()],
     )
+
+
+def _upload(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
+    """Where machines share a bucket in place of a volume; without one nothing ever waits for it."""
+    waiting = uploading(site.records, now)
+    held = "Images on the disk of one machine alone, not in the bucket yet."
+    yield "held_images", held, [("", {}, waiting.instances)]
+    yield "held_oldest_seconds", "How long the oldest of them has waited; 0: none.", [("", {}, waiting.age_s)]
+    fine = float(not waiting.troubles)
+    yield "upload_ok", "0 while an uploader cannot use the bucket.", [("", {}, fine)]
+    room: list[Sample] = [("", {"disk": name}, max(left, 0)) for name, left in waiting.room_bytes.items()]
+    if room:
+        yield "listener_disk_room_bytes", "What the disk of a listener takes beyond its reserve.", room
 
 
 def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
