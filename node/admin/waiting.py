@@ -39,7 +39,7 @@ class Waiting:
     def words(self, now: float) -> str:
         """What waits where, since when and why."""
         parts = [
-            f"{disk.instances} images of {disk.studies} studies are on the disk {disk.name} alone, "
+            f"{disk.instances} images of {_studies(disk.studies)} are on the disk {disk.name} alone, "
             f"the oldest for {_span(now - disk.oldest_at)}"
             for disk in self.disks[:FEW]
         ]
@@ -58,6 +58,10 @@ def uploading(records: Records, now: float) -> Waiting:
     room = {str(one["disk"]): int(one["room_bytes"]) for one in said if "room_bytes" in one}
     age_s = max((now - disk.oldest_at for disk in disks), default=0.0)
     return Waiting(disks, tuple(troubles), age_s, room)
+
+
+def _studies(count: int) -> str:
+    return "1 study" if count == 1 else f"{count} studies"
 
 
 def _span(seconds: float) -> str:

@@ -37,9 +37,7 @@ class Disk:
 
 def is_held(series_uid: ColumnElement[str], by_others_than: str | None = None) -> ColumnElement[bool]:
     """Of a series: some file of it is on one disk alone; on another one than that, where one is named."""
-    held: list[ColumnElement[bool]] = [
-        instances.c.held_by.is_not(None)
-    ]  # said in any case: there is an index of these alone
+    held: list[ColumnElement[bool]] = [instances.c.held_by.is_not(None)]  # there is an index of these alone
     if by_others_than is not None:
         held.append(instances.c.held_by != by_others_than)
     return exists().where(instances.c.series_instance_uid == series_uid, *held).correlate_except(instances)

@@ -260,7 +260,7 @@ class TestAway:
         waiting = uploading(pair.records, now)
         words = waiting.words(now)
         assert waiting.is_late and trouble in words
-        assert f"3 images of 1 studies are on the disk {pair.here.disk} alone, the oldest for 5 s" in words
+        assert f"3 images of 1 study are on the disk {pair.here.disk} alone, the oldest for 5 s" in words
         late = uploading(pair.records, pair.here.now + LATE_S + 1)
         assert late.is_late and late.instances == 3
 
@@ -491,8 +491,8 @@ class TestSeen:
         pair.records.views.beat("upload@h:1", "upload", beat, time.time())
         for page in ("/", "/queue"):
             text = client.get(page).text
-            assert "Waits for the bucket" in text and "Nothing is lost" in text and trouble in text
-            assert f"3 images of 1 studies are on the disk {pair.here.disk} alone" in text
+            assert "Waits for the bucket" in text and "nothing is lost" in text and trouble in text
+            assert f"3 images of 1 study are on the disk {pair.here.disk} alone" in text
         assert f"{pair.here.disk} takes" in client.get("/queue").text
         metrics = client.get("/metrics").text
         assert "ichnode_held_images 3" in metrics and "ichnode_upload_ok 0.0" in metrics
@@ -518,7 +518,7 @@ class TestSeen:
         assert doctor._upload(settings) == "everything received is in the bucket"
         pair.here.now -= LATE_S + 5
         pair.here.study("a")
-        with pytest.raises(PermanentError, match="3 images of 1 studies are on the disk"):
+        with pytest.raises(PermanentError, match="3 images of 1 study are on the disk"):
             doctor._upload(settings)
         away.go_away()
         check = doctor._check("bucket", lambda: doctor._bucket(settings))

@@ -79,7 +79,7 @@ def commitment_due(site: Site, now: float) -> dict[str, float]:
 
 
 def disk(site: Site, now: float) -> Row:
-    """Room in data_dir, what came in a day, and how long the room lasts at that rate: for ever with a bucket."""
+    """Room in data_dir, what came in a day, and how long the room lasts so; with a bucket, for ever."""
     usage = shutil.disk_usage(site.spool.root)
     reserve = site.settings.spool.reserve_mb * 2**20
     daily = site.records.console.bytes_since(now - DAY_S)
