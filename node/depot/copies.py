@@ -22,6 +22,8 @@ PRESSED_S = 60.0
 STALE_S = 24 * 3600.0
 """What nobody asked for in a day goes: it may be of a study that was removed."""
 TRIM_EVERY_S = 15.0
+FOLDER_RACES = 20
+"""An empty folder may be taken away as soon as it is made."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,23 @@ class Copies:
             return None
         return file
 
+    def share(self, file: Path, path: str) -> Path | None:
+        """A file of the same volume, under a name that stays when that of `file` goes; None without it."""
+        target = self.root / path
+        while file.exists():
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            try:
+                target.hardlink_to(file)
+            except FileNotFoundError:  # it, or the folder, was taken away meanwhile
+                continue
+            except FileExistsError:
+                pass
+            except OSError:  # a volume that knows no second name
+                return file
+            if copy := self.find(path):
+                return copy
+        return self.find(path)
+
     def part(self, path: str) -> Path:
         """A name for a copy that is being made; its folder is there."""
         file = self.root / path
@@ -72,7 +91,7 @@ class Copies:
     def take(self, made: Path, path: str) -> Path:
         """A finished file of the same volume becomes the copy of `path`."""
         file = self.root / path
-        for _ in range(20):  # an empty folder may be taken away as soon as it is made
+        for _ in range(FOLDER_RACES):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             with suppress(FileNotFoundError):
                 os.utime(made)
@@ -100,10 +119,15 @@ class Copies:
         entries = files_below(self.root, "")
         copies = (Copy(e.path, e.size_bytes, e.modified_at) for e in entries)
         going = surplus(copies, self._most_bytes, self.is_pressed(), now)
-        for copy in going:
-            self.drop(copy.path)
         self._drop_parts(now)
-        return len(going)
+        return sum(self._drop_unused(copy) for copy in going)
+
+    def _drop_unused(self, copy: Copy) -> bool:
+        """Unless somebody asked for it since it was looked at."""
+        with suppress(FileNotFoundError):
+            if (self.root / copy.path).stat().st_mtime == copy.used_at:
+                return self.drop(copy.path) > 0
+        return False
 
     def _drop_parts(self, now: float) -> None:
         """What a crash left half made."""

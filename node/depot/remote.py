@@ -108,8 +108,8 @@ class RemoteDepot:
         return self._copies.trim()
 
     def _at_hand(self, path: str) -> Path | None:
-        file = self._local.root / path
-        return file if file.exists() else self._copies.find(path)
+        """Always among the copies: what was received here is moved there while somebody reads it."""
+        return self._copies.find(path) or self._copies.share(self._local.root / path, path)
 
     def _fetch(self, path: str) -> Path:
         try:

@@ -313,6 +313,22 @@ class TestCopies:
         assert copies.trim(time.time()) == 1
         assert not (tmp_path / "a" / "b").exists() and (tmp_path / "a" / "c" / "new").exists()
 
+    def test_one_that_is_asked_for_while_others_go_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copies = Copies(tmp_path, 0, lambda: False)
+        part = copies.part("a/x")
+        part.write_bytes(b"x")
+        os.utime(copies.take(part, "a/x"), (NOW, NOW))
+
+        def meanwhile(*args: Any) -> list[Copy]:
+            going = surplus(*args)
+            assert copies.find("a/x")
+            return going
+
+        monkeypatch.setattr("node.depot.copies.surplus", meanwhile)
+        assert copies.trim(time.time()) == 0 and (tmp_path / "a" / "x").exists()
+
     def test_parts_that_a_crash_left_go(self, tmp_path: Path) -> None:
         copies = Copies(tmp_path, 0, lambda: False)
         old, new = copies.part("a/x"), copies.part("a/x")

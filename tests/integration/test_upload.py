@@ -169,6 +169,15 @@ class TestOnItsWay:
         job = pair.here.decided(pair.here.study("a"))
         assert pair.here.takes() == job
 
+    def test_it_reads_on_while_its_files_go_into_the_bucket(self, pair: Pair) -> None:
+        pair.here.study("a")
+        files = pair.here.spool.fetch(pair.here.received())
+        before = [file.read_bytes() for file in files]
+        pair.here.upload()
+        assert pair.here.received() == []
+        assert [file.read_bytes() for file in files] == before
+        assert len(pair.here.copies()) == 3
+
     def test_what_waits_holds_up_no_other_job(self, pair: Pair) -> None:
         pair.here.decided(pair.here.study("a"))
         other = pair.there.decided(pair.there.study("b"))
