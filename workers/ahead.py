@@ -7,6 +7,7 @@ has read it. Anything else is analysed anew. A worker that dies loses its head s
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Shelf:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
+        self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[Source, Finished]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -56,10 +58,11 @@ class Shelf:
 
     def put(self, source: Source, finished: Finished) -> None:
         """The oldest make room; what is larger than all the room is not kept."""
-        self._kept.pop(source.series_instance_uid, None)
-        self._kept[source.series_instance_uid] = source, finished
-        while self._kept and sum(one.size_bytes for _, one in self._kept.values()) > self._most_bytes:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept.pop(source.series_instance_uid, None)
+            self._kept[source.series_instance_uid] = source, finished
+            while self._kept and sum(one.size_bytes for _, one in self._kept.values()) > self._most_bytes:
+                self._kept.popitem(last=False)
 
     def has(self, source: Source) -> bool:
         known = self._kept.get(source.series_instance_uid)
@@ -67,5 +70,6 @@ class Shelf:
 
     def take(self, source: Source) -> Finished | None:
         """What was made of exactly this, or None. What was made of the series before is thrown away."""
-        known = self._kept.pop(source.series_instance_uid, None)
+        with self._lock:
+            known = self._kept.pop(source.series_instance_uid, None)
         return known[1] if known is not None and known[0] == source else None

@@ -34,6 +34,7 @@ from workers.models.contract import (
     require_classification,
     require_probabilities,
 )
+from workers.models.several import Sized, classify_all, prepare
 from workers.volume import Volume
 
 Clock = Callable[[], float]
@@ -74,18 +75,107 @@ def with_prior(analysis: Analysis, prior: Prior) -> Analysis:
 class _Stopwatch:
     """Seconds spent in each named step, each counted from the end of the one before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, before: Mapping[str, float] | None = None) -> None:
+        """`before`: steps that were measured already."""
         self._clock = clock
-        self._began = self._last = clock()
-        self._steps: dict[str, float] = {}
+        self._last = clock()
+        self.steps_s: dict[str, float] = dict(before or {})
 
     def lap(self, name: str) -> None:
         now = self._clock()
-        self._steps[name] = now - self._last
+        self.steps_s[name] = now - self._last
         self._last = now
 
     def timings_s(self) -> dict[str, float]:
-        return {**self._steps, "total": self._last - self._began}
+        return {**self.steps_s, "total": sum(self.steps_s.values())}
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A volume as the networks of a pipeline will see it; `hu` is canonical."""
+
+    volume: Volume
+    pipeline: Pipeline
+    hu: NDArray[np.float32]
+    prepared: Sized
+    timings_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """What is known once the networks have run: `early` is the first word; pictures are still to be made."""
+
+    ready: Ready
+    classification: Classification
+    early: Findings
+    timings_s: Mapping[str, float]
+
+
+def make_ready(volume: Volume, pipeline: Pipeline, clock: Clock = time.perf_counter) -> Ready:
+    """All that comes before the networks, in any thread. Raises PermanentError as the pipeline does."""
+    watch = _Stopwatch(clock)
+    hu = np.ascontiguousarray(volume.canonical())
+    watch.lap("canonical")
+    prepared = prepare(pipeline, hu, volume.spacing_mm)
+    watch.lap("prepare")
+    return Ready(volume, pipeline, hu, prepared, watch.steps_s)
+
+
+def run_networks(ready: Sequence[Ready]) -> list[Classification]:
+    """Of one or of several, which are all for the same pipeline. What is wrong with one is raised for all."""
+    answers = classify_all(ready[0].pipeline, [one.prepared for one in ready])
+    return [require_classification(answer, len(one.hu)) for one, answer in zip(ready, answers, strict=True)]
+
+
+def first_word(
+    ready: Ready, classification: Classification, network_s: float, series_instance_uid: str, revision: int
+) -> Classified:
+    """Classes and priority; `network_s` is how long the networks took.
+
+    Raises PermanentError MODEL_OUTPUT_INVALID.
+    """
+    volume, pipeline = ready.volume, ready.pipeline
+    thresholds = _thresholds(pipeline)
+    slices = volume.slices_from_canonical(classification.slices)
+    classes = _classes(classification.series, slices, thresholds, volume.slices)
+    early = Findings(
+        model=pipeline.identity,
+        series_instance_uid=series_instance_uid,
+        revision=revision,
+        status=Status.ANALYSED,
+        classes=classes,
+        priority=priority(classes, thresholds),
+        warnings=volume.warnings,
+        not_evaluated=tuple(name for name in CLASSES if name not in classes),
+    )
+    return Classified(ready, classification, early, {**ready.timings_s, "classify": network_s})
+
+
+def complete(known: Classified, clock: Clock = time.perf_counter, alert_s: float | None = None) -> Analysis:
+    """The slower steps, after the first word; `alert_s` is how long that took to store."""
+    ready, classification, classes = known.ready, known.classification, known.early.classes
+    volume, pipeline, hu = ready.volume, ready.pipeline, ready.hu
+    watch = _Stopwatch(clock, known.timings_s if alert_s is None else {**known.timings_s, "alert": alert_s})
+    masks, subtypes = _segment(volume, pipeline, hu, classification)
+    watch.lap("segment")
+    explained = _deciding(classes)
+    heat = _heat(pipeline.explain(hu, volume.spacing_mm, classification, explained), len(hu))
+    watch.lap("explain")
+    found = measured(masks, volume, subtypes) if pipeline.draws else None
+    agreement = consistency(classes, found.volume_ml, _beyond_noise(found)) if found else None
+    watch.lap("measure")
+    thresholds = _thresholds(pipeline)
+    slices = volume.slices_from_canonical(classification.slices)
+    findings = replace(
+        known.early,
+        slices=_slices(slices, volume, thresholds),
+        segmentation=found,
+        consistency=agreement,
+        priority=priority(classes, thresholds, agreement),
+        timings_s=watch.timings_s(),
+        warnings=(*volume.warnings, *((EDGE_REACHED,) if reaches_edge(masks) else ())),
+    )
+    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained, subtypes)
 
 
 def analyse(
@@ -102,46 +192,16 @@ def analyse(
     `on_classified` is called with classes and priority as soon as they are known, before the slower steps;
     what it raises ends the analysis. Raises PermanentError MODEL_OUTPUT_INVALID.
     """
-    watch = _Stopwatch(clock)
-    hu, spacing_mm = np.ascontiguousarray(volume.canonical()), volume.spacing_mm
-    watch.lap("canonical")
-    classification = require_classification(pipeline.classify(hu, spacing_mm), len(hu))
-    thresholds = _thresholds(pipeline)
-    slices = volume.slices_from_canonical(classification.slices)
-    classes = _classes(classification.series, slices, thresholds, volume.slices)
-    watch.lap("classify")
-    missing = tuple(name for name in CLASSES if name not in classes)
-    early = Findings(
-        model=pipeline.identity,
-        series_instance_uid=series_instance_uid,
-        revision=revision,
-        status=Status.ANALYSED,
-        classes=classes,
-        priority=priority(classes, thresholds),
-        warnings=volume.warnings,
-        not_evaluated=missing,
-    )
+    ready = make_ready(volume, pipeline, clock)
+    began = clock()
+    (classification,) = run_networks([ready])
+    known = first_word(ready, classification, clock() - began, series_instance_uid, revision)
+    alert_s = None
     if on_classified is not None:
-        on_classified(early)
-        watch.lap("alert")
-    masks, subtypes = _segment(volume, pipeline, hu, classification)
-    watch.lap("segment")
-    explained = _deciding(classes)
-    heat = _heat(pipeline.explain(hu, spacing_mm, classification, explained), len(hu))
-    watch.lap("explain")
-    found = measured(masks, volume, subtypes) if pipeline.draws else None
-    agreement = consistency(classes, found.volume_ml, _beyond_noise(found)) if found else None
-    watch.lap("measure")
-    findings = replace(
-        early,
-        slices=_slices(slices, volume, thresholds),
-        segmentation=found,
-        consistency=agreement,
-        priority=priority(classes, thresholds, agreement),
-        timings_s=watch.timings_s(),
-        warnings=(*volume.warnings, *((EDGE_REACHED,) if reaches_edge(masks) else ())),
-    )
-    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained, subtypes)
+        began = clock()
+        on_classified(known.early)
+        alert_s = clock() - began
+    return complete(known, clock, alert_s)
 
 
 def _beyond_noise(found: SegmentationFinding) -> set[str]:

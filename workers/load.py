@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,23 @@ from workers.volume import Volume, build_volume
 def load_volume(paths: Iterable[str | Path]) -> Volume:
     """The volume in these files. PermanentError FILE_UNREADABLE, FILE_MISSING, or as `build_volume`."""
     return build_volume([read_dataset(path) for path in paths])
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A head as it was read, with what is known of how it was acquired."""
+
+    volume: Volume
+    acquisition: Acquisition
+    load_s: float
+
+
+def load_acquired(paths: Sequence[Path]) -> Loaded:
+    """A series for an analysis. Raises PermanentError as `load_volume` does, and NOT_A_HEAD."""
+    began = time.perf_counter()
+    volume = load_volume(paths)
+    evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
+    return Loaded(volume, acquired(paths, volume, evidence), time.perf_counter() - began)
 
 
 def load_head(paths: Iterable[str | Path]) -> Volume:

@@ -6,16 +6,18 @@ One process, one model; sends nothing. What is found before there is a job is to
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from celery import current_app, shared_task
-from celery.signals import celeryd_after_setup, worker_shutdown
+from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
 
 from node.broker import ANALYSE_TASK, PREPARE_TASK
 from node.domain.announcing import Stage
@@ -29,16 +31,17 @@ from node.maps import Maps, pack
 from node.settings import Settings
 from node.spool import spool_of
 from node.store.jobs import Job, Word
-from node.store.queue import Line
+from node.store.queue import Line, Taken
 from node.store.records import Records, open_records
 from workers.ahead import Finished, Shelf, Source
 from workers.analyse import analyse, with_loading, with_prior
+from workers.backlog import Backlog, Hands, look_ahead
 from workers.giving_up import give_up
-from workers.head import require_head
 from workers.leasing import LEASE_S, leased, watched
-from workers.load import acquired, load_volume
+from workers.load import Loaded, load_acquired
 from workers.models.contract import Pipeline
 from workers.models.device import choose_runtime
+from workers.models.several import Share, busy_s, runs_on_gpu
 from workers.pulse import Pulse
 from workers.selection import load_active, patiently, wish_of
 
@@ -64,6 +67,7 @@ class Worker:
         self.pipeline = pipeline
         self._active = active
         self._following = threading.Lock()
+        self._counting = threading.Lock()
         self.records: Records = open_records(settings)
         self.spool = spool_of(settings)
         self.name = process_name()
@@ -73,10 +77,42 @@ class Worker:
         self.shelf = Shelf(settings.ahead.keep_mb * 2**20)
         self._owed = False
         self._pulse = Pulse(self.records, "worker", self.standing)
+        self._busy = Share()
+        most = look_ahead(settings.worker, runs_on_gpu(pipeline), settings.model.max_attempts)
+        self.backlog = Backlog(self._hands(), settings.worker, most) if most else None
+
+    def _count(self) -> None:
+        with self._counting:
+            self.jobs_done += 1
+
+    def _hands(self) -> Hands:
+        return Hands(
+            pipeline=lambda: self.pipeline,
+            take=self._claim,
+            source=self._source,
+            voxels=lambda job: sum(
+                (one.rows or 0) * (one.columns or 0) * one.frames
+                for one in self.records.decisions.gather(job.series_instance_uid).instances
+            ),
+            load=self._load,
+            leased=self._leased,
+            outcome=self._outcome,
+            watched=lambda job: watched(f"job {job.id}", self.settings.model.timeout_s, TIMEOUT),
+            is_ours=lambda job: self.records.jobs.renew(job.id, self.name, time.time() + LEASE_S),
+            speak=self._speak,
+            store=self._store,
+            give_back=lambda job: self.records.jobs.give_back(job.id, self.name),
+            alone=self._do,
+            done=self._count,
+            is_prepared=self.shelf.has,
+        )
 
     def run(self, rung: int) -> None:
         """Do the job whose turn it is, whichever rang. Every outcome is a state in the database."""
         if not self.follow():
+            return
+        if self.backlog is not None:
+            self.backlog.feed(rung)
             return
         job = self._take(rung)
         if job is None:
@@ -85,18 +121,22 @@ class Worker:
         self._do(job)
 
     def _take(self, rung: int) -> Job | None:
+        taken = self._claim(rung)
+        return taken.job if taken else None
+
+    def _claim(self, rung: int, only_stat: bool = False) -> Taken | None:
         """Claim the job whose turn it is."""
         now = time.time()
         orders = self.settings.orders
         self.spool.require_reach()
-        line = Line(orders.rules, self._owed, orders.only_stat, self.spool.depot.disk)
+        line = Line(orders.rules, self._owed, orders.only_stat or only_stat, self.spool.depot.disk)
         taken = self.records.queue.take(rung, self.name, now + LEASE_S, now, line)
         if taken is None:
             return None
         self._owed = taken.owed
         if taken.turn is not Turn.ROUTINE:
             log.info("job %d goes first: %s", taken.job.id, taken.turn.value)
-        return taken.job
+        return taken
 
     def _do(self, job: Job) -> None:
         with self._held(job):
@@ -105,10 +145,22 @@ class Worker:
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
         """The block works on a claimed job, under a lease; what it raises becomes the job's next state."""
+        with self._outcome(job), self._leased(job, self.settings.model.timeout_s):
+            yield
+        self._count()
+
+    @contextmanager
+    def _leased(self, job: Job, timeout_s: float = math.inf) -> Iterator[None]:
+        """The job stays ours while the block runs; should it hang for longer, this process ends."""
+        renew = self.records.jobs.renew
+        with leased(f"job {job.id}", lambda until: renew(job.id, self.name, until), timeout_s, TIMEOUT):
+            yield
+
+    @contextmanager
+    def _outcome(self, job: Job) -> Iterator[None]:
+        """What the block raises becomes the job's next state."""
         try:
-            renew, timeout_s = self.records.jobs.renew, self.settings.model.timeout_s
-            with leased(f"job {job.id}", lambda until: renew(job.id, self.name, until), timeout_s, TIMEOUT):
-                yield
+            yield
         except PermanentError as error:
             self._fail(job, Reason(error.code, str(error)))
         except OutOfReach as error:
@@ -119,12 +171,13 @@ class Worker:
         except Exception as error:
             log.exception("job %d broke", job.id)
             self._put_back(job, Reason("WORKER_ERROR", f"{type(error).__name__}: {error}"))
-        self.jobs_done += 1
 
     def prepare(self, series_uid: str, revision: int) -> None:
         """Analyse a series that may become a job, unless one waits. What goes wrong, its job will tell."""
         try:
             if not self.settings.ahead.head_start or not self.records.queue.is_empty():
+                return
+            if self.backlog is not None and not self.backlog.is_idle:
                 return
             if not self.follow():
                 return
@@ -179,13 +232,7 @@ class Worker:
 
     def _work(self, source: Source, on_classified: Callable[[Findings], None]) -> Finished:
         """The same for a job and ahead of it: from files to an analysis."""
-        began = time.perf_counter()
-        self.records.held.require_reach(source.series_instance_uid, self.spool.depot.disk)
-        paths = self.spool.fetch(source.paths)
-        volume = load_volume(paths)
-        evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
-        acquisition = acquired(paths, volume, evidence)
-        load_s = time.perf_counter() - began
+        loaded = self._load(source)
         words: list[Findings] = []
 
         def hear(early: Findings) -> None:
@@ -193,13 +240,19 @@ class Worker:
             on_classified(early)
 
         analysis = analyse(
-            volume,
+            loaded.volume,
             self.pipeline,
             series_instance_uid=source.series_instance_uid,
             revision=source.revision,
             on_classified=hear,
         )
-        return Finished(words[0], analysis, acquisition, load_s)
+        return Finished(words[0], analysis, loaded.acquisition, loaded.load_s)
+
+    def _load(self, source: Source) -> Loaded:
+        began = time.perf_counter()
+        self.records.held.require_reach(source.series_instance_uid, self.spool.depot.disk)
+        loaded = load_acquired(self.spool.fetch(source.paths))
+        return replace(loaded, load_s=time.perf_counter() - began)
 
     def _analyse(self, job: Job) -> None:
         began, source = time.perf_counter(), self._source(job)
@@ -280,12 +333,21 @@ class Worker:
             log.warning("whether another model was chosen cannot be told: %s", error)
         identity = self.pipeline.identity
         model = {"model": identity.name, "version": identity.version, "sha256": identity.sha256}
-        return {**model, "jobs_done": self.jobs_done, "jobs_ahead": self.jobs_ahead}
+        done = {"jobs_done": self.jobs_done, "jobs_ahead": self.jobs_ahead}
+        share = self._busy.of(busy_s(self.pipeline), time.monotonic())
+        return {**model, **done, **({} if share is None else {"network_busy": round(share, 3)})}
 
     def start(self) -> None:
         self._pulse.start()
 
+    def stop_taking(self) -> None:
+        """No more jobs: this process is about to end."""
+        if self.backlog is not None:
+            self.backlog.stop_taking()
+
     def stop(self) -> None:
+        if self.backlog is not None:
+            self.backlog.close()
         self._pulse.stop()
 
 
@@ -324,6 +386,12 @@ def _with_its_model(settings: Settings) -> Worker:
         return patiently(records, "worker", load, lambda: active().promoted is not None)
     finally:
         records.close()
+
+
+@worker_shutting_down.connect
+def _stop_taking(**_: Any) -> None:
+    if _worker is not None:
+        _worker.stop_taking()
 
 
 @worker_shutdown.connect

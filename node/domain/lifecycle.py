@@ -37,6 +37,7 @@ class JobEvent(StrEnum):
     CLAIMED = "CLAIMED"
     LEASE_EXPIRED = "LEASE_EXPIRED"
     FAILED_TRANSIENTLY = "FAILED_TRANSIENTLY"
+    GIVEN_BACK = "GIVEN_BACK"  # a worker ends that had not begun with it
     FAILED_FOR_GOOD = "FAILED_FOR_GOOD"
     ANALYSIS_STORED = "ANALYSIS_STORED"
     OBJECTS_STORED = "OBJECTS_STORED"
@@ -134,6 +135,7 @@ JOBS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.RUNNING, JobEvent.ANALYSIS_STORED): JobState.ANALYSED,
     (JobState.RUNNING, JobEvent.LEASE_EXPIRED): JobState.QUEUED,
     (JobState.RUNNING, JobEvent.FAILED_TRANSIENTLY): JobState.QUEUED,
+    (JobState.RUNNING, JobEvent.GIVEN_BACK): JobState.QUEUED,
     (JobState.RUNNING, JobEvent.FAILED_FOR_GOOD): JobState.FAILED,
     (JobState.RUNNING, JobEvent.NEWER_REVISION): JobState.SUPERSEDED,
     (JobState.RUNNING, JobEvent.CANCELLED_BY_ADMIN): JobState.CANCELLED,

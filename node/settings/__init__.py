@@ -30,6 +30,7 @@ from node.settings.shadow import Shadow
 from node.settings.ups import Ups, Watcher
 from node.settings.web import Proxy, Web
 from node.settings.words import words_of
+from node.settings.worker import Worker
 
 __all__ = [
     "DATABASE_FILE",
@@ -69,6 +70,7 @@ __all__ = [
     "Watcher",
     "Web",
     "Webhook",
+    "Worker",
     "WorklistPeer",
     "load",
 ]
@@ -92,6 +94,7 @@ class Settings(Section):
     database: Database = Database()
     broker: Broker = Broker()
     model: Model = Model()
+    worker: Worker = Worker()
     shadow: Shadow = Shadow()
     orders: Orders = Orders()
     ups: Ups = Ups()
@@ -132,6 +135,13 @@ class Settings(Section):
             raise ValueError(
                 f"scp.max_instance_mb is above {LARGEST_PUT_MB}, which no bucket takes in one PUT: lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_in_hand_may_be_lost_once(self) -> Settings:
+        """A worker that dies loses all it has in hand, and nobody knows which of them killed it."""
+        if self.worker.look_ahead not in ("auto", 0) and self.model.max_attempts < 2:
+            raise ValueError("worker.look_ahead needs model.max_attempts of 2 or more")
         return self
 
     @property

@@ -159,6 +159,14 @@ class Jobs:
             )
         )
 
+    def give_back(self, job_id: int, owner: str) -> bool:
+        """RUNNING → QUEUED as if it had never been taken: nothing was begun. Rung at once."""
+        return self._change(
+            _move(job_id, JobEvent.GIVEN_BACK, owner).values(
+                attempts=jobs.c.attempts - 1, lease_owner=None, lease_until=None, rung_at=None
+            )
+        )
+
     def running(self) -> list[Job]:
         with reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.state == JobState.RUNNING)

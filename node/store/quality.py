@@ -191,7 +191,7 @@ def record(
 def outcome(findings: Findings) -> Row:
     """What a model made of a series, as columns; of findings with a priority and the class "any"."""
     taken = findings.timings_s
-    before_masks = [taken[step] for step in ("load", "canonical", "classify") if step in taken]
+    before_masks = [taken[step] for step in ("load", "canonical", "prepare", "classify") if step in taken]
     return {
         "verdict": findings.priority,
         "any_probability": findings.classes["any"].probability,

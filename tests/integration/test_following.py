@@ -17,6 +17,7 @@ from node.domain.choice import Active, Promotion
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from node.domain.lifecycle import JobState
+from node.settings import Model
 from node.store.audit import Actor
 from node.store.pairs import Asked
 from node.store.promotions import Wish
@@ -28,6 +29,8 @@ from tests.scanned import Threshold, scan
 from workers import selection, tasks
 from workers.selection import load_active, patiently
 from workers.shadow import ShadowWorker
+
+ON_CPU = Model(device="cpu")
 
 NEW = ModelIdentity("new", "2", "11" * 32)
 
@@ -131,13 +134,13 @@ class TestLoading:
 
     def test_only_the_very_weights_will_do(self, tmp_path: Path) -> None:
         sidecar, model = make_other_model(tmp_path)
-        assert load_active(self.promoted(sidecar, model), "cpu").identity == model
+        assert load_active(self.promoted(sidecar, model), ON_CPU).identity == model
         other = ModelIdentity("other", "2.0.0", "f" * 64)
         with pytest.raises(PermanentError, match="promoted by anna, has sha256 ffffffffffff…, but"):
-            load_active(self.promoted(sidecar, other), "cpu")
+            load_active(self.promoted(sidecar, other), ON_CPU)
         (tmp_path / "other.safetensors").unlink()
         with pytest.raises(PermanentError, match="promoted by anna, cannot be loaded on this host") as caught:
-            load_active(self.promoted(tmp_path / "gone.json", model), "cpu")
+            load_active(self.promoted(tmp_path / "gone.json", model), ON_CPU)
         assert caught.value.code == "MODEL_REFUSED"
 
     def test_who_waits_for_a_model_says_why_and_goes_on_once_it_is_there(

@@ -343,8 +343,8 @@ def test_the_alarm_comes_before_the_slow_steps() -> None:
 def test_timings_come_from_the_clock_given() -> None:
     seconds = iter(range(100))
     findings = analysed(build_volume(scan()), clock=lambda: float(next(seconds))).findings
-    steps = ("canonical", "classify", "segment", "explain", "measure")
-    assert findings.timings_s == {**dict.fromkeys(steps, 1.0), "total": 5.0}
+    steps = ("canonical", "prepare", "classify", "segment", "explain", "measure")
+    assert findings.timings_s == {**dict.fromkeys(steps, 1.0), "total": 6.0}
 
 
 COUNT = len(HEIGHTS_MM)

@@ -59,6 +59,28 @@ def classify_all(pipeline: Pipeline, prepared: Sequence[Any]) -> list[Classifica
 
 def busy_s(pipeline: Pipeline) -> float | None:
     """For how long its networks were at work since it was loaded; None for one that has no engine."""
-    engines: list[Engine] = getattr(pipeline, "engines", list)()
-    distinct = {id(engine): engine for engine in engines}
-    return sum(engine.busy.seconds() for engine in distinct.values()) if distinct else None
+    engines = _engines(pipeline)
+    return sum(engine.busy.seconds() for engine in engines) if engines else None
+
+
+def runs_on_gpu(pipeline: Pipeline) -> bool:
+    return any(engine.device.type == "cuda" for engine in _engines(pipeline))
+
+
+def _engines(pipeline: Pipeline) -> list[Engine]:
+    found: list[Engine] = getattr(pipeline, "engines", list)()
+    return list({id(engine): engine for engine in found}.values())
+
+
+class Share:
+    """Which share of the time between two looks something was busy."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+
+    def of(self, busy_s: float | None, now_s: float) -> float | None:
+        """0 to 1; None at the first look, and where a new pipeline began to count anew."""
+        last, self._last = self._last, None if busy_s is None else (busy_s, now_s)
+        if busy_s is None or last is None or busy_s < last[0] or now_s <= last[1]:
+            return None
+        return min((busy_s - last[0]) / (now_s - last[1]), 1.0)

@@ -187,6 +187,12 @@ def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         for turn, depth in named.items()
     ]
     yield "queue_oldest_seconds", "How long the oldest of them has waited; 0: none.", oldest
+    busy: list[Sample] = [
+        ("", {"worker": row["process"]}, row["detail"]["network_busy"])
+        for row in site.records.views.processes(now)
+        if row["role"] == "worker" and row["alive"] and "network_busy" in (row["detail"] or {})
+    ]
+    yield "network_busy", "Share of the last seconds in which a worker's networks were at work, 0 to 1.", busy
 
 
 def _models(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
