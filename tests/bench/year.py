@@ -178,6 +178,7 @@ def _analysis(n: int, at: float, priority: Priority | None) -> dict[str, Any]:
         "opinion_by": "anna" if told else None,
         "opinion_at": at + 900 if told else None,
         "sampled_at": at if n % 40 in (0, 7) and not alarm else None,
+        "sampled_by": "anna" if n % 40 in (0, 7) and not alarm else None,
     }
 
 
@@ -248,6 +249,7 @@ def _entry(n: int, at: float) -> dict[str, Any]:
 def _shadow(n: int, at: float, priority: Priority | None) -> dict[str, Any]:
     """As the active model, but for one in 31."""
     alarm = (priority is Priority.STAT) != (n % 31 == 0)
+    failed = n % 999 == 5
     return {
         "job_id": n + 1,
         "study_instance_uid": f"2.25.{n}",
@@ -257,7 +259,9 @@ def _shadow(n: int, at: float, priority: Priority | None) -> dict[str, Any]:
         "model_version": "1",
         "model_sha256": "b" * 64,
         "pipeline": "/models/new.json",
-        "state": "FAILED" if n % 999 == 5 else "DONE",
+        "state": "FAILED" if failed else "DONE",
+        "reason_code": "MODEL_OUTPUT_INVALID" if failed else None,
+        "reason_text": "the class output of the network holds NaN or infinity" if failed else None,
         "attempts": 1,
         "created_at": at + 15,
         "started_at": at + 16,
