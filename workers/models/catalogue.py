@@ -20,7 +20,7 @@ class Entry:
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "default",
-        "Multi-task 2.5-D U-Net and EfficientNet-Lite0: classify, segment and explain on two CPU cores.",
+        "Multi-task 2.5-D U-Net, EfficientNet-Lite0 and the unrolled rim: all it takes, on two CPU cores.",
         WEIGHTS / "default.json",
     ),
 )

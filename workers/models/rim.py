@@ -179,9 +179,14 @@ def _closed(mask: Tensor, reach: int) -> Tensor:
     """Morphological closing (n, 1, r, COLUMNS) along radius and direction; directions go round."""
     side = reach // 4
     wide = torch.cat((mask[..., -2 * side :], mask, mask[..., : 2 * side]), dim=-1)
-    grown = functional.max_pool2d(wide, (2 * reach + 1, 2 * side + 1), 1, (reach, side))
-    shrunk = -functional.max_pool2d(-grown, (2 * reach + 1, 2 * side + 1), 1, (reach, side))
-    return shrunk[..., 2 * side : -2 * side]
+    closed = -_grown(-_grown(wide, reach, side), reach, side)
+    return closed[..., 2 * side : -2 * side]
+
+
+def _grown(mask: Tensor, reach: int, side: int) -> Tensor:
+    """The largest value within so many rows and columns, one after the other, which is much sooner."""
+    tall = functional.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0))
+    return functional.max_pool2d(tall, (1, 2 * side + 1), 1, (0, side))
 
 
 def _grid(centre: Tensor, radius: Tensor, size: int) -> Tensor:

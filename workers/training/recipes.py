@@ -149,11 +149,11 @@ _WINNER = Stage(
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "default",
-        "Ensemble of multitask-phantom, which draws and says more, and efficientnet-3window.",
+        "Ensemble of multitask-phantom, which draws, efficientnet-3window, and rim; all about as loud.",
         family="ensemble",
         size=128,
-        parts=("multitask-phantom", "efficientnet-3window"),
-        weights=(2.0, 1.0),
+        parts=("multitask-phantom", "efficientnet-3window", "rim"),
+        weights=(2.0, 1.0, 2.0),
     ),
     Recipe(
         "multitask-phantom",
