@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from node.depot.contract import Entry
-from node.depot.remote import RemoteDepot
+from node.depot.remote import DISK, RemoteDepot
 from node.depot.volume import SharedVolume
 from node.domain.errors import OutOfReach, SettingsError, TransientError
 from node.domain.instance import Instance
+from node.liveness import process_name
 from node.scan import Fate, Scan, batches, sop_uid_in
 from node.settings import Settings
 from node.spool import INCOMING, OUTGOING, RESULTS, Spool
@@ -100,10 +101,25 @@ class Uploader:
     def _lost(self, file: HeldFile) -> TransientError | None:
         try:
             if self._depot.missing([file.path]):
+                self._require_no_namesake()
                 note_missing(self._records, file)
         except TransientError as error:
             return error
         return None
+
+    def _require_no_namesake(self) -> None:
+        """What is lost here may lie on another machine, whose data_dir is a copy of this one."""
+        mine, now = f"upload@{process_name()}", time.time()
+        for other in self._records.views.processes(now):
+            if (
+                other["alive"]
+                and other["process"] != mine
+                and other["detail"].get("disk") == self._depot.disk
+            ):
+                raise TransientError(
+                    f"{other['process']} calls its disk {self._depot.disk}, too: was a data_dir copied? "
+                    f"Remove {self._spool.root / DISK} on the machine that got the copy"
+                )
 
     def _is_mine(self) -> bool:
         """Whether this process is the one that uploads from this disk; it stays so until it ends."""

@@ -22,7 +22,7 @@ from node.compose import Composer
 from node.depot import bucket
 from node.depot.remote import RemoteDepot
 from node.domain.eligibility import Rules
-from node.domain.errors import OutOfReach, PermanentError, SettingsError
+from node.domain.errors import OutOfReach, PermanentError, SettingsError, TransientError
 from node.domain.findings import Reason
 from node.domain.lifecycle import JobState
 from node.headstart import HeadStart
@@ -230,6 +230,19 @@ class TestOnItsWay:
         (incident,) = pair.records.incidents.latest()
         assert incident["code"] == Code.FILE_MISSING
         assert pair.there.takes() == job, "who reads it says what is missing"
+
+    def test_nothing_is_called_lost_while_another_disk_has_the_same_name(self, pair: Pair) -> None:
+        """A data_dir was copied, and both machines run."""
+        job = pair.here.decided(pair.here.study("a"))
+        lost, *_ = pair.here.received()
+        (pair.here.spool.root / lost).unlink()
+        beat = {"disk": pair.here.disk, "room_bytes": 10**9}
+        pair.records.views.beat("upload@other:1", "upload", beat, time.time())
+        with pytest.raises(TransientError, match=r"upload@other:1 calls its disk .* was a data_dir copied"):
+            pair.here.uploader().round()
+        assert pair.there.takes() is None and pair.records.incidents.latest() == []
+        pair.records.views.part("upload@other:1")
+        assert job and len(pair.records.held.of(pair.here.disk)) == 1
 
     def test_a_crash_before_the_record_is_made_good(
         self, pair: Pair, monkeypatch: pytest.MonkeyPatch
