@@ -216,6 +216,8 @@ def _client(settings: Bucket) -> Any:
     import boto3
     from botocore.config import Config
 
+    for chatty in ("botocore", "urllib3"):  # at DEBUG they write headers down, session tokens among them
+        logging.getLogger(chatty).setLevel("ERROR")
     keys = {}
     if settings.access_key:
         keys = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -198,6 +199,20 @@ class TestAway:
         given = bucket._client._request_signer._credentials
         assert (given.access_key, given.secret_key) == ("AKIAFILE", "a secret of a file")
         assert "secret of" not in repr(settings)
+
+    def test_not_even_a_log_of_everything_has_them(
+        self,
+        server: S3Server,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for name in ("botocore", "urllib3"):
+            monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "a token of the session")
+        caplog.set_level("DEBUG")
+        machine(server, tmp_path).write(PATH, (b"abc",))
+        assert "of the session" not in caplog.text and KEYS["AWS_SECRET_ACCESS_KEY"] not in caplog.text
 
 
 class TestTls:
