@@ -303,6 +303,7 @@ def _new_job(
         "series_instance_uid": row.series_instance_uid,
         "study_instance_uid": row.study_instance_uid,
         "canary": connection.execute(select(studies.c.canary).where(of_study)).scalar() or 0,
+        "ordered": connection.execute(select(studies.c.order_priority).where(of_study)).scalar() or "",
         "revision": row.revision,
         "state": state,
         "created_at": now,

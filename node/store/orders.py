@@ -23,7 +23,7 @@ from node.domain.orders import (
     read_priority,
 )
 from node.store.engine import reading, writing
-from node.store.tables import associations, inquiries, instances, orders, series, studies
+from node.store.tables import associations, inquiries, instances, jobs, orders, series, studies
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ def _weigh_all(connection: Connection, about: Subject) -> list[str]:
 
 def _weigh(connection: Connection, study_uid: str) -> Said | None:
     counts = most_urgent(_words(connection, _subject(connection, study_uid)))
+    ordered = counts.priority if counts else ""
+    connection.execute(update(jobs).where(jobs.c.study_instance_uid == study_uid).values(ordered=ordered))
     connection.execute(
         update(studies)
         .where(studies.c.study_instance_uid == study_uid)

@@ -6,20 +6,26 @@ a priority that came after the message still moves its study up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, select, update
 
 from node.domain.lifecycle import JobState
-from node.domain.orders import Rules, Turn, Waiting, next_turn
+from node.domain.orders import OrderPriority, Rules, Turn, Waiting, next_turn
 from node.store import pauses
 from node.store.engine import reading, writing
 from node.store.held import is_held
 from node.store.jobs import Job, Jobs
-from node.store.tables import jobs, studies
+from node.store.tables import jobs
 
 RACES = 20
 """Attempts at a job that others take at the same moment."""
+HEAD = 100
+"""So many of a line are rung for; who comes later is, once these are taken."""
+ORDERED = (*OrderPriority, "")
+"""What a job may be ordered as; empty: nobody said."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +86,18 @@ class Queue:
         return None
 
     def _whose_turn(self, rung: int, now: float, line: Line) -> tuple[Waiting, Turn, bool] | None:
-        is_stat, aged_before = _is_stat(line.rules), now - line.rules.age_s
-        head = (
-            select(jobs.c.id, jobs.c.created_at)
-            .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-            .where(jobs.c.state == JobState.QUEUED, or_(jobs.c.attempts == 0, jobs.c.id == rung))
-            .order_by(jobs.c.created_at, jobs.c.id)
-            .limit(1)
-        )
-        if line.disk is not None:
-            head = head.where(~is_held(jobs.c.series_instance_uid, line.disk))
-        others = head.where(~is_stat)
-        if line.stat_only:
-            others = others.where(jobs.c.created_at < aged_before)
+        aged_before = now - line.rules.age_s
+        reachable = [] if line.disk is None else [~is_held(jobs.c.series_instance_uid, line.disk)]
         with reading(self._engine) as connection:
             if pauses.is_paused(connection, pauses.QUEUE):
                 return None
-            rows = [connection.execute(query).first() for query in (head.where(is_stat), others)]
-        stat, other = (Waiting(row.id, row.created_at) if row else None for row in rows)
+            rows = [row for one in ORDERED for row in connection.execute(_head(one, 1, *reachable))]
+            rows += connection.execute(_WAITING.where(jobs.c.id == rung, *reachable)).all()
+        stats = [row for row in rows if row.ordered in line.rules.stat]
+        others = [row for row in rows if row.ordered not in line.rules.stat]
+        if line.stat_only:
+            others = [row for row in others if row.created_at < aged_before]
+        stat, other = _longest(stats), _longest(others)
         found = next_turn(stat, other, aged_before, line.owed)
         if found is None:
             return None
@@ -115,31 +115,32 @@ class Queue:
     def to_ring(self, rung_before: float, now: float, rules: Rules, limit: int = 200) -> list[Ring]:
         """QUEUED jobs whose doorbell was not rung since then, or not yet as STAT; STAT and the oldest first.
 
-        None of a paused queue.
+        None of a paused queue. Of those that were not tried yet, the first HEAD of each ordered priority: any
+        doorbell lets a worker take whose turn it is, so that more of them would only fill the broker.
         """
-        urgent = or_(_is_stat(rules), jobs.c.created_at < now - rules.age_s)
-        unheard = or_(jobs.c.rung_at.is_(None), jobs.c.rung_at < rung_before)
-        moved_up = and_(urgent, func.coalesce(jobs.c.rung_stat, 0) == 0)
-        rank = case((urgent, 0), else_=1)
-        query = (
-            select(jobs.c.id, rank.label("rank"))
-            .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
-            .where(jobs.c.state == JobState.QUEUED, or_(unheard, moved_up))
-            .order_by(rank, jobs.c.created_at)
-            .limit(limit)
-        )
+        tried = _WAITING.where(jobs.c.attempts > 0)  # in no order, so that the index finds them
         with reading(self._engine) as connection:
             if pauses.is_paused(connection, pauses.QUEUE):
                 return []
-            return [Ring(row.id, row.rank == 0) for row in connection.execute(query)]
+            rows = [row for one in ORDERED for row in connection.execute(_head(one, HEAD))]
+            rows += connection.execute(tried).all()
+
+        def is_urgent(row: Row) -> bool:
+            return row.ordered in rules.stat or row.created_at < now - rules.age_s
+
+        def is_due(row: Row) -> bool:
+            unheard = row.rung_at is None or row.rung_at < rung_before
+            return unheard or (is_urgent(row) and not row.rung_stat)
+
+        due = sorted(filter(is_due, rows), key=lambda row: (not is_urgent(row), row.created_at))
+        return [Ring(row.id, is_urgent(row)) for row in due[:limit]]
 
     def depths(self, now: float, rules: Rules) -> dict[Turn, Depth]:
         """What waits: ordered STAT, waiting so long that it counts as such, and the rest."""
-        is_stat, aged = _is_stat(rules), jobs.c.created_at < now - rules.age_s
+        is_stat, aged = jobs.c.ordered.in_(rules.stat), jobs.c.created_at < now - rules.age_s
         turn = case((is_stat, Turn.STAT.value), (aged, Turn.AGED.value), else_=Turn.ROUTINE.value)
         query = (
             select(turn.label("turn"), func.count(), func.min(jobs.c.created_at))
-            .join(studies, studies.c.study_instance_uid == jobs.c.study_instance_uid)
             .where(jobs.c.state == JobState.QUEUED)
             .group_by("turn")
         )
@@ -153,6 +154,18 @@ class Queue:
             connection.execute(mine.values(rung_at=now, rung_stat=int(ring.stat)))
 
 
-def _is_stat(rules: Rules) -> ColumnElement[bool]:
-    """Of a study: ordered so that it goes first. Never NULL, so that its negation holds for the rest."""
-    return func.coalesce(studies.c.order_priority, "").in_(rules.stat)
+_WAITING = select(jobs.c.id, jobs.c.created_at, jobs.c.ordered, jobs.c.rung_at, jobs.c.rung_stat).where(
+    jobs.c.state == JobState.QUEUED
+)
+
+
+def _head(ordered: str, most: int, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Those not tried yet that wait longest, of one ordered priority; an index has them in order."""
+    mine = _WAITING.where(jobs.c.attempts == 0, jobs.c.ordered == ordered, *conditions)
+    return mine.order_by(jobs.c.created_at, jobs.c.id).limit(most)
+
+
+def _longest(rows: Sequence[Row]) -> Waiting | None:
+    """The one that waits longest."""
+    found = min(rows, key=lambda row: (row.created_at, row.id), default=None)
+    return Waiting(found.id, found.created_at) if found else None

@@ -142,8 +142,10 @@ jobs = Table(
     Column("routing", JSON),  # what the rules gave each destination and why; NULL where there were no rules
     Column("rung_stat", Integer),  # in which queue its doorbell rang last: 1 STAT, 0 routine
     Column("canary", Integer, nullable=False, server_default="0"),  # as that of its study
+    Column("ordered", String(16), nullable=False, server_default=""),  # as order_priority of its study
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_in_line", "state", "attempts", "ordered", "created_at", "id"),
     Index("jobs_by_study", "study_instance_uid", "id"),
     Index("jobs_by_priority", "priority", "id"),
     Index("jobs_by_analysis", "analysed_at"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import insert
+from sqlalchemy import Table, insert
 
 from node.broker import QUEUE, STAT_QUEUE, BundledRedis, Doorbell, socket_path
 from node.domain.findings import Reason
@@ -25,7 +25,7 @@ from node.domain.orders import OrderPriority, Rules, Said, Source, Subject, Turn
 from node.settings import Orders, Settings
 from node.settle import Clock
 from node.store.arrivals import StoredFile
-from node.store.queue import Line, Ring
+from node.store.queue import HEAD, ORDERED, Line, Ring, _head
 from node.store.records import Records, open_records
 from node.store.tables import jobs, series, studies
 from tests.peers import eventually, requires
@@ -255,3 +255,45 @@ def test_celery_workers_take_a_filled_queue_in_order(settings: Settings) -> None
     rung = [int(job) for job in (settings.data_dir / "rung").read_text().split()]
     assert set(rung[:3]) == {late, old, stat}, "the messages of the STAT queue are heard first, too"
     records.close()
+
+
+def test_of_a_long_line_only_the_head_is_rung_for_and_what_was_tried(hall: Hall) -> None:
+    """Whoever hears a doorbell takes whose turn it is: more of them would only fill the broker."""
+    with hall.records.engine.begin() as connection:
+        for table, rows in _many(HEAD + 5).items():
+            connection.execute(insert(table), rows)
+    stat = hall.waits("stat", 5000.0, ordered="STAT")
+    tried = hall.waits("tried", 6000.0)
+    assert hall.records.jobs.claim(tried, "w:1", 0.0, 0.0)
+    assert hall.records.jobs.put_back(tried, "w:1", Reason("TRANSIENT", "disk"))
+    rung = hall.records.queue.to_ring(1.0, 1100.0, LINE.rules)
+    assert (rung[0], rung[-1]) == (Ring(stat, True), Ring(tried, False))
+    assert len(rung) == HEAD + 2
+    head = [ring.job_id for ring in rung[1:-1]]
+    for _ in range(10):
+        hall.take(1100.0)
+    assert {ring.job_id for ring in hall.records.queue.to_ring(1.0, 1100.0, LINE.rules)} > set(head[9:])
+
+
+def _many(count: int) -> dict[Table, list[dict[str, object]]]:
+    """Rows of so many studies with a job each that waits."""
+    seen = {"first_received_at": 1000.0, "last_received_at": 1000.0}
+    names = [f"m{n}" for n in range(count)]
+    series_of = [{"study_instance_uid": n, "series_instance_uid": f"{n}.1"} for n in names]
+    waits = {"revision": 1, "state": JobState.QUEUED}
+    return {
+        studies: [{"study_instance_uid": name, **seen} for name in names],
+        series: [{**of, **seen, "state": SeriesState.ACCEPTED} for of in series_of],
+        jobs: [{**of, **waits, "created_at": 1000.0 + n} for n, of in enumerate(series_of)],
+    }
+
+
+def test_whose_turn_it_is_an_index_tells_however_many_wait(records: Records) -> None:
+    """No sorting, and no look at those behind."""
+    if records.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL plans by what it counted; python -m tests.bench.queue_depth measures it")
+    with records.engine.connect() as connection:
+        for ordered in ORDERED:
+            query = _head(ordered, 1).compile(connection, compile_kwargs={"literal_binds": True})
+            (step,) = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+            assert "jobs_in_line" in step.detail and "ordered=?" in step.detail
