@@ -1,11 +1,11 @@
 """Images a second of each family on the device at hand, beside its bare backbones on random data.
 
-`python -m tests.bench.gpu [--device auto] [--precision auto] [--compile] [--families …] [--heads 4] [--rounds 5]`
-gives each family, with random weights, phantom heads of 32 slices of 512 × 512: prepared, read by the networks
-and judged, all heads at once as under backlog (*classified*); and prepared beforehand (*networks*). Beside it
+`python -m tests.bench.gpu [--device auto] [--precision auto] [--compile] [--families …] [--heads 4]` gives
+each family, with random weights, phantom heads of 32 slices of 512 × 512: prepared, read by the networks and
+judged, all heads at once as under backlog (*classified*); and prepared beforehand (*networks*). Beside it
 stands the rate of the family's networks alone, on random pictures on the device, in the same precision and
-batches (*bare*). The share is that of *classified* in *bare*; on a GPU the goal is 60 % for the sequence pair.
-An image is a slice; a pair of networks reads each twice. Prints the same on a CPU, where `--size 64` is quick.
+batches (*bare*), and the share of *classified* in it; on a GPU the goal is 60 % for the sequence pair. An
+image is a slice; a pair of networks reads each twice. The same on a CPU, where `--size 64` is quick.
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ def main() -> None:
     options = parser.parse_args()
     runtime = choose_runtime(Wish(options.device, options.precision, options.compile))
     heads = [volume(number, ("epidural",), slices=SLICES, size=SIZE) for number in range(options.heads)]
-    print(
-        f"{options.heads} heads of {SLICES} slices of {SIZE} x {SIZE}, {options.rounds} rounds; {runtime.words}\n"
-    )
+    given = f"{options.heads} heads of {SLICES} slices of {SIZE} x {SIZE}, {options.rounds} rounds"
+    print(f"{given}; {runtime.words}\n")
     print("| family | classified, images/s | networks, images/s | bare, images/s | classified / bare |")
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|", flush=True)
     for name in options.families:
         one, engine = family(name), runtime.engine()
         pipeline = _pipeline(one, engine, options.size or one.size)
