@@ -485,10 +485,10 @@ class TestRetention:
         really = Spool.remove
         sent = []
 
-        def remove(self: Spool, path: str) -> int:
+        def remove(self: Spool, *paths: str) -> int:
             if not sent:
                 sent.append(place.receive(ct_series(3, rows=16, name="a")[0]))
-            return really(self, path)
+            return really(self, *paths)
 
         monkeypatch.setattr(Spool, "remove", remove)
         assert place.removed() == {study}
