@@ -142,7 +142,7 @@ class Arrival:
         try:
             if before // ROOM_CHECKED_EVERY != self.size_bytes // ROOM_CHECKED_EVERY:
                 self._spool.check_room()
-            if self.is_too_large:
+            if self.size_bytes > self._most_bytes:
                 raise too_large(self.announced, self._most_bytes)
             ahead, self._ahead = self._ahead, ()
             self._part.write((*ahead, *pieces))

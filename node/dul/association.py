@@ -155,6 +155,8 @@ class Association:
     def _read_pdu(self) -> None:
         is_established = self._state is State.ESTABLISHED
         if is_established:
+            if self._take_whole():
+                return
             self._allow_time()
         kind, length = self._stream.unpack(pdu.HEADER)
         if is_established:
@@ -241,6 +243,23 @@ class Association:
         """The peer may be gone already; then reading on will tell."""
         with contextlib.suppress(ConnectionOver, PeerTooSlow):
             self._transmit(data)
+
+    def _take_whole(self) -> bool:
+        """P-DATA-TF PDUs of one value each, as nearly all are, that lie in the buffer; False without any.
+
+        The same as `_take_data` would do with them, in fewer steps.
+        """
+        view, begin, end = self._stream.window()
+        at = begin
+        while end - at >= _PDV_ALONE.size:
+            kind, length, item_length, context_id, control = _PDV_ALONE.unpack_from(view, at)
+            after = at + pdu.HEADER.size + length
+            if kind != pdu.P_DATA_TF or after > end or item_length + 4 != length or item_length < 2:
+                break
+            self._stream.skip_to(after)
+            self._user.fragment(context_id, control, (view[at + _PDV_ALONE.size : after],))
+            at = after
+        return at > begin
 
     def _take_data(self, length: int) -> None:
         """DT-2: the PDVs of one P-DATA-TF (PS3.8 9.3.5), each handed on while it comes; the state stays."""

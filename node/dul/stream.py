@@ -61,6 +61,14 @@ class Stream:
             return layout.unpack_from(self._buffer, start)
         return layout.unpack(self.read(layout.size))
 
+    def window(self) -> tuple[memoryview, int, int]:
+        """The buffer, and from where to where it holds what was not read yet."""
+        return self._view, self._start, self._end
+
+    def skip_to(self, at: int) -> None:
+        """All before `at` of the `window` was read there."""
+        self._start = at
+
     def pieces(self, count: int) -> Iterable[memoryview]:
         """`count` bytes as they come, without copying them."""
         start, end = self._start, self._start + count
@@ -73,10 +81,10 @@ class Stream:
         while count:
             if self._start == self._end:
                 self._refill()
-            piece = self._view[self._start : min(self._end, self._start + count)]
-            self._start += len(piece)
-            count -= len(piece)
-            yield piece
+            start = self._start
+            self._start = min(self._end, start + count)
+            count -= self._start - start
+            yield self._view[start : self._start]
 
     def send(self, data: bytes) -> None:
         """All of it before the deadline. Raises ConnectionOver or PeerTooSlow."""

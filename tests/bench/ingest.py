@@ -1,6 +1,7 @@
 """How fast images come in: the receivers of the node, storescp, Orthanc and a bare socket, side by side.
 
-`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--idle 8]`.
+`python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--idle 8]
+[--database postgresql]`: its server is not counted into the receiver's CPU time, and syncs nothing either.
 Every round sends the same images to every receiver in turn, so that what else the machine does hits all of
 them; judged are ratios within a round. The node syncs data and name before Success; the others do not sync
 the data. Peers run with TCP_NODELAY=1, without which dcmtk and Orthanc stall some 40 ms an image.
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from pydicom import dcmwrite
 from node.domain.instance import CT_IMAGE
 from tests.factories import ct_series
 from tests.ports import free_port
+from tests.postgres import Postgres
 from tests.raw_peer import RawPeer, Stored, store_pdus, stored
 from workers.demo import orthanc_executable
 
@@ -79,13 +81,15 @@ class Running:
 Start = Callable[[Path, int], list[str]]
 
 
-def ichnode(receiver: str) -> Start:
+def ichnode(receiver: str, database: Callable[[], str] = str) -> Start:
+    """`database` gives the URL of an empty one; none: SQLite."""
+
     def start(folder: Path, port: int) -> list[str]:
         config = folder / "ichnode.toml"
         data_dir = json.dumps(str(folder / "data"))
         config.write_text(
             f"data_dir = {data_dir}\n[scp]\nport = {port}\nreceiver = '{receiver}'\n"
-            "[spool]\nreserve_mb = 16\n"
+            f"[spool]\nreserve_mb = 16\n[database]\nurl = {json.dumps(database())}\n"
         )
         return [sys.executable, "-m", "node", "listen", "--config", str(config)]
 
@@ -294,11 +298,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where receivers write; default: the temporary folder")
     parser.add_argument("--sender", choices=("raw", "storescu"), default="raw")
     parser.add_argument("--only", nargs="+", choices=list(RECEIVERS), default=list(RECEIVERS))
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="of the node")
     parser.add_argument("--idle", type=int, default=8, help="associations that say nothing; 0: not measured")
     options = parser.parse_args()
     absent = {"dcmtk storescp": not shutil.which("storescp"), "Orthanc": not orthanc_executable()}
     names = [name for name in options.only if not absent.get(name)]
-    with tempfile.TemporaryDirectory(prefix="ichnode-ingest-", dir=options.folder) as place:
+    with ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="ichnode-ingest-", dir=options.folder))
+        if options.database == "postgresql":
+            server = Postgres()
+            stack.callback(server.stop)
+            for receiver in ("streaming", "pynetdicom"):
+                RECEIVERS[f"ichnode {receiver}"] = ichnode(receiver, server.create)
         for associations in options.associations:
             source = Path(place) / f"source{associations}"
             folders = write_images(source, associations, options.images)
