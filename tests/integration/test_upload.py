@@ -404,6 +404,16 @@ class TestAgain:
         assert pair.here.upload() == 3
         assert sorted(pair.here.recorded()) == pair.stored()
 
+    def test_content_that_came_while_the_older_one_went_up_is_still_on_its_way(self, pair: Pair) -> None:
+        (ds,) = ct_series(1, rows=16, name="a")
+        pair.here.receive(ds)
+        older = pair.records.held.of(pair.here.disk)
+        ds.SeriesDescription = "Other"
+        assert pair.here.receive(ds) == SUCCESS
+        pair.records.held.let_go(pair.here.disk, older)
+        (newer,) = pair.records.held.of(pair.here.disk)
+        assert newer.path != older[0].path
+
     def test_older_content_is_kept_beside_until_the_study_goes(self, pair: Pair) -> None:
         (ds,) = ct_series(1, rows=16, name="a")
         pair.here.receive(ds)
