@@ -25,7 +25,7 @@ from pydicom import dcmread
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from node.admin.roles import die_with_parent
+from node.admin.roles import ending_with_this
 from node.domain.errors import IchnodeError, TransientError
 from node.scu import Parcel, Peer
 from node.settings import Destination, load
@@ -123,7 +123,7 @@ class Orthanc(Pacs):
         """Also again, after its end: what it stored is still there."""
         with self._file.with_suffix(".log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self._executable, str(self._file)], stdout=log, stderr=log, preexec_fn=die_with_parent
+                [self._executable, str(self._file)], stdout=log, stderr=log, preexec_fn=ending_with_this()
             )
         self._wait()
 
@@ -197,7 +197,7 @@ def running(folder: Path, say: Say) -> Iterator[Demo]:
     say("starting the node")
     with (folder / "node.log").open("wb") as log:
         command = [sys.executable, "-m", "node", "up", "--config", str(config)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=ending_with_this())
     try:
         settings = load(config)
         wait_ready(process, web_port, folder / "node.log")

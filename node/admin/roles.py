@@ -124,7 +124,7 @@ def _fork(work: Callable[[int], None]) -> int:
         return pid
     status = 1
     try:
-        die_with_parent()
+        die_with_parent(parent)
         work(parent)
         status = 0
     except Exception:
@@ -401,10 +401,22 @@ def prepare(settings: Settings) -> None:
         raise SettingsError(text) from error
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, however that happens."""
+def die_with_parent(parent: int) -> None:
+    """In a child of that process, first of all: end when it ends, however and whenever that happens.
+
+    Linux alone; elsewhere an orphan goes on. A parent that was gone before it was asked about sends no
+    signal, and one that is heard before an `exec` by a handler of the parent's is forgotten by it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def ending_with_this() -> Callable[[], None]:
+    """For `preexec_fn`: the child ends with this process."""
+    return partial(die_with_parent, os.getpid())
 
 
 class _Asked:

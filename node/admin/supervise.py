@@ -17,7 +17,7 @@ from typing import TextIO
 
 from node import scp
 from node.admin.reach import check_reachable
-from node.admin.roles import die_with_parent, prepare, stopping
+from node.admin.roles import ending_with_this, prepare, stopping
 from node.broker import BundledRedis
 from node.domain.errors import IchnodeError, SettingsError
 from node.settings import Settings
@@ -53,7 +53,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             env={**os.environ, **self.environment},
             start_new_session=True,
-            preexec_fn=die_with_parent,  # safe: this process has no threads
+            preexec_fn=ending_with_this(),  # safe: this process has no threads
         )
 
     def tend(self) -> None:

@@ -21,7 +21,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from node.admin.roles import die_with_parent
+from node.admin.roles import ending_with_this
 from node.settings import Settings, load
 from node.store.records import Records, open_records
 from tests.orthanc import plain_orthanc
@@ -47,7 +47,7 @@ class RunningNode:
         with self.log.open("ab") as log:
             seen = log.tell()
             command = [sys.executable, "-m", "node", "up", "--config", str(self.config)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=ending_with_this())
         deadline = time.monotonic() + 90
         while b"ichnode is up" not in self.log.read_bytes()[seen:]:
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.admin.roles import die_with_parent
+from node.admin.roles import ending_with_this
 from node.settings import load
 from node.store.records import Records, open_records
 from tests.ports import free_port
@@ -73,7 +73,7 @@ def running(folder: Path, quiet_s: float, switches: str, outputs: str) -> Iterat
     )
     with (folder / "node.log").open("wb") as log:
         command = [sys.executable, "-m", "node", "up", "--config", str(config)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=ending_with_this())
     try:
         wait_ready(process, web, folder / "node.log")
         records = open_records(load(config))

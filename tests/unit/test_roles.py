@@ -1,0 +1,48 @@
+"""Children end with their parent, also when it ends before they have become what they are to be."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a child of its parent's end"
+)
+
+HEARD_TOO_EARLY = """
+import os, signal, subprocess, sys
+from node.admin.roles import ending_with_this
+
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a supervisor listens for its own end
+bind = ending_with_this()
+
+
+def told_before_exec():
+    bind()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+child = subprocess.Popen([sys.executable, "-c", "print('goes on')"], preexec_fn=told_before_exec)
+print(child.wait())
+"""
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
+    code = "from node.admin.roles import die_with_parent; die_with_parent({}); print('goes on')"
+    orphan, child = _run(code.format("-1")), _run("import os; " + code.format("os.getppid()"))
+    assert (orphan.returncode, orphan.stdout) == (1, "")
+    assert (child.returncode, child.stdout) == (0, "goes on\n"), child.stderr
+
+
+def test_word_of_the_end_is_not_lost_between_fork_and_exec() -> None:
+    done = _run(HEARD_TOO_EARLY)
+    assert done.stdout == f"{-signal.SIGTERM}\n", done.stderr
