@@ -288,10 +288,9 @@ def _many(count: int) -> dict[Table, list[dict[str, object]]]:
     }
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
 def test_whose_turn_it_is_an_index_tells_however_many_wait(records: Records) -> None:
-    """No sorting, and no look at those behind."""
-    if records.engine.dialect.name != "sqlite":
-        pytest.skip("PostgreSQL plans by what it counted; python -m tests.bench.queue_depth measures it")
+    """No sorting, no look at those behind. PostgreSQL plans by what it counted (tests.bench.queue_depth)."""
     with records.engine.connect() as connection:
         for ordered in ORDERED:
             query = _head(ordered, 1).compile(connection, compile_kwargs={"literal_binds": True})
