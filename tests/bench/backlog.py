@@ -75,7 +75,7 @@ def work(options: argparse.Namespace, folder: Path, ahead: int) -> dict[str, flo
     from workers.models.runtime import load_pipeline
     from workers.models.several import busy_s
     from workers.selection import wish_of
-    from workers.tasks import Worker
+    from workers.worker import Worker
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -102,7 +102,7 @@ def work(options: argparse.Namespace, folder: Path, ahead: int) -> dict[str, flo
 
 
 def _do(worker: object, ids: Sequence[int]) -> None:
-    from workers.tasks import Worker
+    from workers.worker import Worker
 
     assert isinstance(worker, Worker)
     for job_id in ids:

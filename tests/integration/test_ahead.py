@@ -346,7 +346,7 @@ class Ahead_(Node):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.pipeline = Reader()
-        self.worker.pipeline = self.pipeline
+        self.worker.model.pipeline = self.pipeline
         self.worker.records.jobs.store_priority = self._hear  # type: ignore[method-assign]
         self.words: list[tuple[int, int]] = []
 
@@ -508,10 +508,13 @@ def test_the_default_model_finds_the_same_ahead_and_after_bit_for_bit(tmp_path: 
     for name in ("plain", "ahead"):
         (tmp_path / name).mkdir()
         node = Node(tmp_path / name)
-        node.worker.pipeline = pipeline
+        node.worker.model.pipeline = pipeline
         words: list[Findings] = []
-        speak = node.worker._speak
-        node.worker._speak = lambda job, early, to=words, then=speak: (to.append(early), then(job, early))  # type: ignore[method-assign,misc,assignment]
+        speak = node.worker.claims.speak
+        node.worker.claims.speak = lambda job, early, to=words, then=speak: (
+            to.append(early),
+            then(job, early),
+        )  # type: ignore[method-assign,misc,assignment]
         node.records.arrivals.close_association("a1", "released", node.now)
         node.receive(*series)
         if name == "ahead":

@@ -34,7 +34,7 @@ from workers.backlog import BYTES_A_VOXEL, ON_A_GPU, Backlog, Hands, look_ahead
 from workers.models.contract import Classification
 from workers.models.several import Share, Unprepared
 from workers.stages import Stage, chosen
-from workers.tasks import Worker
+from workers.worker import Worker
 
 VOXELS = 25 * 116 * 100
 """Of one series of these tests."""
@@ -298,7 +298,7 @@ import sys, time
 from pathlib import Path
 from node.settings import Settings, Worker as Bounds
 from tests.integration.test_backlog import Several
-from workers.tasks import Worker
+from workers.worker import Worker
 
 pipeline = Several()
 pipeline.gate.clear()

@@ -26,7 +26,7 @@ from node.store.shadows import ShadowModel
 from tests.integration.test_unusual_series import Node
 from tests.othermodel import make_other_model
 from tests.scanned import Threshold, scan
-from workers import selection, tasks
+from workers import following, selection
 from workers.selection import load_active, patiently
 from workers.shadow import ShadowWorker
 
@@ -60,14 +60,14 @@ class Following(Node):
         super().__init__(folder)
         self.there: dict[str, Any] = {"default": self.worker.pipeline, "/m/new.json": Newer()}
         self.signals: list[tuple[int, int]] = []
-        self.worker._active = Active("default")
+        self.worker.model.active = Active("default")
 
         def load(active: Active, device: str) -> Any:
             if active.pipeline not in self.there:
                 raise PermanentError("MODEL_REFUSED", f"no {active.pipeline} on this host")
             return self.there[active.pipeline]
 
-        monkeypatch.setattr(tasks, "load_active", load)
+        monkeypatch.setattr(following, "load_active", load)
         monkeypatch.setattr(os, "kill", lambda pid, number: self.signals.append((pid, number)))
 
     def promote(self, pipeline: str = "/m/new.json", model: ModelIdentity = NEW) -> None:
@@ -109,9 +109,9 @@ def test_what_the_model_before_found_ahead_is_not_used(node: Following) -> None:
 
 def test_going_back_is_followed_too(node: Following) -> None:
     node.promote()
-    assert node.worker.follow() and node.worker.pipeline.identity == NEW
+    assert node.worker.model.follow() and node.worker.pipeline.identity == NEW
     node.promote("default", Threshold.identity)
-    assert node.worker.follow() and node.worker.pipeline.identity == Threshold.identity
+    assert node.worker.model.follow() and node.worker.pipeline.identity == Threshold.identity
 
 
 def test_a_host_without_the_promoted_model_takes_no_study_and_its_worker_ends(node: Following) -> None:

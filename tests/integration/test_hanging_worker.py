@@ -19,7 +19,7 @@ HANG = """
 import ctypes, sys
 from pathlib import Path
 from node.settings import Model, Settings
-from workers.tasks import Worker
+from workers.worker import Worker
 
 worker = Worker(Settings(data_dir=Path(sys.argv[1]), model=Model(timeout_s=0.5)), None)
 worker._analyse = lambda job: ctypes.CDLL(None).sleep(60)  # native code, deaf to exceptions

@@ -29,7 +29,7 @@ from tests.factories import MODEL, analysed, bleed, ct_series
 from workers.analyse import Analysis, with_prior
 from workers.models.contract import MAP_SIZE, Classification
 from workers.phantom_series import SeriesLabels, write_series
-from workers.tasks import Worker
+from workers.worker import Worker
 
 SLICES, ROWS = 6, 32
 OLD: dict[str, Any] = {"StudyDate": "20261119", "StudyTime": "0900"}

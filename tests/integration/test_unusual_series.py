@@ -24,7 +24,7 @@ from tests.integration.test_validators import UNKNOWN_TO_DCIODVFY, errors, run, 
 from tests.peers import requires
 from tests.scanned import LESION_ML, Scan, Threshold, scan
 from tests.unit.test_frames import MADE, SLICES, plain, results
-from workers.tasks import Worker
+from workers.worker import Worker
 
 
 class Bell:

@@ -44,7 +44,7 @@ from tests.integration.test_unusual_series import Bell
 from tests.s3 import KEYS, NAME, S3Server
 from tests.scanned import Threshold, scan
 from tests.site import browser
-from workers.tasks import Worker
+from workers.worker import Worker
 
 MAKE_CLIENT = bucket._client
 
