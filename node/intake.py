@@ -59,6 +59,11 @@ STATUS = {
     "SERIES_TOO_LARGE": OUT_OF_RESOURCES,
 }
 """What is answered for a PermanentError of that code; CANNOT_UNDERSTAND for every other."""
+CONFLICTS = {
+    "DUPLICATE_SOP": Code.SOP_IN_OTHER_SERIES,
+    "SERIES_IN_OTHER_STUDY": Code.SERIES_IN_OTHER_STUDY,
+}
+"""What is noted of a UID that others have already."""
 ROOM_CHECKED_EVERY = 16 * MEGABYTE
 FIRST_BYTES = 16 * 1024
 """Held of a data set: the header of a CT image, up to its pixels."""
@@ -214,8 +219,10 @@ class Arrival:
             self._require_room_in_series(instance)
             self._record(instance, file)
             self._recorder.carries(self.announced.association_id, instance.series_instance_uid)
-        except PermanentError:
+        except PermanentError as error:
             self._spool.discard(file.path)
+            if error.code in CONFLICTS:
+                self._note(CONFLICTS[error.code], instance, f"refused: {error}")
             raise
         except TransientError:
             self._drop_unless_recorded(instance, file)
@@ -305,7 +312,8 @@ class Arrival:
             log.error(
                 "%s is not recorded: %s; its file stays at %s", instance.sop_instance_uid, error, file.path
             )
-            self._note(Code.SOP_IN_OTHER_SERIES, instance, f"not recorded: {error}; its file is {file.path}")
+            code = CONFLICTS.get(error.code, Code.SOP_IN_OTHER_SERIES)
+            self._note(code, instance, f"not recorded: {error}; its file is {file.path}")
 
     def _record(self, instance: Instance, file: StoredFile) -> None:
         now = self._intake.clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 
 from node.domain.errors import PermanentError, TransientError
-from node.domain.instance import Instance
+from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.audit_queue import Event, enqueue, is_wanted
 from node.store.engine import insert_if_absent, reading, swift_engine, writing
@@ -54,6 +55,7 @@ _COUNT_MORE = (
     update(series)
     .where(
         series.c.series_instance_uid == bindparam("uid"),
+        series.c.study_instance_uid == bindparam("study"),
         series.c.state == SeriesState.RECEIVING,
         series.c.instance_count + bindparam("more") <= bindparam("most"),
     )
@@ -205,8 +207,8 @@ class Arrivals:
         """Record one received instance; a change to a decided series opens it again as a new revision.
 
         `other_than` is the path of a file that was compared and found to differ, whatever fingerprints say.
-        Raises PermanentError for one that `check_recordable` refuses, and DUPLICATE_SOP for one whose
-        SOP Instance UID belongs to another series.
+        Raises PermanentError for one that `check_recordable` refuses, DUPLICATE_SOP for one whose SOP
+        Instance UID belongs to another series, and SERIES_IN_OTHER_STUDY.
         """
         check_recordable(instance)
         for _ in range(RACES):
@@ -225,16 +227,15 @@ class Arrivals:
         """
         rows = [_row_of(new) for new in news]
         now = max(new.received_at for new in news)
-        of_series: dict[str, int] = {}
-        for new in news:
-            uid = new.instance.series_instance_uid
-            of_series[uid] = of_series.get(uid, 0) + 1
-        of_study = sorted({new.instance.study_instance_uid for new in news})
+        came = [new.instance for new in news]
+        of_series = Counter((one.series_instance_uid, one.study_instance_uid) for one in came)
+        of_study = sorted({one.study_instance_uid for one in came})
         bounds = {"now": now, "most": most_in_series}
 
         def all_of_them(run: Run) -> bool:
-            for uid, more in sorted(of_series.items()):  # in one order everywhere: no two wait for each other
-                _expect_one(run(_COUNT_MORE, {"uid": uid, "more": more, **bounds}))
+            # in one order everywhere: no two wait for each other
+            for (uid, study), more in sorted(of_series.items()):
+                _expect_one(run(_COUNT_MORE, {"uid": uid, "study": study, "more": more, **bounds}))
             for uid in of_study:
                 _expect_one(run(_SEE_STUDY, {"uid": uid, "now": now}))
             run.many(_INSERT_INSTANCE, rows)
@@ -253,6 +254,7 @@ class Arrivals:
             row = _instance_row(connection, uid)
             if row is not None:
                 require_same_series(uid, row.series_instance_uid, instance.series_instance_uid)
+            _require_same_study(connection, instance)
             again = None
             if row is not None:
                 is_same = row.sha256 == file.fingerprint and row.path != other_than
@@ -345,6 +347,18 @@ def require_same_series(sop_uid: str, known: str, came: str) -> None:
         )
 
 
+def _require_same_study(connection: Connection, instance: Instance) -> None:
+    """Raises PermanentError SERIES_IN_OTHER_STUDY: images of two examinations would become one volume."""
+    uid, came = instance.series_instance_uid, instance.study_instance_uid
+    query = select(series.c.study_instance_uid).where(series.c.series_instance_uid == uid)
+    known = connection.execute(query).scalar()
+    if known not in (None, came):
+        text = f"series {uid} belongs to study {known} already, and came again in study {came}"
+        raise PermanentError(
+            "SERIES_IN_OTHER_STUDY", f"{text}; Series Instance UIDs are unique (PS3.5 9): new ones help"
+        )
+
+
 def repetition(known: Instance, same_bytes: bool, instance: Instance) -> Recorded | None:
     """SAME or RECODED for what is there already; None for other content under the same UID."""
     if same_bytes:
@@ -432,12 +446,17 @@ def _see_study(connection: Connection, instance: Instance, now: float, is_new: b
     insert_if_absent(connection, studies, _fitting(studies, row))
 
 
+def _modality_of(sop_class_uid: str) -> str:
+    """Of a header that leaves it out: what is not known for a CT gets no answer when nothing can be read."""
+    return "CT" if sop_class_uid in (CT_IMAGE, *ENHANCED_CT_IMAGES) else ""
+
+
 def _see_series(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
     """INSTANCE_ARRIVED: every state leads to RECEIVING; leaving another state is a new revision."""
     row = {
         "series_instance_uid": instance.series_instance_uid,
         "study_instance_uid": instance.study_instance_uid,
-        "modality": instance.modality,
+        "modality": instance.modality or _modality_of(instance.sop_class_uid),
         "description": instance.series_description,
         "series_number": instance.series_number,
         "state": SeriesState.RECEIVING,

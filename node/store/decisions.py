@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Row, case, exists, func, select, update
+from sqlalchemy import Connection, Engine, Row, case, exists, func, or_, select, update
 
 from node.domain.eligibility import SkipCode
 from node.domain.findings import Reason
@@ -195,8 +195,16 @@ class Decisions:
             return _new_job(connection, chosen, JobState.QUEUED, None, now)
 
     def reopen_second_choices(self) -> int:
-        """SKIPPED → COMPLETE for series that only gave way to another, where that one failed for good."""
+        """SKIPPED → COMPLETE for series that only gave way to another, where nothing comes of that one.
+
+        It failed for good; or its images changed, and what they are now was refused.
+        """
         of_study = jobs.c.study_instance_uid == series.c.study_instance_uid
+        sibling = series.alias("sibling")
+        undecided = exists().where(
+            sibling.c.study_instance_uid == series.c.study_instance_uid,
+            sibling.c.state.in_((SeriesState.RECEIVING, SeriesState.COMPLETE)),
+        )
         failed = exists().where(of_study, jobs.c.state == JobState.FAILED)
         alive = exists().where(of_study, jobs.c.state.not_in((JobState.FAILED, JobState.SUPERSEDED)))
         with writing(self._engine) as connection:
@@ -205,7 +213,7 @@ class Decisions:
                 .where(
                     series.c.state.in_(sources(SERIES, SeriesEvent.RECONSIDERED)),
                     series.c.reason_code == SkipCode.OTHER_SERIES_CHOSEN,
-                    failed,
+                    or_(failed, ~undecided),
                     ~alive,
                 )
                 .values(

@@ -20,6 +20,7 @@ class Code(StrEnum):
         "CONTENT_REPLACED"  # a SOP Instance UID came again with other content, which counts now
     )
     SOP_IN_OTHER_SERIES = "SOP_IN_OTHER_SERIES"  # refused: the UID belongs to another series already
+    SERIES_IN_OTHER_STUDY = "SERIES_IN_OTHER_STUDY"  # refused: the series belongs to another study already
     SERIES_TOO_LARGE = "SERIES_TOO_LARGE"  # refused: scp.max_series_instances
     PATIENTS_MIXED = "PATIENTS_MIXED"  # one Study Instance UID, several patients
     ROUTED_NOWHERE = "ROUTED_NOWHERE"  # a positive result that the rules give to no destination

@@ -18,7 +18,7 @@ from node.store.alerts import tell
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.held import is_held
-from node.store.tables import jobs, objects, studies
+from node.store.tables import jobs, objects, series, studies
 
 SOURCE = "source"
 """The `output` of an object that is a received instance, handed on because a rule says so."""
@@ -279,7 +279,10 @@ class Jobs:
         self._by_admin(job_id, JobEvent.RETRIED_BY_ADMIN, _FROM_THE_START)
 
     def reanalyse(self, job_id: int) -> None:
-        """What was sent stays sent, and its priority stands until the new word. Raises as `retry` does."""
+        """What was sent stays sent, and its priority stands until the new word.
+
+        Raises IllegalTransition unless the job is COMPOSED, and the latest word about its series.
+        """
         self._by_admin(job_id, JobEvent.REANALYSED_BY_ADMIN, _FROM_THE_START)
 
     def _by_admin(self, job_id: int, event: JobEvent, values: dict[str, Any]) -> None:
@@ -290,6 +293,8 @@ class Jobs:
             after(JOBS, JobState(state), event)
             if event != JobEvent.CANCELLED_BY_ADMIN:
                 _require_files(connection, job_id)
+            if event == JobEvent.REANALYSED_BY_ADMIN:
+                _require_latest(connection, job_id)
             if connection.execute(_move(job_id, event).values(**values)).rowcount != 1:
                 raise IllegalTransition(f"job {job_id} changed just now; look at it again")
 
@@ -321,6 +326,21 @@ def _require_files(connection: Connection, job_id: int) -> None:
     )
     if connection.execute(of_job.where(jobs.c.id == job_id)).scalar() is not None:
         raise IllegalTransition(f"the files of job {job_id}'s study were removed; send the study again")
+
+
+def _require_latest(connection: Connection, job_id: int) -> None:
+    """Raises IllegalTransition when images came since: they would be told under the UIDs of the older."""
+    query = (
+        select(jobs.c.revision, jobs.c.series_instance_uid, series.c.revision.label("newest"))
+        .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
+        .where(jobs.c.id == job_id)
+    )
+    row = connection.execute(query).one()
+    if row.revision < row.newest:
+        text = (
+            f"job {job_id} is of revision {row.revision} of its series, and revision {row.newest} came since"
+        )
+        raise IllegalTransition(f"{text}; have the job of that one analysed again")
 
 
 def supersede_older(connection: Connection, series_uid: str, revision: int) -> None:

@@ -7,7 +7,7 @@ away and writes down which files follow, the second says that they are gone. Dec
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -24,11 +24,13 @@ from sqlalchemy import (
     update,
 )
 
+from node.domain.instance import Instance
 from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState, ShadowState
 from node.store import quality
 from node.store.engine import reading, writing
 from node.store.held import is_held
 from node.store.jobs import SOURCE
+from node.store.priors import a_header
 from node.store.subscriptions import is_locked
 from node.store.tables import (
     alerts,
@@ -118,6 +120,7 @@ class Keeping:
             paths = list(dict.fromkeys([*(path for path, _ in held), *beside]))
             size = sum(size for _, size in held)
             of_study = select(series.c.series_instance_uid).where(series.c.study_instance_uid == uid)
+            _keep_headers(connection, uid)
             connection.execute(delete(instances).where(instances.c.series_instance_uid.in_(of_study)))
             connection.execute(
                 update(series).where(series.c.study_instance_uid == uid).values(instance_count=0)
@@ -307,6 +310,19 @@ class Keeping:
             return 0
         with writing(self._engine) as connection:
             return sum(connection.execute(update(t).where(*w).values(**v)).rowcount for t, w, v in found)
+
+
+def _keep_headers(connection: Connection, study_uid: str) -> None:
+    """Of each analysed series one header: who was examined, and when, if the patient comes again."""
+    analysed = select(jobs.c.series_instance_uid).where(
+        jobs.c.study_instance_uid == study_uid, jobs.c.findings.is_not(None)
+    )
+    for uid in connection.execute(analysed.distinct()).scalars().all():
+        header = connection.execute(a_header(uid)).scalar()
+        if header:
+            kept = replace(Instance.from_json(header), per_frame=()).to_json()
+            mine = update(series).where(series.c.series_instance_uid == uid)
+            connection.execute(mine.values(kept_header=kept))
 
 
 def _forget(connection: Connection, uids: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, select
 
 from node.domain.findings import Comparison, Findings
 from node.domain.instance import Instance
@@ -10,7 +12,7 @@ from node.domain.lifecycle import JobState
 from node.domain.prior import Earlier
 from node.store.engine import reading
 from node.store.jobs import NewObject, object_of
-from node.store.tables import instances, jobs, objects, studies
+from node.store.tables import instances, jobs, objects, series, studies
 
 MOST = 200
 """So many analysed studies of one PatientID are looked at, the latest first."""
@@ -69,12 +71,16 @@ def _meant(comparison: Comparison) -> ColumnElement[bool]:
     return and_(jobs.c.series_instance_uid == comparison.series_uid, jobs.c.revision == comparison.revision)
 
 
-def _a_slice(connection: Connection, series_uid: str) -> Instance | None:
+def a_header(series_uid: str) -> Select[Any]:
     """The header of one instance: patient and study are the same in all."""
-    header = connection.execute(
-        select(instances.c.header)
-        .where(instances.c.series_instance_uid == series_uid)
-        .order_by(instances.c.sop_instance_uid)
-        .limit(1)
-    ).scalar()
+    mine = select(instances.c.header).where(instances.c.series_instance_uid == series_uid)
+    return mine.order_by(instances.c.sop_instance_uid).limit(1)
+
+
+def _a_slice(connection: Connection, series_uid: str) -> Instance | None:
+    """One instance of the series, also where retention took them all away."""
+    header = connection.execute(a_header(series_uid)).scalar()
+    if header is None:
+        kept = select(series.c.kept_header).where(series.c.series_instance_uid == series_uid)
+        header = connection.execute(kept).scalar()
     return Instance.from_json(header) if header else None

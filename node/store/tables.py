@@ -89,6 +89,7 @@ series = Table(
     Column("last_received_at", Float, nullable=False),
     Column("completed_at", Float),
     Column("decided_at", Float),
+    Column("kept_header", JSON),  # of one of its instances whose rows went with their files: for priors
     Index("series_by_study", "study_instance_uid"),
     Index("series_by_state", "state", "last_received_at"),
 )
