@@ -93,6 +93,8 @@ class Composer:
                 text = f"the objects of job {job.id} wait for the volume of data_dir: {error}"
                 raise SpoolTrouble(text) from error
             log.exception("objects of job %d cannot be built", job.id)
+            if job.state is JobState.ANALYSED and self._compose_in_part(job):
+                return
             reason = Reason("COMPOSE_FAILED", f"the result objects could not be built: {error}")
             if job.state is JobState.ANALYSED:
                 self._records.jobs.fail(job.id, reason)
@@ -104,22 +106,47 @@ class Composer:
         now = time.monotonic()
         return now - self._troubled.setdefault(job.id, now) < VOLUME_S
 
-    def compose(self, job: Job) -> None:
-        """Build, store and schedule the objects of an ANALYSED or FAILED job."""
+    def _compose_in_part(self, job: Job) -> bool:
+        """One object that cannot be built must not make a finding "not analysed". False without a report."""
+        try:
+            self.compose(job, self._buildable(job))
+            return True
+        except TransientError:
+            raise
+        except Exception:
+            log.exception("job %d gets no report of its result", job.id)
+            return False
+
+    def _buildable(self, job: Job) -> list[str]:
+        """The wanted outputs that can be built by themselves. Raises what keeps a report from being built."""
+        found = []
+        context = self._context_of(job)
+        for name in wanted_outputs(self._destinations):
+            try:
+                build_all(context, [name])
+                found.append(name)
+            except Exception as error:
+                if name in REPORTS or _is_of_the_volume(error):
+                    raise
+                log.error("job %d goes out without %s: %s", job.id, name, error)
+        return found
+
+    def compose(self, job: Job, names: Sequence[str] | None = None) -> None:
+        """Build, store and schedule the objects of an ANALYSED or FAILED job.
+
+        With `names`, of the wanted ones these alone: what is left out is said in the report, and noted.
+        """
         if self._is_of_several(job):  # a report, or an alert, would be filed under one of them
             self._records.jobs.store_objects(job, (), (), time.time())
             return
-        findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
-        if findings is None:
-            raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
+        wanted = wanted_outputs(self._destinations)
+        lost = [name for name in wanted if names is not None and name not in names]
         earlier = self._records.jobs.earlier_alarm(job)
-        findings = not_lowered_in_silence(findings, earlier)
-        self._records.held.require_reach(job.series_instance_uid, self._spool.depot.disk)
-        paths = self._spool.fetch(self._records.arrivals.paths(job.series_instance_uid))
-        context = self._context(job, findings, paths)
+        context = self._context_of(job, earlier, lost)
+        findings = context.findings
         known = self._records.jobs.known_objects(job.id)
         made: list[NewObject] = []
-        for name, datasets in build_all(context, wanted_outputs(self._destinations)).items():
+        for name, datasets in build_all(context, [name for name in wanted if name not in lost]).items():
             for ds in datasets:
                 made.append(known.get(str(ds.SOPInstanceUID)) or self._store(job, name, ds))
         now = time.time()
@@ -134,6 +161,9 @@ class Composer:
         objects = [*made, *sources]
         if self._records.jobs.store_objects(job, objects, deliveries, now, routing, self._word(job)):
             log.info("job %d: %d objects, %d deliveries", job.id, len(made), len(deliveries))
+            if lost:
+                text = f"job {job.id}: its result went out without {', '.join(lost)}; the log says why"
+                self._note(Code.OBJECTS_NOT_BUILT, job, text, now)
             if urgent and routed and not any(decision.send for decision in routed.values()):
                 self._note_nowhere(job, now)
 
@@ -158,14 +188,32 @@ class Composer:
         """A positive result that nobody gets is for a person to see."""
         text = f"job {job.id} is a positive result that the rules of no destination take: look at `rules`"
         log.error("%s", text)
+        self._note(Code.ROUTED_NOWHERE, job, text, now)
+
+    def _note(self, code: Code, job: Job, text: str, now: float) -> None:
         study, series = job.study_instance_uid, job.series_instance_uid
-        self._records.incidents.note(Incident(Code.ROUTED_NOWHERE, study, series, "", "", text), now)
+        self._records.incidents.note(Incident(code, study, series, "", "", text), now)
 
     def _word(self, job: Job) -> Word | None:
         """What was not analysed is announced here; results were as they were stored."""
         if job.state is JobState.ANALYSED:
             return None
         return Word(Stage.NOT_ANALYSED, not_analysed(job), self._audiences, time.time())
+
+    def _context_of(
+        self, job: Job, earlier: tuple[int, Priority] | None = None, lost: Sequence[str] = ()
+    ) -> Context:
+        """All that is needed to build; `earlier` is the alarm of an earlier revision."""
+        findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
+        if findings is None:
+            raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
+        findings = not_lowered_in_silence(findings, earlier)
+        if lost:
+            text = f"these objects could not be built and are missing: {', '.join(lost)}"
+            findings = replace(findings, warnings=(*findings.warnings, text))
+        self._records.held.require_reach(job.series_instance_uid, self._spool.depot.disk)
+        paths = self._spool.fetch(self._records.arrivals.paths(job.series_instance_uid))
+        return self._context(job, findings, paths)
 
     def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
         maps = None

@@ -74,8 +74,11 @@ class Counting:
     def run(self, stopping: Callable[[float], bool]) -> None:
         """Ask what is wanted until `stopping(seconds)` says so."""
         while not stopping(LOOK_S):
-            while self.answer_one():
-                pass
+            try:
+                while self.answer_one():
+                    pass
+            except Exception:
+                log.exception("counting broke; it goes on")
 
     def answer_one(self) -> bool:
         """Ask about one study. False when nobody wants to know anything."""

@@ -42,7 +42,8 @@ class Housekeeper:
         self._records = records
         self._spool = spool
         self._retention = Retention(settings, records, spool)
-        waits_s = [d.retry_max_s for d in settings.destination] + [a.retry_max_s for a in settings.alert]
+        waits_s = [max(d.retry_max_s, d.commitment_wait_s) for d in settings.destination]
+        waits_s += [alert.retry_max_s for alert in settings.alert]
         self._longest_wait_s = max(waits_s, default=0.0)
         self._watch = Watch(records, settings.drift, elapsed)
         self._elapsed = elapsed

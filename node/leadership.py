@@ -127,6 +127,8 @@ class Candidate:
                 except TransientError as error:
                     log.log(logging.DEBUG if away else logging.WARNING, "who leads cannot be told: %s", error)
                     away = True
+                except Exception:  # a thread that ended would leave all it leads to nobody, in silence
+                    log.exception("looking who leads broke; it goes on")
                 if over.wait(LOOK_S):
                     return
 

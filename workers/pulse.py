@@ -44,6 +44,9 @@ class Pulse:
 
     def _beat_forever(self) -> None:
         while True:
-            self.once()
+            try:
+                self.once()
+            except Exception:
+                log.exception("heartbeat broke; it goes on")
             if self._over.wait(BEAT_S):
                 return

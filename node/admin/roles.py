@@ -479,6 +479,8 @@ def beating(records: Records, role: str, detail: Callable[[], Mapping[str, Any]]
                 records.views.beat(name, role, detail(), time.time())
             except TransientError as error:
                 log.warning("heartbeat: %s", error)
+            except Exception:
+                log.exception("heartbeat broke; it goes on")
             if over.wait(BEAT_S):
                 return
 

@@ -24,6 +24,7 @@ class Code(StrEnum):
     SERIES_TOO_LARGE = "SERIES_TOO_LARGE"  # refused: scp.max_series_instances
     PATIENTS_MIXED = "PATIENTS_MIXED"  # one Study Instance UID, several patients
     ROUTED_NOWHERE = "ROUTED_NOWHERE"  # a positive result that the rules give to no destination
+    OBJECTS_NOT_BUILT = "OBJECTS_NOT_BUILT"  # a result that went out without its pictures
     FILE_MISSING = "FILE_MISSING"  # a record without its file
     FILE_UNKNOWN = "FILE_UNKNOWN"  # a file that cannot be recorded; left where it is
 

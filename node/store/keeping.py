@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from node.domain.instance import Instance
-from node.domain.lifecycle import AlertState, DeliveryState, JobState, SeriesState, ShadowState
+from node.domain.lifecycle import AlertState, DeliveryState, GapState, JobState, SeriesState, ShadowState
 from node.store import quality
 from node.store.engine import reading, writing
 from node.store.held import is_held
@@ -35,7 +35,9 @@ from node.store.subscriptions import is_locked
 from node.store.tables import (
     alerts,
     associations,
+    audit_queue,
     deliveries,
+    gaps,
     heartbeats,
     incidents,
     instances,
@@ -46,6 +48,7 @@ from node.store.tables import (
     series,
     shadows,
     studies,
+    ups_events,
     workitems,
 )
 
@@ -54,6 +57,8 @@ AT_WORK = (JobState.QUEUED, JobState.RUNNING, JobState.ANALYSED)
 REPORTED = (JobState.COMPOSED, JobState.FAILED)
 UNDELIVERED = (DeliveryState.PENDING, DeliveryState.FAILED)
 SCANS_KEPT = 100
+LONGEST_OTHER_WAIT_S = 3600.0
+"""No fetch from an archive, no event for a reader, and no audit message is put off for longer."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +297,8 @@ class Keeping:
         untold = alerts.c.state == AlertState.PENDING
         receiving = series.c.state == SeriesState.RECEIVING
         unread = shadows.c.state == ShadowState.WAITING
+        uncommitted = deliveries.c.state == DeliveryState.SENT
+        wanted = gaps.c.state == GapState.WANTED
         wrong: tuple[tuple[Any, tuple[ColumnElement[bool], ...], dict[str, Any]], ...] = (
             (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
             (studies, (studies.c.last_received_at > soon,), {"last_received_at": now}),
@@ -299,6 +306,19 @@ class Keeping:
             (shadows, (unread, shadows.c.rung_at > soon), {"rung_at": None}),
             (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (deliveries, (pending, deliveries.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
+            (
+                deliveries,
+                (uncommitted, deliveries.c.next_try_at > soon + longest_wait_s),
+                {"next_try_at": now},
+            ),
+            (
+                deliveries,
+                (uncommitted, deliveries.c.lease_until > soon + longest_lease_s),
+                {"lease_until": None},
+            ),
+            (gaps, (wanted, gaps.c.next_try_at > soon + LONGEST_OTHER_WAIT_S), {"next_try_at": now}),
+            (audit_queue, (audit_queue.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),
+            (ups_events, (ups_events.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),
             (alerts, (untold, alerts.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (alerts, (untold, alerts.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
         )

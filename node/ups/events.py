@@ -50,6 +50,10 @@ class Reporter:
         self._peer = Peer(where, settings.scp.ae_title, "subscriber")
         self._subscriptions = records.subscriptions
 
+    @property
+    def ae_title(self) -> str:
+        return self._ae
+
     def check(self) -> None:
         """Raises SettingsError for unusable certificates."""
         self._peer.check()
@@ -143,3 +147,5 @@ def _report_forever(reporter: Reporter, leads: Callable[[], bool], stopping: Cal
                 reporter.round(time.time())
         except TransientError as error:
             log.error("events of workitems wait: %s", error)
+        except Exception:
+            log.exception("telling %s of workitems broke; it goes on", reporter.ae_title)

@@ -49,7 +49,7 @@ def _sequence_holds(key: DataElement, found: DataElement | None) -> bool:
     wanted = key.value[0] if key.value else None
     if wanted is None or all(_is_universal(element) for element in wanted):
         return True
-    return found is not None and any(matches(wanted, item) for item in found.value)
+    return found is not None and found.VR == "SQ" and any(matches(wanted, item) for item in found.value)
 
 
 def _is_universal(element: DataElement) -> bool:

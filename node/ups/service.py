@@ -102,6 +102,8 @@ class Service:
                 self.make(time.time())
             except TransientError as error:
                 log.error("workitems wait: %s", error)
+            except Exception:
+                log.exception("making workitems broke; it goes on")
 
     def find(self, identifier: Dataset) -> Iterator[tuple[int, Dataset]]:
         """The workitems that match, the most urgent first (C-FIND, PS3.4 CC.2.8)."""

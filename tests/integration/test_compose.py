@@ -277,6 +277,30 @@ def test_objects_that_cannot_be_built_end_in_a_not_analysed_report_and_the_queue
     assert place.composer.round() == 0
 
 
+@pytest.mark.parametrize("broken", ["sc", "seg"])
+def test_a_result_is_reported_though_one_of_its_objects_cannot_be_built(
+    broken: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+    real = compose.build_all
+
+    def build(context: Any, names: Any) -> Any:
+        if broken in names:
+            raise ZeroDivisionError("a geometry nobody thought of")
+        return real(context, names)
+
+    monkeypatch.setattr(compose, "build_all", build)
+    assert place.composer.round() == 1
+    assert place.job(job.id).state is JobState.COMPOSED
+    made = place.objects(job.id)
+    assert set(made) == {"seg", "sc", "sr"} - {broken}
+    texts = [str(e.value) for e in made["sr"][0].iterall() if e.VR == "UT"]
+    assert any("SUSPECTED" in text for text in texts)
+    assert any(f"are missing: {broken}" in text for text in texts)
+    (incident,) = place.records.incidents.latest()
+    assert incident["code"] == "OBJECTS_NOT_BUILT" and broken in incident["text"]
+
+
 def test_a_report_that_cannot_be_built_either_is_not_tried_for_ever(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,14 +16,14 @@ import pytest
 from click.testing import CliRunner
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from node import spool as node_spool
 from node.admin.cli import main
 from node.compose import encode
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
-from node.domain.lifecycle import JobState, SeriesState
+from node.domain.lifecycle import GapState, JobState, SeriesState
 from node.fingerprint import file_digest
 from node.housekeeping import SILENT_S, Housekeeper
 from node.intake import Intake
@@ -38,12 +38,12 @@ from node.store.engine import writing
 from node.store.incidents import Code
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
-from node.store.tables import instances
+from node.store.tables import deliveries, gaps, instances, ups_events
 from node.wholeness import Announced
 from tests.factories import ct_series
 from tests.queueing import Ring, ringing
 
-SUCCESS, DUPLICATE, NO_ROOM = 0x0000, 0x0111, 0xA700
+SUCCESS, DUPLICATE, NO_ROOM, CANNOT_UNDERSTAND = 0x0000, 0x0111, 0xA700, 0xC000
 DAY_S = 24 * 3600.0
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
@@ -372,6 +372,21 @@ class TestConflicts:
         (incident,) = place.records.incidents.latest()
         assert (incident["code"], incident["series_instance_uid"]) == (Code.SOP_IN_OTHER_SERIES, "1.2.3")
 
+    @pytest.mark.parametrize("study_is_known", [False, True])
+    def test_a_series_of_another_study_is_refused_and_stays_where_it_is(
+        self, place: Place, study_is_known: bool
+    ) -> None:
+        first, second = ct_series(2, rows=16, name="a")
+        place.receive(first)
+        other = place.study("b", slices=1) if study_is_known else "1.2.3"
+        before = (place.files(), place.recorded())
+        second.StudyInstanceUID = other
+        assert place.receive(second) == CANNOT_UNDERSTAND
+        assert (place.files(), place.recorded()) == before
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["study_instance_uid"]) == (Code.SERIES_IN_OTHER_STUDY, other)
+        assert place.receive(ct_series(2, rows=16, name="a")[1]) == SUCCESS, "in its own study it is taken"
+
     def test_a_series_beyond_its_limit_is_refused_for_want_of_resources(self, place: Place) -> None:
         place.limits = Scp(max_series_instances=2)
         series = ct_series(3, rows=16, name="a")
@@ -380,6 +395,26 @@ class TestConflicts:
         assert len(place.files()) == 2
         (incident,) = place.records.incidents.latest()
         assert incident["code"] == Code.SERIES_TOO_LARGE
+
+
+def test_a_clock_set_back_keeps_no_fetch_no_commitment_and_no_word_to_readers_waiting(place: Place) -> None:
+    ahead = place.now + 2 * DAY_S
+    place.delivered(place.study("a"))
+    row = {"archive": "a", "study_instance_uid": "1.2", "series_instance_uid": "", "kind": "study"}
+    row |= dict.fromkeys(("patient_id", "accession_number", "study_date", "description", "note"), "")
+    seen = {"first_seen_at": ahead, "last_seen_at": ahead, "next_try_at": ahead}
+    said = {"receiving_ae": "R", "sop_instance_uid": "1.3", "event": 1, "content": {}}
+    with writing(place.records.engine) as connection:
+        connection.execute(insert(gaps).values(**row, **seen, here=0, state=GapState.WANTED))
+        connection.execute(insert(ups_events).values(**said, created_at=ahead, next_try_at=ahead, attempts=1))
+        connection.execute(update(deliveries).values(next_try_at=ahead))
+    records, now = place.records, place.now
+    ask = ("pacs", now, 0.0, now + 60, 9)
+    assert records.gaps.take_wanted(["a"], now, now) is None
+    assert records.subscriptions.due("R", now, 9) == records.commitments.to_ask(*ask) == []
+    assert records.keeping.undo_the_future(now, 600, 600) == 3
+    assert records.gaps.take_wanted(["a"], now, now)
+    assert records.subscriptions.due("R", now, 9) and records.commitments.to_ask(*ask)
 
 
 class TestRetention:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from node import leadership
 from node.leadership import HANGS_S, SILENT_S, STEP_DOWN_S, Candidate
 from node.liveness import process_name
 from node.store.engine import open_engine, writing
@@ -144,6 +145,24 @@ def test_without_the_database_a_leader_steps_down(site: Site, tmp_path: Path) ->
     away.seconds = STEP_DOWN_S
     assert not lost.leads(CLOCK)
     engine.dispose()
+
+
+def test_a_database_that_answers_nonsense_ends_no_candidate(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would end in silence, and with it all that this process leads."""
+    monkeypatch.setattr(leadership, "LOOK_S", 0.01)
+    real, answers = site.records.leaders.all, iter([ValueError("malformed")])
+
+    def all_() -> dict[str, Lead]:
+        for error in answers:
+            raise error
+        return real()
+
+    monkeypatch.setattr(site.records.leaders, "all", all_)
+    one = site.candidate("a:1")
+    with one.standing():
+        assert eventually(lambda: one.leads(CLOCK))
 
 
 def test_parts_are_led_one_by_one(site: Site) -> None:

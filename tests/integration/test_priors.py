@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from node.compose import Composer
 from node.domain.findings import CLASSES, Findings, SegmentationFinding
@@ -20,11 +20,13 @@ from node.domain.prior import OTHER_PERSON, Prior, latest
 from node.headers import read_instance
 from node.maps import Maps, pack
 from node.outputs.uids import uid_for
+from node.retention import Retention
 from node.settings import Destination, Settings
+from node.settings import Spool as SpoolSettings
 from node.spool import Spool
 from node.store.arrivals import StoredFile
 from node.store.records import Records, open_records
-from node.store.tables import objects
+from node.store.tables import deliveries, objects
 from tests.factories import MODEL, analysed, bleed, ct_series
 from workers.analyse import Analysis, with_prior
 from workers.models.contract import MAP_SIZE, Classification
@@ -171,6 +173,19 @@ def test_an_earlier_ct_that_was_not_analysed_is_no_prior(place: Place) -> None:
     place.records.jobs.cancel(old)
     _, prior = place.analyse("new", 12.0)
     assert prior == Prior(None)
+
+
+def test_an_earlier_ct_whose_files_were_removed_is_compared_all_the_same(place: Place) -> None:
+    place.analyse("old", 8.0, PatientBirthDate="19500101", **OLD)
+    place.composer.round()
+    with place.records.engine.begin() as connection:
+        connection.execute(update(deliveries).values(state="SENT"))
+    settings = Settings(spool=SpoolSettings(keep_days=1))
+    assert Retention(settings, place.records, place.spool).round(1e9, lambda: 0.0)
+    _, prior = place.analyse("new", 12.0, PatientBirthDate="19500101")
+    assert prior.found and prior.found.instance.study_time == OLD["StudyTime"]
+    _, other = place.analyse("namesake", 12.0, PatientBirthDate="19700101", StudyDate="20261201")
+    assert other.remark == OTHER_PERSON
 
 
 class GrowingBall:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from node import settle
-from node.domain.errors import TransientError
+from node.domain.errors import IllegalTransition, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.instance import Instance
 from node.domain.lifecycle import JobState, SeriesState
@@ -300,6 +300,22 @@ class TestDecide:
             (2, JobState.QUEUED),
         ]
 
+    def test_what_is_outdated_is_not_analysed_again(self, place: Place) -> None:
+        """It would read the newer images, and tell of them under the UIDs of the older report."""
+        slices = head("1.2.2", "Head")
+        place.send(slices[:-1], T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        place.analyse(first.id, T0 + 20)
+        place.send(slices[-1:], T0 + 30)
+        place.clock.tick(T0 + 30 + QUIET_S)
+        second = place.jobs()[1]
+        place.analyse(second.id, T0 + 60)
+        with pytest.raises(IllegalTransition, match="revision 2 came since"):
+            place.records.jobs.reanalyse(first.id)
+        place.records.jobs.reanalyse(second.id)
+        assert [job.state for job in place.jobs()] == [JobState.COMPOSED, JobState.QUEUED]
+
     def test_late_slices_keep_the_series_that_was_analysed_even_where_another_looks_better(
         self, place: Place
     ) -> None:
@@ -414,6 +430,24 @@ class TestDecide:
             place.clock.tick(T0 + later)
         assert len(place.jobs()) == 2  # nothing else is readable, and nothing is tried again
 
+    def test_the_next_best_series_is_taken_when_the_chosen_one_was_replaced_by_something_else(
+        self, place: Place
+    ) -> None:
+        for instances in whole_study().values():
+            place.send(instances, T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        for one in head(first.series_instance_uid, "Foot", body_part="FOOT"):
+            file = StoredFile(f"new-{one.sop_instance_uid}", 1, "f" * 64)
+            place.records.arrivals.record(one, file, "assoc0", T0 + 5 * MAX_WAIT_S)
+        place.clock.tick(T0 + 5 * MAX_WAIT_S + 1)
+        assert [job.state for job in place.jobs()] == [JobState.SUPERSEDED], "what it became comes first"
+        for later_s in (QUIET_S, QUIET_S + 1, QUIET_S + 2):
+            place.clock.tick(T0 + 5 * MAX_WAIT_S + later_s)
+        before, second = place.jobs()
+        assert (before.state, second.state) == (JobState.SUPERSEDED, JobState.QUEUED)
+        assert second.series_instance_uid != first.series_instance_uid
+
     def test_an_admin_who_cancels_gets_no_second_choice(self, place: Place) -> None:
         for instances in whole_study().values():
             place.send(instances, T0)
@@ -458,6 +492,13 @@ class TestNotAnalysed:
             ("1.2.4", JobState.FAILED),
             ("1.2.2", JobState.QUEUED),
         ]
+
+    def test_a_ct_whose_header_leaves_its_modality_out_is_answered_too(self, place: Place) -> None:
+        place.send([replace(one, modality="") for one in whole_study()["bone"]], T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.clock.tick(T0 + MAX_WAIT_S)
+        (job,) = place.jobs()
+        assert job.reason and job.reason.code == "BONE_KERNEL"
 
     def test_a_study_without_any_ct_gets_no_job(self, place: Place) -> None:
         mr = [

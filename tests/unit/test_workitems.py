@@ -132,3 +132,11 @@ def test_an_answer_holds_the_keys_and_no_more() -> None:
     ds = answer(key(PatientID="", ActualHumanPerformersSequence=[], StudyDate=""), whole)
     assert (ds.PatientID, ds.StudyDate, len(ds.ActualHumanPerformersSequence)) == ("P1", None, 0)
     assert "PatientName" not in ds and ds.SOPInstanceUID == "1.9"
+
+
+def test_a_sequence_is_no_key_for_what_is_text() -> None:
+    """Whoever asks says of which kind a key is; a question that makes no sense finds nothing."""
+    inner, asked = Dataset(), Dataset()
+    inner.PatientID = "P1"
+    asked.add_new("PatientID", "SQ", Sequence([inner]))
+    assert not matches(asked, scheduled(WORK, "AI", "PACS"))
