@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -210,6 +212,15 @@ def received(pacs: Orthanc, study_uid: str) -> dict[str, list[Dataset]]:
                 kind = "SC" if ds.SOPClassUID == SecondaryCaptureImageStorage else str(ds.Modality)
                 found.setdefault(kind, []).append(ds)
     return {kind: sorted(group, key=lambda ds: int(ds.InstanceNumber or 0)) for kind, group in found.items()}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For a PostgreSQL of the test: not below pytest's own, which its user may not pass through."""
+    made = Path(tempfile.mkdtemp(prefix="ichnode-test-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def test_data() -> Path:

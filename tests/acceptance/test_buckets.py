@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +19,6 @@ class InOrder(Machines):
 
     def strike(self, target: str, chance: random.Random) -> bool:
         return super().strike(ORDER[self.kills.total()], chance)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Not below pytest's own: PostgreSQL's user may not pass through that."""
-    made = Path(tempfile.mkdtemp(prefix="ichnode-buckets-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def test_a_study_passes_from_disk_to_bucket_to_another_machine_whatever_goes(folder: Path) -> None:

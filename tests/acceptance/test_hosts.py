@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +19,6 @@ class InOrder(Hosts):
 
     def strike(self, target: str, chance: random.Random) -> bool:
         return super().strike(ORDER[self.kills.total()], chance)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Not below pytest's own: PostgreSQL's user may not pass through that."""
-    made = Path(tempfile.mkdtemp(prefix="ichnode-hosts-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def test_two_hosts_lose_nothing_and_send_nothing_twice_and_the_clock_is_taken_over(folder: Path) -> None:

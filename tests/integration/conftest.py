@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from node.settings import Settings
 from node.store.records import Records, open_records
+from tests.s3 import KEYS, S3Server
 from tests.site import Site, browser
 
 
@@ -24,6 +25,22 @@ def blank_records(settings: Settings, blank_sqlite: Path) -> Iterator[Records]:
     opened = open_records(settings)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A bucket, for those who ask for it."""
+    made = S3Server(tmp_path_factory.mktemp("s3") / "log")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def emptied(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys are in the environment, and nothing is in it."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    server.empty()
 
 
 @pytest.fixture

@@ -24,22 +24,9 @@ from node.spool import Spool, spool_of
 from tests.certificates import make_certificate
 from tests.s3 import KEYS, NAME, S3Server
 
+pytestmark = pytest.mark.usefixtures("emptied")
 PATH = "results/1/1/maps.npz"
 NOW = 1_000_000.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    made = S3Server(tmp_path_factory.mktemp("s3") / "log")
-    yield made
-    made.stop()
-
-
-@pytest.fixture(autouse=True)
-def empty(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    server.empty()
 
 
 def machine(server: S3Server, folder: Path, **more: Any) -> Spool:

@@ -41,11 +41,12 @@ from tests.delivering import Place as Sending
 from tests.factories import ct_series
 from tests.integration.test_housekeeping import Place
 from tests.integration.test_unusual_series import Bell
-from tests.s3 import KEYS, NAME, S3Server
+from tests.s3 import NAME, S3Server
 from tests.scanned import Threshold, scan
 from tests.site import browser
 from workers.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("emptied")
 MAKE_CLIENT = bucket._client
 
 
@@ -55,19 +56,9 @@ def database() -> str:
     return "sqlite"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    made = S3Server(tmp_path_factory.mktemp("s3") / "log")
-    yield made
-    made.stop()
-
-
 @pytest.fixture(autouse=True)
-def empty(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "_client", _client)
-    server.empty()
 
 
 @cache
