@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from node.domain.completeness import SAME_POSITION_MM, find_gaps, slice_normal, slice_position_mm
+from node.domain.completeness import find_gaps
 from node.domain.errors import PermanentError
+from node.domain.geometry import SAME_POSITION_MM, slice_normal, slice_position_mm
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
 from node.domain.patients import require_one
 from node.domain.stacks import main_stack

@@ -14,10 +14,10 @@ from itertools import pairwise
 from statistics import median_low
 
 from node.domain.findings import Reason
-from node.domain.instance import Instance, Vector
+from node.domain.geometry import SAME_POSITION_MM, slice_position_mm
+from node.domain.instance import Instance
 from node.domain.stacks import parallel
 
-SAME_POSITION_MM = 0.01
 GAP_RATIO = 1.6
 """A step this much longer than its like is a gap: between 1 (none missing) and 2 (one missing)."""
 _EQUAL = 0.1
@@ -126,19 +126,6 @@ def find_gaps(instances: Sequence[Instance]) -> tuple[Gap, ...]:
 
 def _same_stack(one: Instance, other: Instance) -> bool:
     return one.stack == other.stack and parallel(one.orientation or (), other.orientation or ())
-
-
-def slice_position_mm(position: Vector, orientation: Vector) -> float:
-    """ImagePositionPatient along the slice normal, row × column direction (PS3.3 C.7.6.2.1.1)."""
-    return sum(p * n for p, n in zip(position, slice_normal(orientation), strict=True))
-
-
-def slice_normal(orientation: Vector) -> Vector:
-    """Unit normal of a slice in patient LPS: row direction × column direction."""
-    a, b, c, d, e, f = orientation
-    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-    length = math.hypot(*normal) or 1.0
-    return tuple(value / length for value in normal)
 
 
 def _stack_gaps(slices: list[tuple[float, float | None]]) -> list[Gap]:

@@ -16,8 +16,8 @@ from itertools import pairwise
 from statistics import median_low
 
 from node.domain import vocabulary as words
-from node.domain.completeness import slice_normal, slice_position_mm
 from node.domain.findings import Reason
+from node.domain.geometry import slice_normal, slice_position_mm
 from node.domain.imagetypes import DERIVED_IMAGE, told
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
 from node.domain.stacks import main_stack

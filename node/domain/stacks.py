@@ -1,21 +1,26 @@
 """Which images of a series belong to one volume, and which volume of several is read. Opens no pixels.
 
 A series may hold an axial scan beside its reformats and projections, and a multi-frame object several
-stacks, points in time or reconstructions. Slices of two volumes are never mixed; the position of a slice
-plays no part here.
+stacks, points in time or reconstructions. Slices of two volumes are never mixed. The position of a slice
+matters in one case: a scan that was repeated, since the patient moved say, lies between the slices of the
+first one.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from node.domain import vocabulary as words
+from node.domain.geometry import SAME_POSITION_MM, slice_position_mm
 from node.domain.imagetypes import told
 from node.domain.instance import Instance, Vector
 
 ORIENTATION_TOLERANCE = 0.01
 """Direction cosines of one stack may differ by the jitter of the last digits that scanners write."""
 SPACING_TOLERANCE_MM = 0.001
+SEVERAL = 3
+"""Slices of one scan between those of another: fewer are no second scan."""
 
 
 def stacks(slices: Sequence[Instance]) -> list[list[int]]:
@@ -30,13 +35,57 @@ def stacks(slices: Sequence[Instance]) -> list[list[int]]:
 
 
 def main_stack(slices: Sequence[Instance]) -> list[int]:
-    """Indices of the stack to read: as scanned, not too sharp, then the most slices, then the earliest."""
+    """Indices of the stack to read: as scanned, not too sharp, then the most slices, then the earliest.
+
+    Of scans that lie between one another's slices, that of the most slices, then the earliest.
+    """
 
     def rank(group: list[int]) -> tuple[bool, bool, int, str]:
         first = slices[group[0]]
         return bool(told(first.image_type)), _is_soft(first) is False, -len(group), first.stack
 
-    return min(stacks(slices), key=rank, default=[])
+    return _one_scan(slices, min(stacks(slices), key=rank, default=[]))
+
+
+def _one_scan(slices: Sequence[Instance], stack: list[int]) -> list[int]:
+    """The indices of a stack without those of a repeated scan.
+
+    Acquisitions that follow one another along the body are one scan (a step, or a part of it, each), and
+    what lies at the very places of another one is sorted out by place.
+    """
+    scans: dict[int | None, list[int]] = {}
+    for index in stack:
+        scans.setdefault(slices[index].acquisition_number, []).append(index)
+    if len(scans) < 2:
+        return stack
+    places = {number: _places_mm([slices[index] for index in scan]) for number, scan in scans.items()}
+    kept: list[int | None] = []
+    for number in sorted(scans, key=lambda number: (-len(places[number]), number or 0)):
+        if not any(_lie_between(places[number], places[other]) for other in kept):
+            kept.append(number)
+    return [index for index in stack if slices[index].acquisition_number in kept]
+
+
+def _lie_between(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Each has several places of its own where both have been."""
+    if not one or not other:
+        return False
+    low, high = max(one[0], other[0]), min(one[-1], other[-1])
+    return all(
+        sum(low <= place <= high and not _is_among(theirs, place) for place in own) >= SEVERAL
+        for own, theirs in ((one, other), (other, one))
+    )
+
+
+def _is_among(places: Sequence[float], place: float) -> bool:
+    at = bisect_left(places, place - SAME_POSITION_MM)
+    return at < len(places) and places[at] <= place + SAME_POSITION_MM
+
+
+def _places_mm(slices: Sequence[Instance]) -> list[float]:
+    """Along the normal of the first, in order; those that say where they lie."""
+    found = [(one.position, one.orientation) for one in slices if one.position and one.orientation]
+    return sorted(slice_position_mm(position, found[0][1]) for position, _ in found)
 
 
 def parallel(one: Vector, other: Vector) -> bool:

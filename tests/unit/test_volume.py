@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from node.domain.completeness import slice_normal
 from node.domain.errors import PermanentError
+from node.domain.geometry import slice_normal
 from tests.factories import ct_series, head_hu
 from workers.load import load_volume
 from workers.volume import Volume, build_volume
@@ -128,6 +128,30 @@ def test_the_largest_group_is_kept() -> None:
     assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in series)
     assert warned(volume, "3 slices of another volume, orientation, matrix or pixel spacing")
     assert warned(volume, "4 localizers or slices that are not axial")
+
+
+def test_a_scan_that_was_repeated_is_not_mixed_with_the_first() -> None:
+    """The patient moved; both are in one series, the second 1.2 mm farther down."""
+    first = at_heights(*np.arange(8) * 5.0, name="one", AcquisitionNumber=1)
+    again = at_heights(*np.arange(8) * 5.0 + 1.2, name="two", AcquisitionNumber=2)
+    volume = build_volume([one for both in zip(again, first, strict=True) for one in both])
+    assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in first)
+    np.testing.assert_allclose(volume.thickness_mm, 5.0)
+    assert warned(volume, "8 slices of another volume")
+    longer = build_volume([*first[2:], *again])
+    assert longer.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in again)
+
+
+def test_steps_of_one_scan_with_numbers_of_their_own_stay_together() -> None:
+    """A sequential scanner counts each turn of its tube; two parts of a scan may share a place."""
+    steps = at_heights(*np.arange(12) * 5.0)
+    for number, ds in enumerate(steps):
+        ds.AcquisitionNumber = number // 2
+    assert len(build_volume(steps).hu) == 12
+    for number, ds in enumerate(steps):
+        ds.AcquisitionNumber = 1 if number < 7 else 2
+    steps[7].ImagePositionPatient = [-100, -110, 29.0]  # a little of the first part again
+    assert len(build_volume(steps).hu) == 12
 
 
 def test_jitter_of_the_orientation_keeps_the_series_together() -> None:
