@@ -37,6 +37,7 @@ AHEAD_EXPIRES_S = 10
 SHADOW_QUEUE = "ichnode.shadow"
 """Heard by the shadow worker alone, so that it never stands between a study and its worker."""
 WORKER_MODULE = "workers.tasks"
+LOOK_AT = "is Redis running, and is broker.url right?"
 SHADOW_MODULE = "workers.shadow"
 LONGEST_SOCKET_PATH = 100
 SENTINEL_PORT = 26379
@@ -118,7 +119,7 @@ class Doorbell:
         try:
             self._app.send_task(task, args=args, queue=queue, retry=False, expires=expires_s)
         except (OperationalError, RedisError, OSError) as error:
-            raise TransientError(f"broker: {error}") from error
+            raise TransientError(f"broker: {error}; {LOOK_AT}") from error
 
     def waiting(self) -> dict[str, int]:
         """How many messages lie in each queue. Raises TransientError when the broker does not answer."""
@@ -128,7 +129,7 @@ class Doorbell:
         try:
             return {queue: int(client.llen(queue)) for queue in QUEUES}
         except RedisError as error:
-            raise TransientError(f"broker: {error}") from error
+            raise TransientError(f"broker: {error}; {LOOK_AT}") from error
         finally:
             client.close()
 
@@ -194,7 +195,8 @@ def ping(settings: Settings) -> None:
     try:
         client.ping()
     except RedisError as error:
-        raise TransientError(f"broker {shown_url(settings) or 'bundled Redis'}: {error}") from error
+        where = shown_url(settings) or "bundled Redis"
+        raise TransientError(f"broker {where}: {error}; {LOOK_AT}") from error
     finally:
         client.close()
 

@@ -95,9 +95,11 @@ def ask(peer: Peer, transaction_uid: str, objects: Sequence[Due], answer: Answer
                 StorageCommitmentPushModelInstance,
             )
         except (ValueError, RuntimeError) as error:
-            raise TransientError(f"{peer.name}: storage commitment cannot be asked for: {error}") from error
+            text = f"{peer.name}: storage commitment cannot be asked for: {error}"
+            raise TransientError(f"{text}; set commitment = false where it has none") from error
         if "Status" not in status or status.Status != SUCCESS:
-            raise TransientError(f"{peer.name}: storage commitment was answered with {words(status)}")
+            text = f"{peer.name}: storage commitment was answered with {words(status)}"
+            raise TransientError(f"{text}; its log says why")
         answered.wait(LINGER_S)
     finally:
         if assoc.is_established:

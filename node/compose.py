@@ -337,7 +337,8 @@ def read_source(paths: Iterable[Path]) -> list[Dataset]:
         try:
             datasets.append(dcmread(path, defer_size=DEFER_BYTES))
         except (OSError, InvalidDicomError) as error:
-            raise PermanentError("SOURCE_UNREADABLE", f"{path.name} cannot be read: {error}") from error
+            text = f"{path.name} cannot be read: {error}; send the study again"
+            raise PermanentError("SOURCE_UNREADABLE", text) from error
     return datasets
 
 

@@ -47,7 +47,8 @@ def unpack(data: bytes) -> Maps:
             subtypes = {name: _unpacked(arrays[key], shape) for name, key in parts.items()}
             return Maps(_unpacked(arrays["masks"], shape), arrays["heat"], subtypes)
     except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise PermanentError("MAPS_UNREADABLE", f"stored masks cannot be read: {error}") from error
+        text = f"stored masks cannot be read: {error}; have the job analysed again"
+        raise PermanentError("MAPS_UNREADABLE", text) from error
 
 
 def _unpacked(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -121,7 +121,8 @@ class Archivist(Peer):
             if code in PENDING and found is not None:
                 yield found
             elif code not in (SUCCESS, *PENDING):
-                raise TransientError(f"{self.name}: the C-FIND was answered with {words(status)}")
+                text = f"{self.name}: the C-FIND was answered with {words(status)}"
+                raise TransientError(f"{text}; its log says why")
 
     def __enter__(self) -> Archivist:
         """One association for all questions that follow."""

@@ -83,7 +83,8 @@ class Peer:
         try:
             status = assoc.send_c_echo()
             if "Status" not in status or status.Status != 0x0000:
-                raise TransientError(f"{self.name}: C-ECHO was answered with {words(status)}")
+                text = f"{self.name}: C-ECHO was answered with {words(status)}"
+                raise TransientError(f"{text}; its log says why")
         finally:
             assoc.release()
 

@@ -68,7 +68,11 @@ def require_announced(announced: Announced, instance: Instance) -> None:
             "SOP_MISMATCH", f"announced as {announced.sop_class_uid}, is a {instance.sop_class_uid}"
         )
     if instance.sop_instance_uid != announced.sop_instance_uid:
-        raise PermanentError("SOP_MISMATCH", f"the data set says {instance.sop_instance_uid}")
+        raise PermanentError(
+            "SOP_MISMATCH",
+            f"announced as {announced.sop_instance_uid}, the data set says {instance.sop_instance_uid}; "
+            "the sender writes one of them wrongly",
+        )
 
 
 def too_large(announced: Announced, most_bytes: int) -> PermanentError:

@@ -53,9 +53,10 @@ def read_dataset(path: str | Path) -> Dataset:
     try:
         return dcmread(path)
     except FileNotFoundError as error:
-        raise PermanentError("FILE_MISSING", f"{path} is no longer there") from error
+        raise PermanentError("FILE_MISSING", f"{path} is no longer there; send the study again") from error
     except UNREADABLE as error:
-        raise PermanentError("FILE_UNREADABLE", f"{path} cannot be read as DICOM: {error}") from error
+        text = f"{path} cannot be read as DICOM: {error}; send the study again"
+        raise PermanentError("FILE_UNREADABLE", text) from error
 
 
 def acquired(paths: Iterable[str | Path], volume: Volume, evidence: Evidence) -> Acquisition:

@@ -24,6 +24,7 @@ CLOSES_WITHIN_S = 5.0
 AUTHORISATION = 10  # facility, PS3.15 A.6
 NOTICE, WARNING = 5, 4
 MESSAGE_ID = "DICOM+RFC3881"  # PS3.15 A.6
+LOOK_AT = "is it running, and are host, port and transport of [audit] right?"
 BOM = b"\xef\xbb\xbf"  # RFC 5424 6.4: what follows is UTF-8
 
 
@@ -56,7 +57,7 @@ def send(repository: AuditRepository, lines: Sequence[Line], host: str) -> None:
                 connection.sendall(b"".join(b"%d %b" % (len(one), one) for one in frames))  # RFC 6587 3.4.1
                 _wait_until_read(connection)
     except (OSError, ssl.SSLError) as error:
-        raise TransientError(f"{name} ({repository.transport}): {error}") from error
+        raise TransientError(f"{name} ({repository.transport}): {error}; {LOOK_AT}") from error
 
 
 def check(repository: AuditRepository) -> None:
@@ -66,7 +67,8 @@ def check(repository: AuditRepository) -> None:
             with _connected(repository):
                 pass
     except (OSError, ssl.SSLError) as error:
-        raise TransientError(f"audit repository {repository.host}:{repository.port}: {error}") from error
+        name = f"audit repository {repository.host}:{repository.port}"
+        raise TransientError(f"{name}: {error}; {LOOK_AT}") from error
 
 
 def _send_datagrams(repository: AuditRepository, frames: Sequence[bytes]) -> None:

@@ -85,7 +85,8 @@ class Worklist:
         count = 0
         for status, item in assoc.send_c_find(query, ModalityWorklistInformationFind):
             if "Status" not in status:
-                raise TransientError(f"{self.name} did not answer within {self._settings.timeout_s:g} s")
+                text = f"{self.name} did not answer within {self._settings.timeout_s:g} s"
+                raise TransientError(f"{text}; is it busy? It is asked again, or raise timeout_s")
             if status.Status in PENDING:
                 if item is not None:
                     yield item
@@ -95,7 +96,7 @@ class Worklist:
                     assoc.abort()
                     return
             elif status.Status != 0x0000:
-                raise TransientError(f"{self.name} answered with {words(status)}")
+                raise TransientError(f"{self.name} answered with {words(status)}; its log says why")
 
 
 def _queries(study: Subject) -> Iterator[tuple[Dataset, str]]:

@@ -99,7 +99,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except _AWAY as error:
-        raise _transient(error) from error
+        raise away(error) from error
 
 
 @contextmanager
@@ -111,11 +111,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
     except _AWAY as error:
-        raise _transient(error) from error
+        raise away(error) from error
 
 
-def _transient(error: DBAPIError | PoolTimeoutError) -> TransientError:
-    return TransientError(f"database: {getattr(error, 'orig', None) or error}")
+def away(error: Exception) -> TransientError:
+    """In words, with the next step: the last line of a driver tells nobody what to look at."""
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    return TransientError(f"database: {text}; is it running, has its disk room, is database.url right?")
 
 
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:

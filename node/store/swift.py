@@ -20,7 +20,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.expression import ClauseElement
 
-from node.domain.errors import TransientError
 from node.store import engine
 
 LOOK_AGAIN_S = 0.0002
@@ -119,7 +118,7 @@ class Swift:
             raise Refused(str(error)) from error
         except self._away as error:
             connection.invalidate(error)  # it may be broken; a new one costs little
-            raise _transient(error) from error
+            raise engine.away(error) from error
         finally:
             if is_sound and self._keeps and len(self._idle) < MOST_IDLE:
                 self._idle.append(connection)
@@ -132,7 +131,7 @@ class Swift:
         try:
             return self._engine.raw_connection()
         except (DBAPIError, PoolTimeoutError, *self._away) as error:
-            raise _transient(error) from error
+            raise engine.away(error) from error
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,3 @@ class Run:
 def _plain(value: Any) -> Any:
     """A member of a StrEnum as the text that it is: not every driver takes it for one."""
     return str(value) if isinstance(value, str) else value
-
-
-def _transient(error: Exception) -> TransientError:
-    return TransientError(f"database: {getattr(error, 'orig', None) or error}")
