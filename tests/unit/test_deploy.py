@@ -56,6 +56,14 @@ def test_the_example_settings_are_valid_and_name_a_destination(file: str) -> Non
     assert settings.scp.host == "0.0.0.0"
 
 
+def test_what_the_example_leaves_commented_out_is_understood_too(tmp_path: Path) -> None:
+    text = (DEPLOY / "ichnode.toml").read_text()
+    whole = re.sub(r"^# (?=\[|[a-z_0-9]+ = )", "", text, flags=re.M)
+    assert whole.count("\n#") < text.count("\n#") / 3
+    (tmp_path / "whole.toml").write_text(whole)
+    assert len(load(tmp_path / "whole.toml").destination) == 2
+
+
 class TestUnits:
     @staticmethod
     def service(name: str) -> configparser.SectionProxy:

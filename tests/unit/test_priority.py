@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from node.domain.findings import CLASSES, ClassFinding, Consistency, Priority
-from node.domain.priority import consistency, priority
+from node.domain.priority import MIN_MASK_ML, consistency, priority
 
 THRESHOLDS = dict.fromkeys(CLASSES, 0.5)
 
@@ -47,6 +47,7 @@ def test_a_mask_never_lowers_what_was_sent_early(any_: float, agreement: Consist
     [
         (classes(), 0.0, None, Consistency.AGREE),
         (classes(), 0.05, None, Consistency.AGREE),
+        (classes(), MIN_MASK_ML, None, Consistency.MASK_ONLY),
         (classes(), 2.0, None, Consistency.MASK_ONLY),
         (classes(any=0.9), 2.0, None, Consistency.AGREE),
         (classes(any=0.9), 0.05, None, Consistency.CLASSIFIER_ONLY),

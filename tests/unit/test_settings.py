@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from node.domain.errors import SettingsError
 from node.settings import Destination, Settings, load
@@ -318,3 +320,19 @@ def test_tls_is_spoken_once_there_is_an_authority_or_a_certificate(tmp_path: Pat
 def test_the_console_refuses_what_it_would_not_heed(web: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Settings.model_validate({"web": web})
+
+
+def keys(section: Any) -> set[str]:
+    """Every key of a section and of those within it; of anything else, of the sections that it is made of."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        within = (keys(field.annotation) for field in section.model_fields.values())
+        return {*section.model_fields}.union(*within)
+    return set().union(*map(keys, get_args(section)))
+
+
+def test_every_setting_stands_in_the_documents() -> None:
+    root = Path(__file__).parents[2]
+    text = "".join(file.read_text() for file in [root / "README.md", *(root / "docs").rglob("*.md")])
+    known = keys(Settings)
+    assert {"quiet_s", "calling_ae_titles", "retry_max_s", "worklist_label"} <= known
+    assert {key for key in known if not re.search(rf"\b{key}\b", text)} == set()
