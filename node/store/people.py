@@ -147,8 +147,9 @@ class People:
                 insert_if_absent(connection, login_failures, {"key": key, "count": 0, "next_at": now})
             mine = select(login_failures).where(login_failures.c.key.in_(list(caps_s)))
             rows = connection.execute(mine.order_by(login_failures.c.key).with_for_update()).all()
-            wait_s = max(row.next_at for row in rows) - now
-            if wait_s > 0:
+            # longer than the longest: counted before the clock was set back
+            waits_s = [s for row in rows if (s := row.next_at - now) <= caps_s[row.key]]
+            if (wait_s := max(waits_s, default=0.0)) > 0:
                 return wait_s
             for row in rows:
                 count = row._mapping["count"] + 1
