@@ -24,7 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from node import transcode
 from node.domain.errors import TransientError
 from node.retry import back_off_s, is_hopeless
-from node.scu import Peer, words
+from node.scu import Peer, let_go, words
 from node.settings import Destination
 from node.store.deliveries import Due
 from node.store.records import Records
@@ -102,8 +102,7 @@ def ask(peer: Peer, transaction_uid: str, objects: Sequence[Due], answer: Answer
             raise TransientError(f"{text}; its log says why")
         answered.wait(LINGER_S)
     finally:
-        if assoc.is_established:
-            assoc.release()
+        let_go(assoc)
 
 
 def take_in(ds: Dataset, records: Records, destinations: Iterable[Destination], now: float) -> int:

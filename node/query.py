@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node.domain.errors import TransientError
 from node.domain.reconciliation import ArchivedSeries, ArchivedStudy
-from node.scu import Peer, leave_responses, words
+from node.scu import Peer, leave_responses, let_go, words
 from node.transcode import FALL_BACK
 
 FIND = StudyRootQueryRetrieveInformationModelFind
@@ -130,8 +130,8 @@ class Archivist(Peer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._assoc is not None and self._assoc.is_established:
-            self._assoc.release()
+        if self._assoc is not None:
+            let_go(self._assoc)
 
     def _open(self) -> Association:
         if self._assoc is None or not self._assoc.is_established:
@@ -147,8 +147,7 @@ class Archivist(Peer):
         try:
             return self._outcome(assoc.send_c_move(_retrieval(study_uid, series_uid), to_ae, MOVE))
         finally:
-            if assoc.is_established:
-                assoc.release()
+            let_go(assoc)
 
     def get(
         self, study_uid: str, series_uid: str, store: Callable[[evt.Event], int], syntaxes: Any
@@ -163,8 +162,7 @@ class Archivist(Peer):
         try:
             return self._outcome(assoc.send_c_get(_retrieval(study_uid, series_uid), GET))
         finally:
-            if assoc.is_established:
-                assoc.release()
+            let_go(assoc)
 
     def _outcome(self, answers: Iterator[tuple[Dataset, Dataset | None]]) -> Retrieved:
         completed = failed = 0

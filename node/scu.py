@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
+PAUSES_WITHIN_S = 5.0
 WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.4: the object was stored, with a remark
 
 
@@ -86,7 +88,7 @@ class Peer:
                 text = f"{self.name}: C-ECHO was answered with {words(status)}"
                 raise TransientError(f"{text}; its log says why")
         finally:
-            assoc.release()
+            let_go(assoc)
 
     def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
         """Send over one association; an Outcome for each parcel that was tried, in order.
@@ -105,8 +107,7 @@ class Peer:
             for parcel in parcels:
                 yield self._send_one(assoc, parcel)
         finally:
-            if assoc.is_established:
-                assoc.release()
+            let_go(assoc)
 
     def _send_one(self, assoc: Association, parcel: Parcel) -> Outcome:
         accepted = {
@@ -185,6 +186,22 @@ class Peer:
             return f"{self.name} does not accept SOP class {' nor '.join(classes)}, and so no association"
         tls = " and do both ends speak TLS and trust each other" if self.destination.tls.wanted else ""
         return f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
+
+
+def let_go(assoc: Association) -> None:
+    """Release it, where it is still there. Never waits without end.
+
+    pynetdicom waits for its own thread to pause first, for ever, and on a busy machine that was seen to
+    stand still without saying so.
+    """
+    if not assoc.is_established:
+        return
+    releasing = threading.Thread(target=assoc.release, name="release", daemon=True)
+    releasing.start()
+    releasing.join(PAUSES_WITHIN_S)
+    if releasing.is_alive():
+        assoc._is_paused = True
+        releasing.join(assoc.acse_timeout or RESPONSE_TIMEOUT_S)
 
 
 def leave_responses(assoc: Association) -> None:

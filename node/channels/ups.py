@@ -25,7 +25,7 @@ from node.domain.workitems import Input, Work
 from node.outputs import wording
 from node.outputs.uids import derived, uid_for
 from node.outputs.workitem import scheduled
-from node.scu import Peer, leave_responses, words
+from node.scu import Peer, leave_responses, let_go, words
 from node.settings import Destination, UpsPush
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class UpsChannel:
                 text = f"{self._name} answers, and does not take UPS Push; is this a worklist manager?"
                 raise TransientError(text)
         finally:
-            assoc.release()
+            let_go(assoc)
         return f"{self._name} takes UPS Push"
 
     def send(self, told: Announcement) -> Receipt:
@@ -98,7 +98,7 @@ class UpsChannel:
         finally:
             if assoc.is_established:
                 assoc.acse_timeout = max(deadline - time.monotonic(), SHORTEST_RELEASE_S)
-                assoc.release()
+                let_go(assoc)
         return Receipt(True, f"0x{status:04X}", "it was there already" if status == DUPLICATE else "")
 
     def _uid(self, told: Announcement, number: int) -> str:

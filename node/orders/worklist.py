@@ -17,7 +17,7 @@ from pynetdicom.sop_class import ModalityWorklistInformationFind  # type: ignore
 from node import transcode
 from node.domain.errors import TransientError
 from node.domain.orders import MOST_URGENT_FIRST, OrderPriority, Subject, concerns, read_priority
-from node.scu import Peer, leave_responses, words
+from node.scu import Peer, leave_responses, let_go, words
 from node.settings import Destination, WorklistPeer
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class Worklist:
                 if found or not assoc.is_established:
                     break
         finally:
-            if assoc.is_established:
-                assoc.release()
+            let_go(assoc)
         if not found:
             return None, f"no priority for this study among {count} items of {self.name}"
         most = min(found, key=MOST_URGENT_FIRST.index)

@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node import transcode
 from node.domain.errors import TransientError
-from node.scu import Peer, leave_responses, words
+from node.scu import Peer, leave_responses, let_go, words
 from node.settings import Destination, Settings, Watcher
 from node.store.records import Records
 from node.store.subscriptions import Due
@@ -72,8 +72,7 @@ class Reporter:
                     self._subscriptions.told(one.id)
                     taken += 1
             finally:
-                if assoc.is_established:
-                    assoc.release()
+                let_go(assoc)
             self._subscriptions.went_well(self._ae, now)
         except _NotTakenError as error:
             self._subscriptions.went_wrong(self._ae, str(error), now)

@@ -305,3 +305,24 @@ def test_a_dead_destination_delays_no_other(place: Place) -> None:
                 thread.join(15)
     assert len(threads) == 3
     eventually(lambda: set(place.states("absent")) == {PENDING})
+
+
+class Restless:
+    """An association whose own thread never says that it paused, as pynetdicom waits for it."""
+
+    is_established, acse_timeout = True, 20.0
+    _is_paused = False
+
+    def release(self) -> None:
+        while not self._is_paused:
+            time.sleep(0.001)
+        self.is_established = False
+
+
+def test_an_association_whose_thread_does_not_pause_is_let_go_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scu, "PAUSES_WITHIN_S", 0.01)
+    assoc = Restless()
+    scu.let_go(assoc)  # type: ignore[arg-type]
+    assert not assoc.is_established

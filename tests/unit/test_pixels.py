@@ -202,6 +202,13 @@ def test_no_wrap_without_the_air_that_shows_it() -> None:
     np.testing.assert_array_equal(hounsfield(unsigned_12(hu, RescaleIntercept=0)), hu)
 
 
+def test_no_wrap_where_the_intercept_leaves_room_for_air() -> None:
+    """Much metal then has the values that wrapped air has, and must not become air."""
+    hu = scene_hu()
+    hu[10:20, 12:52] = 3096 - 1024
+    np.testing.assert_array_equal(hounsfield(unsigned_12(hu + 1024)), hu)
+
+
 def test_frames_and_their_own_rescale() -> None:
     frames = np.stack([scene_hu(), 2 * scene_hu()[::-1]])
     ds = image(frames, NumberOfFrames=2)
