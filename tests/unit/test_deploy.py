@@ -331,6 +331,8 @@ class TestFigures:
         (tmp_path / "spool").mkdir()
         records = Records(engine)
         records.views.beat("upload@h:1", "upload", {"disk": "d", "room_bytes": 1}, 1e9)
+        told = {"network_busy": 0.5, "jobs_done": 2, "jobs_ahead": 1}
+        records.views.beat("worker@h:2", "worker", told, 1e9)
         site = Site(settings, records, Gate(settings, records), spool_of(settings))
         found: dict[str, set[str]] = {}
         for name, _, samples in metrics.families(site, 1e9):

@@ -187,12 +187,15 @@ def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         for turn, depth in named.items()
     ]
     yield "queue_oldest_seconds", "How long the oldest of them has waited; 0: none.", oldest
-    busy: list[Sample] = [
-        ("", {"worker": row["process"]}, row["detail"]["network_busy"])
-        for row in site.records.views.processes(now)
-        if row["role"] == "worker" and row["alive"] and "network_busy" in (row["detail"] or {})
-    ]
-    yield "network_busy", "Share of the last seconds in which a worker's networks were at work, 0 to 1.", busy
+    workers = [row for row in site.records.views.processes(now) if row["role"] == "worker" and row["alive"]]
+    for key, name, words in (
+        ("network_busy", "network_busy", "Share of the last seconds in which a worker's networks were at work."),
+        ("jobs_done", "worker_jobs_done", "Series that a worker finished since it started."),
+        ("jobs_ahead", "worker_jobs_ahead", "Of those, begun before their series was complete."),
+    ):
+        told = [row for row in workers if key in (row["detail"] or {})]
+        samples: list[Sample] = [("", {"worker": row["process"]}, row["detail"][key]) for row in told]
+        yield name, words, samples
 
 
 def _models(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
