@@ -122,6 +122,22 @@ class TestCompose:
             assert "spool:/var/lib/ichnode" in services[name]["volumes"], name
             assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"]
 
+    def test_a_worker_may_finish_its_job_and_logs_do_not_fill_the_disk(self) -> None:
+        services = documents(self.file)["services"]
+        for name, of in services.items():
+            assert "max-size" in of["logging"]["options"], name
+            if of.get("command", [""])[0].endswith("worker"):
+                assert of["stop_grace_period"] == "120s", name
+
+    def test_passwords_stay_out_of_git(self) -> None:
+        ignored = (DEPLOY.parent / ".gitignore").read_text().splitlines()
+        assert "/deploy/compose/.env" in ignored
+
+    def test_prometheus_writes_into_its_volume(self) -> None:
+        of = documents(self.file)["services"]["prometheus"]
+        (path,) = [word.partition("=")[2] for word in of["command"] if "tsdb.path" in word]
+        assert f"prometheus:{path}" in of["volumes"]
+
     def test_nothing_but_dicom_is_open_to_the_network_by_itself(self) -> None:
         for name, of in documents(self.file)["services"].items():
             for port in of.get("ports", ()):

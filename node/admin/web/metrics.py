@@ -189,9 +189,13 @@ def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     yield "queue_oldest_seconds", "How long the oldest of them has waited; 0: none.", oldest
     workers = [row for row in site.records.views.processes(now) if row["role"] == "worker" and row["alive"]]
     for key, name, words in (
-        ("network_busy", "network_busy", "Share of the last seconds in which a worker's networks were at work."),
+        (
+            "network_busy",
+            "network_busy",
+            "Share of the last seconds in which a worker's networks were at work.",
+        ),
         ("jobs_done", "worker_jobs_done", "Series that a worker finished since it started."),
-        ("jobs_ahead", "worker_jobs_ahead", "Of those, begun before their series was complete."),
+        ("jobs_ahead", "worker_jobs_ahead", "Of those, worked on ahead of their job."),
     ):
         told = [row for row in workers if key in (row["detail"] or {})]
         samples: list[Sample] = [("", {"worker": row["process"]}, row["detail"][key]) for row in told]
