@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from node.domain.errors import PermanentError
@@ -27,12 +28,15 @@ from workers.models.rim import (
     Unrolled,
     around,
     cells_of,
+    places,
     rolled_up,
     unroll,
+    unrolled_masks,
 )
 from workers.phantom import volume
 from workers.preprocess import network_input
-from workers.training.losses import cell_loss
+from workers.training.learners import RimLearner
+from workers.training.losses import Truth, cell_loss
 from workers.training.recipes import recipe
 
 SIZE = 224
@@ -128,7 +132,7 @@ def test_what_is_no_head_is_unrolled_all_the_same(value: float) -> None:
 def test_a_map_of_the_band_lies_on_the_picture_again() -> None:
     head = _head(lens_deg=130, centre=(108.0, 114.0))
     unrolled = unroll(head)
-    drawn = rolled_up(unrolled.bands[:, 3], unrolled, SIZE)[0]
+    drawn = rolled_up(unrolled.bands[:, 3:4], places(unrolled, SIZE))[0, 0]
     inside = drawn > 0
     assert inside.sum() > 10_000
     assert (drawn - head[0, 1])[inside].abs().mean() < 0.03
@@ -137,9 +141,9 @@ def test_a_map_of_the_band_lies_on_the_picture_again() -> None:
 
 def test_a_coarse_cell_is_drawn_in_its_direction_and_depth() -> None:
     unrolled = unroll(_head(semi=(80.0, 80.0)))
-    coarse = torch.zeros(1, DEPTHS // 8, COLUMNS // CELLS)
-    coarse[0, 2, 16] = 1.0
-    drawn = rolled_up(coarse, unrolled, SIZE)[0]
+    coarse = torch.zeros(1, 1, DEPTHS // 8, COLUMNS // CELLS)
+    coarse[0, 0, 2, 16] = 1.0
+    drawn = rolled_up(coarse, places(unrolled, SIZE))[0, 0]
     y, x = divmod(int(drawn.argmax()), SIZE)
     depth_px = (2 + 0.5) * 8 - 0.5 - OUTSIDE
     direction = (16 + 0.5) * CELLS - 0.5
@@ -150,10 +154,38 @@ def test_a_coarse_cell_is_drawn_in_its_direction_and_depth() -> None:
 
 def test_cells_with_blood_are_those_of_the_mask() -> None:
     mask = ((_head(lens_deg=90) - _head()).abs() > 0.1)[:, :1].float()
-    cells = cells_of(mask, unroll(_head(lens_deg=90)))[0, :, 0]
+    cells = cells_of(unrolled_masks(mask, unroll(_head(lens_deg=90))))[0, :, 0]
     middle = COLUMNS // CELLS // 4
     assert cells.shape == (COLUMNS // CELLS,)
     assert cells[middle - 2 : middle + 2].min() == 1 and cells.sum() <= 8
+
+
+@pytest.mark.parametrize("direction", [0, 70, 180, 290])
+def test_a_mask_comes_back_from_the_band(direction: int) -> None:
+    head = _head(lens_deg=direction, turn_deg=10, centre=(106.0, 117.0))
+    mask = ((head - _head(turn_deg=10, centre=(106.0, 117.0))).abs() > 0.1)[:, :1].float()
+    unrolled = unroll(head)
+    back = rolled_up(unrolled_masks(mask, unrolled), places(unrolled, SIZE)) > 0.5
+    overlap = 2 * (back & (mask > 0)).sum() / (back.sum() + mask.sum())
+    assert mask.sum() > 100 and overlap > 0.9
+
+
+def test_a_mask_is_taught_where_it_is_known() -> None:
+    """The step of one batch lets the network draw more where there is blood, and nothing else counts."""
+    torch.manual_seed(1)
+    pictures = _head(lens_deg=90)
+    mask = torch.zeros(1, len(CLASSES), SIZE, SIZE)
+    mask[:, 0] = ((pictures - _head()).abs() > 0.1)[:, 0].float()
+    known = torch.zeros(1, len(CLASSES))
+    truth = Truth(torch.zeros(1, len(CLASSES)), known, mask, known)
+    learner = RimLearner(recipe("rim"))
+    network = learner.network()
+    learner.loss(network, pictures, truth).backward()
+    assert network.mask_head.weight.grad is not None and not network.mask_head.weight.grad.any()
+    known[0, 0] = 1
+    learner.loss(network, pictures, truth).backward()
+    assert network.mask_head.bias.grad is not None
+    assert network.mask_head.bias.grad[0] != 0 and not network.mask_head.bias.grad[1:].any()
 
 
 def test_the_network_knows_no_first_column() -> None:
@@ -162,6 +194,7 @@ def test_the_network_knows_no_first_column() -> None:
     plain, rolled = network(bands), network(bands.roll(3 * CELLS, dims=3))
     assert torch.allclose(plain.classes, rolled.classes, atol=1e-5)
     assert torch.allclose(plain.cells.roll(3, dims=1), rolled.cells, atol=1e-5)
+    assert torch.allclose(plain.masks.roll(3 * CELLS, dims=3), rolled.masks, atol=1e-5)
 
 
 def test_one_cell_is_enough_to_be_heard() -> None:
@@ -201,7 +234,21 @@ def test_pipeline_reads_and_explains_a_head() -> None:
     other = _pipeline(4)
     again = other.explain(head.hu, head.spacing_mm, other.classify(head.hu, head.spacing_mm), "epidural")
     assert np.abs(maps - again).max() > 0.05, "other weights draw another map"
-    assert not pipeline.draws and not pipeline.segment(head.hu, head.spacing_mm, said).any()
+    assert not pipeline.segment(head.hu, head.spacing_mm, said).any(), "no blood before anything is learnt"
+
+
+def test_what_is_drawn_lies_on_the_band() -> None:
+    """Networks that see blood everywhere draw it along the skull alone, and say of which kind."""
+    head = volume(5, (), slices=4, size=128, lowest_mm=-10)
+    pipeline = _pipeline()
+    with torch.no_grad():
+        pipeline.networks[0].mask_head.bias += torch.tensor([9.0, 0, 0, 0, 0, 6])
+    said = pipeline.classify(head.hu, head.spacing_mm)
+    mask = pipeline.segment(head.hu, head.spacing_mm, said)
+    (kind,) = pipeline.segment_subtypes(head.hu, head.spacing_mm, said).items()
+    assert pipeline.draws and mask.any() and kind[0] == CLASSES[5] and np.array_equal(kind[1], mask)
+    y, x = ndimage.center_of_mass(head.hu[1] > -200)
+    assert not mask[1, int(y) - 5 : int(y) + 5, int(x) - 5 : int(x) + 5].any()
 
 
 def test_both_voices_are_heard() -> None:
@@ -220,6 +267,8 @@ def test_compiled_answers_alike() -> None:
     one, other = (made.look(head.hu, head.spacing_mm) for made in (plain, fast))
     assert np.abs(one.class_logits - other.class_logits).max() < 1e-3
     assert np.abs(one.mask_logits - other.mask_logits).max() < 1e-3
+    assert one.masks is not None and other.masks is not None
+    assert one.masks.max() > 0 and np.abs(one.masks - other.masks).max() < 1e-3
 
 
 def _facts() -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Several pipelines as one: each looks through its own view, their evidence is averaged. Trains nothing.
 
-Networks that were taught differently err differently, so their mean is steadier than each (Hansen & Salamon,
-IEEE PAMI 1990). What is averaged are logits, before any calibration; the ensemble has one calibration and one
-set of thresholds of its own. The first part that draws a mask draws it; explanations are averaged like
-evidence, since all parts decided. Refuses parts that do not tell the same classes.
+Networks that were taught differently err differently, so their mean is steadier than each (Hansen &
+Salamon, IEEE PAMI 1990). What is averaged are logits, before any calibration; the ensemble has one
+calibration and one set of thresholds of its own. Masks are averaged too, at each place those of the parts
+that see it, and so are explanations, since all parts decided. Refuses parts that do not tell the same
+classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch.nn import functional
 
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
-from workers.models.contract import Classification, Mask, Spacing, Volume
+from workers.models.contract import Spacing
 from workers.models.engine import Engine
 from workers.models.picture import Operating, Prepared, Reading, ReadingPipeline, peak_is_one
 from workers.models.scan import Scan
@@ -26,7 +28,7 @@ from workers.models.scan import Scan
 
 @dataclass(frozen=True)
 class JointReading(Reading):
-    """Averaged logits, on the pictures of the part that draws; `parts` are the readings of all."""
+    """Averaged logits, masks of all that draw, on the first part's pictures; `parts` are all readings."""
 
     parts: tuple[Reading, ...] = ()
 
@@ -52,8 +54,7 @@ class EnsemblePipeline(ReadingPipeline):
             )
         self.parts = tuple(parts)
         self.weights = tuple(weight / sum(weights) for weight in weights)
-        self.leader = next((index for index, part in enumerate(parts) if part.draws), 0)
-        self.draws = parts[self.leader].draws
+        self.draws = any(part.draws for part in parts)
         self.knows = parts[0].knows
 
     def run_on(self, engine: Engine) -> None:
@@ -81,44 +82,33 @@ class EnsemblePipeline(ReadingPipeline):
         return sum(part.views for part in self.parts)
 
     def _joint(self, readings: tuple[Reading, ...]) -> JointReading:
-        leading = readings[self.leader]
         return JointReading(
             self.identity,
-            leading.source,
+            readings[0].source,
             weighted([one.class_logits for one in readings], self.weights),
             weighted([one.mask_logits for one in readings], self.weights),
             (),
-            leading.masks,
-            readings,
+            overlaid(
+                [
+                    Overlay(one.masks, one.sees, weight)
+                    for one, weight in zip(readings, self.weights, strict=True)
+                    if one.masks is not None
+                ]
+            ),
+            parts=readings,
         )
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
-        """The parts' maps at the size of the leading one's pictures, averaged by weight."""
+        """The parts' maps at the size of the first one's pictures, averaged by weight."""
         assert isinstance(reading, JointReading)
         maps = [
             part.heat(own, spacing_mm, class_name)
             for part, own in zip(self.parts, reading.parts, strict=True)
         ]
-        size = maps[self.leader].shape[-1]
-        joint = weighted([_resized(one, size) for one in maps], self.weights)
+        size = maps[0].shape[-1]
+        joint = weighted([resized(one, size) for one in maps], self.weights)
         bright: NDArray[np.float32] = peak_is_one(torch.from_numpy(joint)).numpy()
         return bright
-
-    def segment(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Mask:
-        own = self._of_leader(hu, spacing_mm, classification)
-        return self.parts[self.leader].segment(hu, spacing_mm, own)
-
-    def segment_subtypes(
-        self, hu: Volume, spacing_mm: Spacing, classification: Classification
-    ) -> Mapping[str, Mask]:
-        own = self._of_leader(hu, spacing_mm, classification)
-        return self.parts[self.leader].segment_subtypes(hu, spacing_mm, own)
-
-    def _of_leader(self, hu: Volume, spacing_mm: Spacing, classification: Classification) -> Classification:
-        """The classification with the leading part's own reading as its state."""
-        reading = self._reading(hu, spacing_mm, classification)
-        assert isinstance(reading, JointReading)
-        return Classification(classification.slices, classification.series, reading.parts[self.leader])
 
 
 def weighted(values: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
@@ -126,10 +116,36 @@ def weighted(values: Sequence[NDArray[np.float32]], weights: Sequence[float]) ->
     return np.average(np.stack(values), axis=0, weights=weights).astype(np.float32)
 
 
-def _resized(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Maps (n, y, x) at another size; both cover the same square."""
+class Overlay(NamedTuple):
+    """Masks (n, k, y, x) of one part, the places (n, y, x) it sees (None: all), and how much it says."""
+
+    masks: NDArray[np.float32]
+    sees: NDArray[np.bool_] | None
+    weight: float
+
+
+def overlaid(drawn: Sequence[Overlay]) -> NDArray[np.float32] | None:
+    """At each place the mean by weight of those that see it, on the finest grid; 0 where none does.
+
+    None without any. Of masks with fewer channels than others, all have the first ones in common.
+    """
+    if not drawn:
+        return None
+    size = max(one.masks.shape[-1] for one in drawn)
+    channels = min(one.masks.shape[1] for one in drawn)
+    total = np.zeros((len(drawn[0].masks), channels, size, size), np.float32)
+    heard = np.zeros((len(drawn[0].masks), 1, size, size), np.float32)
+    for masks, sees, weight in drawn:
+        seen = 1.0 if sees is None else resized(sees[:, None].astype(np.float32), size) > 0.5
+        total += weight * seen * resized(masks[:, :channels], size)
+        heard += weight * seen
+    return np.divide(total, heard, out=total, where=heard > 0)
+
+
+def resized(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Maps (…, y, x) at another size; both cover the same square."""
     if maps.shape[-1] == size:
         return maps
-    tensor = torch.from_numpy(maps)[:, None]
-    drawn = functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)
-    return np.asarray(drawn[:, 0].numpy(), np.float32)
+    flat = torch.from_numpy(maps).reshape(-1, 1, *maps.shape[-2:])
+    drawn = functional.interpolate(flat, (size, size), mode="bilinear", antialias=True)
+    return np.asarray(drawn.reshape(*maps.shape[:-2], size, size).numpy(), np.float32)

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from node.domain.findings import SUBTYPES, ModelIdentity
+from node.domain.findings import ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
 from workers.models.compiled import named
-from workers.models.contract import Classification, Mask, Spacing, Volume
+from workers.models.contract import Spacing
 from workers.models.engine import Compiler, Forward
 from workers.models.loading import filled, require_preprocessing
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, Output, mask_evidence
@@ -54,24 +53,6 @@ class MultiTaskPipeline(PicturePipeline):
 
     def warm_up(self) -> None:
         self.engine.warm_up(self._see, (CHANNELS, *self.view.shape))
-
-    def segment_subtypes(
-        self, hu: Volume, spacing_mm: Spacing, classification: Classification
-    ) -> Mapping[str, Mask]:
-        """The "any" mask divided among the subtypes: each place goes to the likeliest one."""
-        reading = self._reading(hu, spacing_mm, classification)
-        assert reading.masks is not None
-        blood = self.segment(hu, spacing_mm, classification)
-        owner = reading.masks[:, 1:].argmax(axis=1)
-        divided = {}
-        for index, name in enumerate(SUBTYPES):
-            mask = np.zeros_like(blood)
-            for z, picture in enumerate(reading.source.to_slices((owner == index).astype(np.float32))):
-                if blood[z].any():
-                    mask[z] = blood[z] & (reading.source.to_source(picture) > 0.5)
-            if mask.any():
-                divided[name] = mask
-        return divided
 
     def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
         """Run every member over all pictures and their mirror images."""

@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from node.domain.errors import PermanentError
-from node.domain.findings import CLASSES, ModelIdentity
+from node.domain.findings import CLASSES, SUBTYPES, ModelIdentity
 from workers.models.aggregate import Aggregation
 from workers.models.cam import spread
 from workers.models.contract import MAP_SIZE, Classification, Mask, Spacing, Volume, require_classification
@@ -60,7 +60,7 @@ class Reading:
 
     Class logits (n, 6) and the mask's own evidence (n, 6), the same where there is one voice only;
     network by network its last maps (n, k, h, w); masks 0..1 (n, channels, size, size) with "any"
-    first, None where it draws none.
+    first, None where it draws none; the places (n, size, size) it `sees` to draw on, None for all.
     """
 
     reader: ModelIdentity
@@ -69,6 +69,7 @@ class Reading:
     mask_logits: NDArray[np.float32]
     features: tuple[Tensor, ...]
     masks: NDArray[np.float32] | None = None
+    sees: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,24 @@ class ReadingPipeline:
     def segment_subtypes(
         self, hu: Volume, spacing_mm: Spacing, classification: Classification
     ) -> Mapping[str, Mask]:
-        return {}
+        """The "any" mask divided among the subtypes: each place goes to the likeliest one.
+
+        Empty where the masks of a reading have no channel for each class.
+        """
+        reading = self._reading(hu, spacing_mm, classification)
+        if reading.masks is None or reading.masks.shape[1] < len(CLASSES):
+            return {}
+        blood = self.segment(hu, spacing_mm, classification)
+        owner = reading.masks[:, 1:].argmax(axis=1)
+        divided = {}
+        for index, name in enumerate(SUBTYPES):
+            mask = np.zeros_like(blood)
+            for z, picture in enumerate(reading.source.to_slices((owner == index).astype(np.float32))):
+                if blood[z].any():
+                    mask[z] = blood[z] & (reading.source.to_source(picture) > 0.5)
+            if mask.any():
+                divided[name] = mask
+        return divided
 
     def explain(
         self, hu: Volume, spacing_mm: Spacing, classification: Classification, class_name: str

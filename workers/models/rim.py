@@ -1,10 +1,10 @@
-"""The rim of the brain, unrolled: a network that looks along the inside of the skull. Draws no mask, no I/O.
+"""The rim of the brain, unrolled: a network that looks along the inside of the skull. No I/O.
 
 Epidural and subdural blood, and much of what is subarachnoid, lies against the inner table of the skull, and
 is thin: on a picture of the whole head a few pixels next to something far brighter. Here that rim is
 unrolled (rows are depths below the inner table, columns directions around the head), so that such blood is
 a level band wherever it lies, and the other side of the head, mirrored, lies over it. What is deeper than
-the band is not seen: this is one voice beside networks that see everything.
+the band is not seen, and no blood is drawn there: this is one voice beside networks that see everything.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from torch.nn import functional
 from node.domain.findings import CLASSES, ModelIdentity
 from workers import preprocess
 from workers.models.cam import grad_cam_pp
+from workers.models.compiled import named
 from workers.models.contract import Spacing
 from workers.models.engine import Compiler, Forward, in_float32
 from workers.models.loading import filled, require_preprocessing
+from workers.models.network import CLASS_PRIOR, MASK_PRIOR
 from workers.models.picture import Operating, PicturePipeline, Reading, peak_is_one
 from workers.preprocess import SUBDURAL, WIDE_BRAIN, NetworkInput, View, Window
 
@@ -57,7 +59,6 @@ _LEAN = 80
 _SHAPE = 0.07
 """What one step of the radius says of the midline, beside values 0..1 of the band."""
 _SHARPNESS = 4.0
-_CLASS_PRIOR = -1.5
 
 
 class Unrolled(NamedTuple):
@@ -74,12 +75,20 @@ class Unrolled(NamedTuple):
     radius: Tensor
 
 
+class Drawn(NamedTuple):
+    """Last features (n, k, DEPTHS / 8, COLUMNS / CELLS), rectified; mask logits (n, 6, DEPTHS, COLUMNS)."""
+
+    features: Tensor
+    masks: Tensor
+
+
 class RimOutput(NamedTuple):
-    """Class logits (n, 6), those of each cell around the head (n, COLUMNS / CELLS, 6), last features."""
+    """Class logits (n, 6), those of each cell around the head (n, COLUMNS / CELLS, 6), and as `Drawn`."""
 
     classes: Tensor
     cells: Tensor
     features: Tensor
+    masks: Tensor
 
 
 @torch.no_grad()
@@ -98,25 +107,41 @@ def unroll(pictures: Tensor) -> Unrolled:
     return Unrolled(bands, grid, centre, radius)
 
 
-def rolled_up(maps: Tensor, unrolled: Unrolled, size: int) -> Tensor:
-    """Maps (n, h, w) of bands on the picture (n, size, size) that was unrolled; zero off the band."""
-    place = torch.arange(size, device=maps.device, dtype=torch.float32)
+class Places(NamedTuple):
+    """Where on the band each pixel (n, size, size) of a picture lies: at which part 0..1 of a turn, and how
+    deep, -1..1 from its first to its last row."""
+
+    turn: Tensor
+    down: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """Which of the pixels lie on the band."""
+        return self.down.abs() <= 1
+
+
+def places(unrolled: Unrolled, size: int) -> Places:
+    """Of the pixels of the pictures (n, size, size) that were unrolled."""
+    place = torch.arange(size, device=unrolled.centre.device, dtype=torch.float32)
     y = place[None, :, None] - unrolled.centre[:, :1, None]
     x = place[None, None, :] - unrolled.centre[:, 1:, None]
     turn = torch.atan2(x, -y) / (2 * math.pi) % 1
-    table = _at(unrolled.radius[:, None], turn, torch.zeros_like(turn))
+    table = _at(unrolled.radius[:, None, None], turn, torch.zeros_like(turn))[:, 0]
     depth = OUTSIDE + (table - torch.hypot(y, x)) / (UNIT * size)
-    down = (depth + 0.5) * 2 / DEPTHS - 1
-    return _at(maps, turn, down) * (down.abs() <= 1)
+    return Places(turn, (depth + 0.5) * 2 / DEPTHS - 1)
+
+
+def rolled_up(maps: Tensor, at: Places) -> Tensor:
+    """Maps (n, k, h, w) of bands on their pictures (n, k, size, size) again; zero off the band."""
+    return _at(maps, at.turn, at.down) * at.seen[:, None]
 
 
 def _at(rows: Tensor, turn: Tensor, down: Tensor) -> Tensor:
-    """Values of (n, h, w), which goes round, at these parts 0..1 of a turn and -1..1 of the height."""
+    """Values of (n, k, h, w), which goes round, at these parts 0..1 of a turn and -1..1 of the height."""
     width = rows.shape[-1]
     across = ((turn * COLUMNS + 0.5) * width / COLUMNS + 1) * 2 / (width + 2) - 1
     grid = torch.stack((across, down), dim=-1)
-    wrapped = _round(rows)[:, None]
-    return functional.grid_sample(wrapped, grid, padding_mode="border", align_corners=False)[:, 0]
+    return functional.grid_sample(_round(rows), grid, padding_mode="border", align_corners=False)
 
 
 def mirrored(band: Tensor, radius: Tensor, unit: float) -> Tensor:
@@ -134,10 +159,14 @@ def mirrored(band: Tensor, radius: Tensor, unit: float) -> Tensor:
     return torch.gather(band, 3, opposite[:, None, None].expand_as(band))
 
 
-def cells_of(masks: Tensor, unrolled: Unrolled) -> Tensor:
-    """Which cells around the head (n, COLUMNS / CELLS, k) hold any of the masks (n, k, s, s)."""
-    seen = functional.grid_sample(masks, unrolled.grid, mode="nearest", align_corners=False).amax(2)
-    return functional.max_pool1d(seen, CELLS).transpose(1, 2)
+def unrolled_masks(masks: Tensor, unrolled: Unrolled) -> Tensor:
+    """Masks (n, k, s, s) of the pictures on their bands (n, k, DEPTHS, COLUMNS)."""
+    return functional.grid_sample(masks, unrolled.grid, mode="nearest", align_corners=False)
+
+
+def cells_of(masks: Tensor) -> Tensor:
+    """Which cells around the head (n, COLUMNS / CELLS, k) hold any of the masks (n, k, DEPTHS, COLUMNS)."""
+    return functional.max_pool1d(masks.amax(2), CELLS).transpose(1, 2)
 
 
 def _centre(head: Tensor) -> Tensor:
@@ -220,29 +249,43 @@ def _round(x: Tensor) -> Tensor:
 
 
 class RimNet(nn.Module):
-    """Bands (n, CHANNELS, DEPTHS, COLUMNS) to `RimOutput`. One head tells the whole, one each cell."""
+    """Bands (n, CHANNELS, DEPTHS, COLUMNS) to `RimOutput`: heads for the whole and for cells, one draws.
+
+    What draws goes up again as in a U-Net (Ronneberger et al., MICCAI 2015).
+    """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64), dropout: float = 0.3) -> None:
         super().__init__()
         first, second, third = widths
-        self.trunk = nn.Sequential(
-            _Conv(CHANNELS, first), _Conv(first, first), nn.MaxPool2d(2),
-            _Conv(first, second), _Conv(second, second), nn.MaxPool2d(2),
-            _Conv(second, third), _Conv(third, third), nn.MaxPool2d((2, 1)),
+        self.shallow = nn.Sequential(_Conv(CHANNELS, first), _Conv(first, first))
+        self.middle = nn.Sequential(nn.MaxPool2d(2), _Conv(first, second), _Conv(second, second))
+        self.deep = nn.Sequential(
+            nn.MaxPool2d(2), _Conv(second, third), _Conv(third, third), nn.MaxPool2d((2, 1)),
             _Conv(third, third),
         )  # fmt: skip
+        self.up = _Conv(third + second, second)
+        self.out = _Conv(second + first, first)
+        self.mask_head = nn.Conv2d(first, len(CLASSES), 1)
+        nn.init.constant_(self.mask_head.get_parameter("bias"), MASK_PRIOR)
         rows = DEPTHS // 8
         self.dropout = nn.Dropout(dropout)
         self.column = nn.Conv1d(third * rows, third, 3)
         self.cell_head = nn.Linear(third, len(CLASSES))
         self.class_head = nn.Linear(2 * third, len(CLASSES))
-        nn.init.constant_(self.class_head.get_parameter("bias"), _CLASS_PRIOR)
-        nn.init.constant_(self.cell_head.get_parameter("bias"), _CLASS_PRIOR)
+        nn.init.constant_(self.class_head.get_parameter("bias"), CLASS_PRIOR)
+        nn.init.constant_(self.cell_head.get_parameter("bias"), CLASS_PRIOR)
 
-    def features(self, bands: Tensor) -> Tensor:
-        """Last features (n, k, DEPTHS / 8, COLUMNS / CELLS), rectified."""
-        maps: Tensor = self.trunk(bands)
-        return maps
+    def draw(self, bands: Tensor) -> Drawn:
+        """All but what the heads for the whole and for the cells say."""
+        shallow = self.shallow(bands)
+        middle = self.middle(shallow)
+        features = self.deep(middle)
+        up = functional.interpolate(features, scale_factor=(4.0, 2.0), mode="nearest")
+        up = self.up(torch.cat((up, middle), dim=1))
+        up = functional.interpolate(up, scale_factor=2.0, mode="nearest")
+        up = self.out(torch.cat((up, shallow), dim=1))
+        masks = self.mask_head(up) if self.training else in_float32(self.mask_head, up)
+        return Drawn(features, masks)
 
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (n, 6), and those of each cell (n, COLUMNS / CELLS, 6)."""
@@ -251,8 +294,8 @@ class RimNet(nn.Module):
         return self.class_head(self.dropout(pooled)), self.cell_head(columns.transpose(1, 2))
 
     def forward(self, bands: Tensor) -> RimOutput:
-        features = self.features(bands)
-        return RimOutput(*self.judge(features), features)
+        drawn = self.draw(bands)
+        return RimOutput(*self.judge(drawn.features), *drawn)
 
 
 def around(cells: Tensor) -> Tensor:
@@ -261,7 +304,12 @@ def around(cells: Tensor) -> Tensor:
 
 
 class RimPipeline(PicturePipeline):
-    """See `workers.models.contract.Pipeline`. The cells' evidence stands where others have the mask's."""
+    """See `workers.models.contract.Pipeline`. The cells' evidence stands where others have the mask's.
+
+    The masks of a reading have a channel for each class, and are empty off the band.
+    """
+
+    draws = True
 
     def __init__(
         self,
@@ -273,42 +321,61 @@ class RimPipeline(PicturePipeline):
     ) -> None:
         super().__init__(identity, operating, view(size), device)
         self.networks: list[RimNet] = [self.engine.place(network) for network in networks]
-        self.trunks: list[Forward] = [network.features for network in self.networks]
+        self.trunks: list[Forward] = [network.draw for network in self.networks]
 
     def use(self, compiler: Compiler) -> None:
         band = (CHANNELS, DEPTHS, COLUMNS)
-        self.trunks = [compiler(network, network.features, band) for network in self.networks]
+        self.trunks = [named(Drawn, compiler(network, network.draw, band)) for network in self.networks]
 
     def warm_up(self) -> None:
         self.engine.warm_up(self._see, (3, *self.view.shape))
 
     def read_all(self, sources: Sequence[NetworkInput], spacings_mm: Sequence[Spacing]) -> list[Reading]:
         """Run every network over all bands and their mirror images."""
-        seen = self.engine.each(self._see, [source.triplets() for source in sources])
+        found = self.engine.each(self._see, [source.triplets() for source in sources])
         return [
-            Reading(self.identity, source, classes.cpu().numpy(), cells.cpu().numpy(), tuple(features))
-            for source, (classes, cells, *features) in zip(sources, seen, strict=True)
+            Reading(
+                self.identity,
+                source,
+                classes.cpu().numpy(),
+                cells.cpu().numpy(),
+                tuple(features),
+                masks.cpu().numpy(),
+                seen.cpu().numpy() > 0.5,
+            )
+            for source, (classes, cells, masks, seen, *features) in zip(sources, found, strict=True)
         ]
 
     def _see(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Of a batch of pictures: logits, what the cells say; then of each network its last maps."""
-        bands = in_float32(unroll, batch).bands.contiguous(memory_format=torch.channels_last)
-        said, beside, features = [], [], []
+        """Of a batch of pictures: logits, what cells say, masks and where; then of each network its maps."""
+        unrolled = in_float32(unroll, batch)
+        bands = unrolled.bands.contiguous(memory_format=torch.channels_last)
+        said, beside, blood, features = [], [], [], []
         for network, trunk in zip(self.networks, self.trunks, strict=True):
-            features.append(trunk(bands))
-            for maps in (features[-1], trunk(bands.flip(3))):
-                whole, parts = in_float32(network.judge, maps)
+            plain, mirrored = trunk(bands), trunk(bands.flip(3))
+            for drawn in (plain, mirrored):
+                whole, parts = in_float32(network.judge, drawn.features)
                 said.append(whole)
                 beside.append(around(parts))
-        return torch.stack(said).mean(0), torch.stack(beside).mean(0), *features
+            blood += [plain.masks, mirrored.masks.flip(3)]
+            features.append(plain.features)
+        shown = torch.sigmoid(torch.stack(blood).float().mean(0))
+        at = places(unrolled, batch.shape[-1])
+        return (
+            torch.stack(said).mean(0),
+            torch.stack(beside).mean(0),
+            rolled_up(shown, at),
+            at.seen,
+            *features,
+        )
 
     def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
         """Maps of the bands, rolled up again."""
         place = CLASSES.index(class_name)
         pictures = torch.as_tensor(reading.source.triplets()).to(self.device)
-        unrolled = unroll(pictures)
+        at = places(unroll(pictures), self.view.size)
         maps = [
-            peak_is_one(rolled_up(coarse, unrolled, self.view.size))
+            peak_is_one(rolled_up(coarse[:, None], at)[:, 0])
             for coarse, _ in self.coarse(reading, spacing_mm, place)
         ]
         drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()

@@ -21,7 +21,7 @@ from workers.models.multitask import MULTITASK, MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
 from workers.models.pretrained import load_pretrained
-from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, unroll
+from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, unroll, unrolled_masks
 from workers.models.rim import view as rim_view
 from workers.models.slicewise import SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
@@ -101,7 +101,7 @@ class MultiTaskLearner:
 
 
 class RimLearner:
-    """The unrolled rim: classes of the whole and of each cell around the head."""
+    """The unrolled rim: classes of the whole and of each cell around the head, and masks."""
 
     neighbours = (-1, 0, 1)
     origin = ""
@@ -118,7 +118,9 @@ class RimLearner:
         output = network(unrolled.bands.contiguous(memory_format=torch.channels_last))
         total = class_loss(output.classes, truth.labels, truth.told)
         total = total + class_loss(around(output.cells), truth.labels, truth.told) / 2
-        return total + cell_loss(output.cells, cells_of(truth.masks, unrolled), truth.known)
+        masks = unrolled_masks(truth.masks, unrolled)
+        total = total + cell_loss(output.cells, cells_of(masks), truth.known)
+        return total + mask_loss(output.masks, masks, truth.known, self.recipe.loss)
 
     def logits(self, network: nn.Module, pictures: Tensor) -> Tensor:
         output = network(unroll(pictures).bands)

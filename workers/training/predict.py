@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from node.domain.findings import CLASSES
-from workers.models.ensemble import EnsemblePipeline, weighted
+from workers.models.ensemble import EnsemblePipeline, Overlay, overlaid, weighted
 from workers.models.picture import PicturePipeline, ReadingPipeline, require_finite
 from workers.preprocess import HeadFrame, NetworkInput, Spacing, View
 from workers.training.datasets import Series
@@ -30,7 +30,7 @@ class Prediction:
     Truth as in `Series`: `labels` and `told` (n, 6), `truth` (6,) of the whole, `mask` (n, y, x) of "any",
     `mask_known` and `by_hand` (n,). Of the networks: `class_logits` and `mask_logits` (n, 6), `blood`
     (n, y, x) uint8, the probability of "any" times 255, or None, Grad-CAM++ `heat` (n, h, w) float16 of
-    "any"; `knows` are the classes they can tell.
+    "any"; `knows` are the classes they can tell, `sees` (n, y, x) where they can draw, None for everywhere.
     """
 
     patient: str
@@ -47,6 +47,7 @@ class Prediction:
     heat: NDArray[np.float16]
     knows: frozenset[str] = frozenset(CLASSES)
     cell_mm: Spacing | None = None
+    sees: NDArray[np.bool_] | None = None
 
     @property
     def study_told(self) -> NDArray[np.bool_]:
@@ -90,6 +91,7 @@ def predict(pipeline: PicturePipeline, series: Series, explain: bool = True) -> 
         heat=_smaller(pipeline.heat(reading, spacing_mm, "any")) if explain else _dark(len(series.pictures)),
         knows=pipeline.knows,
         cell_mm=series.cell_mm,
+        sees=reading.sees,
     )
 
 
@@ -107,22 +109,36 @@ def predict_through(pipeline: ReadingPipeline, seen: Callable[[View], Sequence[S
 
 
 def joined(same: Sequence[Prediction], weights: Sequence[float]) -> Prediction:
-    """Predictions of one series by the parts of an ensemble as one; masks are those of the first that draws.
+    """Predictions of one series by the parts of an ensemble as one, on the finest grid of those that draw.
 
     Raises ValueError for predictions of different series.
     """
     if len({(one.patient, one.name, len(one.labels)) for one in same}) > 1:
         told = ", ".join(f"{one.patient} {one.name} ({len(one.labels)} slices)" for one in same)
         raise ValueError(f"the parts of an ensemble were asked about different series: {told}")
-    leader = next((one for one in same if one.blood is not None), same[0])
+    drawing = [one for one in same if one.blood is not None]
+    finest = max(drawing or same, key=lambda one: one.mask.shape[-1])
     heat = [one.heat.astype(np.float32) for one in same]
     size = min(one.shape[-1] for one in heat)
     return replace(
-        leader,
+        finest,
+        blood=_overlaid(same, weights),
+        sees=None,
         class_logits=weighted([one.class_logits for one in same], weights),
         mask_logits=weighted([one.mask_logits for one in same], weights),
         heat=weighted([_pooled(one, size) for one in heat], weights).astype(np.float16),
     )
+
+
+def _overlaid(same: Sequence[Prediction], weights: Sequence[float]) -> NDArray[np.uint8] | None:
+    joint = overlaid(
+        [
+            Overlay(one.blood[:, None].astype(np.float32), one.sees, weight)
+            for one, weight in zip(same, weights, strict=True)
+            if one.blood is not None
+        ]
+    )
+    return None if joint is None else np.rint(joint[:, 0]).astype(np.uint8)
 
 
 def _dark(count: int) -> NDArray[np.float16]:
@@ -141,6 +157,7 @@ def _pooled(maps: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 _SLICEWISE = ("labels", "told", "mask", "mask_known", "by_hand", "class_logits", "mask_logits", "heat")
+_DRAWN = ("blood", "sees")
 
 
 def save(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -150,9 +167,10 @@ def save(path: Path, predictions: Sequence[Prediction]) -> None:
         name: np.concatenate([getattr(one, name) for one in predictions]) for name in _SLICEWISE
     }
     arrays["truth"] = np.stack([one.truth for one in predictions])
-    blood = [one.blood for one in predictions if one.blood is not None]
-    if blood:
-        arrays["blood"] = np.concatenate(blood)
+    for name in _DRAWN:
+        told = [value for one in predictions if (value := getattr(one, name)) is not None]
+        if told:
+            arrays[name] = np.concatenate(told)
     facts = [
         {"patient": one.patient, "name": one.name, "slices": len(one.labels), "cell_mm": one.cell_mm,
          "knows": sorted(one.knows)}
@@ -168,7 +186,7 @@ def load(path: Path) -> list[Prediction]:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     facts = json.loads(str(arrays.pop("facts")))
-    truth, blood = arrays.pop("truth"), arrays.pop("blood", None)
+    truth, blood, sees = arrays.pop("truth"), arrays.pop("blood", None), arrays.pop("sees", None)
     found: list[Prediction] = []
     start = 0
     for index, one in enumerate(facts):
@@ -180,6 +198,7 @@ def load(path: Path) -> list[Prediction]:
                 name=one["name"],
                 truth=truth[index],
                 blood=None if blood is None else blood[own],
+                sees=None if sees is None else sees[own],
                 knows=frozenset(one["knows"]),
                 cell_mm=None if one["cell_mm"] is None else tuple(one["cell_mm"]),
                 **{name: values[own] for name, values in arrays.items()},

@@ -149,7 +149,7 @@ _WINNER = Stage(
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "default",
-        "Ensemble of multitask-phantom, which draws, efficientnet-3window, and rim; all about as loud.",
+        "Ensemble of multitask-phantom, efficientnet-3window and rim; the first and the last draw.",
         family="ensemble",
         size=128,
         parts=("multitask-phantom", "efficientnet-3window", "rim"),
@@ -173,7 +173,11 @@ RECIPES: tuple[Recipe, ...] = (
         family="rim",
         size=224,
         pretrain=Stage("pretrain", 32, 2e-3, steps=300, phantom_share=1.0, ema=0.98),
-        stages=(Stage("fit", 32, 1e-3, steps=300, phantom_share=0.25, positive_share=0.4, ema=0.98),),
+        stages=(
+            Stage("first", 32, 1e-3, steps=300, phantom_share=0.25, positive_share=0.4, ema=0.98),
+            Stage("second", 32, 8e-4, steps=240, phantom_share=0.25, positive_share=0.4, ema=0.98),
+        ),
+        members=2,
         widths=(16, 32, 64),
         phantoms=200,
         augmentation=RIM,
