@@ -283,7 +283,7 @@ class TestSeveral:
         default = load_pipeline("default", "cpu")
         assert isinstance(default, EnsemblePipeline)
         floors = _floors()
-        for pipeline in (default, floors, GatedPipeline(floors, default.parts[default.leader])):
+        for pipeline in (default, floors, GatedPipeline(floors, default.parts[0])):
             assert isinstance(pipeline, several.TakesSeveral)
             self._check(pipeline, heads)
         assert isinstance(several.prepare(floors, head.hu, head.spacing_mm).size_bytes, int)
