@@ -24,7 +24,7 @@ from node.recorder import Recorder
 from node.settings import Scp
 from node.spool import Part, Spool, SpoolFull
 from node.store.arrivals import (
-    Known,
+    UNKNOWN,
     NewInstance,
     Recorded,
     StoredFile,
@@ -114,7 +114,7 @@ class Arrival:
         self.size_bytes = 0
         self._first = bytearray()
         self._part: Part | None = None
-        self._known = Known(False, None, "", None)
+        self._known = UNKNOWN
         self._trouble: PermanentError | TransientError | None = None
         try:
             self._known = self._recorder.known(announced.sop_instance_uid)

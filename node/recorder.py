@@ -109,7 +109,8 @@ class Recorder:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
                 self._thread.start()
-        self._wake.set()
+        if not self._wake.is_set():  # else somebody promised before, and nobody has looked since
+            self._wake.set()
         return True
 
     def flush(self) -> None:

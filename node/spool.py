@@ -109,7 +109,7 @@ class Spool:
 
     def check_room(self, wanted_bytes: int = 0) -> None:
         """Raise SpoolFull when writing `wanted_bytes` would eat into the reserve, or no inode is left."""
-        volume = os.statvfs(self.root)
+        volume = os.statvfs(self.prefix)
         if (free := _free_bytes(volume)) - wanted_bytes < self.reserve_bytes:
             raise SpoolFull(
                 f"{self.root}: {free // 2**20} MiB free, {self.reserve_bytes // 2**20} MiB are in reserve; "
@@ -132,11 +132,11 @@ class Spool:
         try:
             descriptor = self.create(str(temporary))
             try:
-                _write_all(descriptor, parts)
+                _write_all(descriptor, [memoryview(part).cast("B") for part in parts if len(part)])
                 os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)
-            _rename(str(temporary), str(final))
+            temporary.rename(final)
             _sync_folder(str(final.parent))
         except BaseException as error:
             temporary.unlink(missing_ok=True)
@@ -205,7 +205,8 @@ class Spool:
         """Into a folder that is made where it is missing, and that others may take away meanwhile."""
         for _ in range(FOLDER_RACES):
             try:
-                return _rename(file, final)
+                os.rename(file, final)  # noqa: PTH104 (a Path would cost more than the call)
+                return
             except FileNotFoundError:
                 pass
             with suppress(FileNotFoundError):
@@ -302,17 +303,23 @@ def _passing_name(tag: str) -> str:
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    views = [memoryview(part).cast("B") for part in parts if len(part)]
-    while views:
-        written = os.writev(descriptor, views[:IOV_MAX])
-        while views and written >= views[0].nbytes:
-            written -= views.pop(0).nbytes
-        if views and written:
-            views[0] = views[0][written:]
+    """`parts` of bytes. Nearly always one call takes them all."""
+    at = 0
+    while at < len(parts):
+        some = parts[at : at + IOV_MAX]
+        written, wanted = os.writev(descriptor, some), sum(map(len, some))
+        if written < wanted:
+            _write_rest(descriptor, some, written)
+        at += IOV_MAX
 
 
-def _rename(file: str, final: str) -> None:
-    os.rename(file, final)  # noqa: PTH104 (a Path would cost more than the call)
+def _write_rest(descriptor: int, parts: Sequence[bytes | memoryview], written: int) -> None:
+    """Of `parts`, so many bytes of which are written."""
+    for part in parts:
+        rest = memoryview(part)[min(written, len(part)) :]
+        written -= len(part) - len(rest)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_folder(folder: str) -> None:

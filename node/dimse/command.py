@@ -25,6 +25,7 @@ NO_DATA_SET = 0x0101
 _ELEMENT = struct.Struct("<HHI")
 _SHORT = struct.Struct("<H")
 _US = struct.Struct("<HHIH")
+_GROUP_LENGTH = struct.Struct("<HHII")
 
 
 class InvalidCommand(Exception):
@@ -82,8 +83,16 @@ def _uid(elements: Mapping[int, bytes], *alternatives: int) -> str:
 
 def encode_command(values: Mapping[int, int | str]) -> bytes:
     """Numbers are US, texts UI (PS3.7 E.1); elements in ascending order, behind their group length."""
-    body = b"".join(_element(element, values[element]) for element in sorted(values))
-    return _ELEMENT.pack(0, GROUP_LENGTH, 4) + struct.pack("<I", len(body)) + body
+    body = b""
+    for element in sorted(values):
+        value = values[element]
+        if isinstance(value, int):
+            body += _US.pack(0, element, 2, value)
+        else:
+            text = value.encode("ascii", "replace")
+            text += b"\0" * (len(text) % 2)
+            body += _ELEMENT.pack(0, element, len(text)) + text
+    return _GROUP_LENGTH.pack(0, GROUP_LENGTH, 4, len(body)) + body
 
 
 def response_to(request: Command, status: int, more: Mapping[int, int | str]) -> dict[int, int | str]:
@@ -99,11 +108,3 @@ def response_to(request: Command, status: int, more: Mapping[int, int | str]) ->
     if request.sop_instance_uid:
         values[AFFECTED_SOP_INSTANCE] = request.sop_instance_uid
     return values | dict(more)
-
-
-def _element(element: int, value: int | str) -> bytes:
-    if isinstance(value, int):
-        return _US.pack(0, element, 2, value)
-    text = value.encode("ascii", "replace")
-    text += b"\0" * (len(text) % 2)
-    return _ELEMENT.pack(0, element, len(text)) + text

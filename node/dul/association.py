@@ -155,9 +155,10 @@ class Association:
     def _read_pdu(self) -> None:
         is_established = self._state is State.ESTABLISHED
         if is_established:
+            self._allow_time()
+            self._stream.await_some()
             if self._take_whole():
                 return
-            self._allow_time()
         kind, length = self._stream.unpack(pdu.HEADER)
         if is_established:
             self._allow_time()
@@ -247,18 +248,29 @@ class Association:
     def _take_whole(self) -> bool:
         """P-DATA-TF PDUs of one value each, as nearly all are, that lie in the buffer; False without any.
 
-        The same as `_take_data` would do with them, in fewer steps.
+        The same as `_take_data` would do with them, in fewer steps: fragments of one data set that follow one
+        another go to the user as one.
         """
         view, begin, end = self._stream.window()
         at = begin
+        pieces: list[memoryview] = []
+        of_pieces = 0
         while end - at >= _PDV_ALONE.size:
             kind, length, item_length, context_id, control = _PDV_ALONE.unpack_from(view, at)
             after = at + pdu.HEADER.size + length
             if kind != pdu.P_DATA_TF or after > end or item_length + 4 != length or item_length < 2:
                 break
-            self._stream.skip_to(after)
-            self._user.fragment(context_id, control, (view[at + _PDV_ALONE.size : after],))
-            at = after
+            if pieces and (context_id != of_pieces or control & COMMAND):
+                self._user.fragment(of_pieces, 0, pieces)
+                pieces = []
+            pieces.append(view[at + _PDV_ALONE.size : after])
+            at, of_pieces = after, context_id
+            self._stream.skip_to(at)
+            if control:
+                self._user.fragment(context_id, control, pieces)
+                pieces = []
+        if pieces:
+            self._user.fragment(of_pieces, 0, pieces)
         return at > begin
 
     def _take_data(self, length: int) -> None:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-BUFFER_BYTES = 256 * 1024
-"""As much as stays in a core's cache while it is hashed and written."""
+BUFFER_BYTES = 264 * 1024
+"""As much as stays in a core's cache while it is hashed and written. Twice that holds a CT image."""
 _TIMEVAL = struct.Struct("@ll")
 SLACK_S = 0.1
 """By so much a peer may be later than its deadline."""
@@ -60,6 +60,11 @@ class Stream:
             self._start = end
             return layout.unpack_from(self._buffer, start)
         return layout.unpack(self.read(layout.size))
+
+    def await_some(self) -> None:
+        """Until something lies in the buffer that was not read. Raises ConnectionOver or PeerTooSlow."""
+        if self._start == self._end:
+            self._refill()
 
     def window(self) -> tuple[memoryview, int, int]:
         """The buffer, and from where to where it holds what was not read yet."""

@@ -29,7 +29,7 @@ from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
 from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
 from node.store.audit_queue import Event, enqueue, is_wanted
-from node.store.engine import insert_if_absent, reading, swift_engine, writing
+from node.store.engine import insert_if_absent, reading, writing
 from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
 from node.store.swift import Refused, Run, Swift
@@ -118,14 +118,12 @@ class _RacedError(Exception):
 class Arrivals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._unsynced = engine
         self._made: Swift | None = None
         self._making = Lock()
 
     def close(self) -> None:
         if self._made is not None:
             self._made.close()
-            self._unsynced.dispose()
 
     @property
     def _swift(self) -> Swift:
@@ -133,8 +131,7 @@ class Arrivals:
         if self._made is None:
             with self._making:
                 if self._made is None:
-                    self._unsynced = swift_engine(self._engine)
-                    self._made = Swift(self._unsynced)
+                    self._made = Swift(self._engine)
         return self._made
 
     def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:

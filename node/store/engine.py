@@ -23,6 +23,8 @@ SCHEMA_REVISION = "0024"
 """The newest migration; a test holds it against the migrations themselves."""
 
 BUSY_TIMEOUT_S = 30
+SWIFT_CONNECTIONS = 8
+"""Of a listener process to a database server, for what runs for every image."""
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 _MIGRATION_LOCK = 0x69636E6F6465  # "icnode"; any number that nobody else takes
 _VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
@@ -54,16 +56,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def swift_engine(engine: Engine) -> Engine:
-    """For what can be found again after a power cut: SQLite keeps a commit through `kill -9`, syncs it later.
+    """For what runs for every image (`Swift`): connections in no transaction unless one is begun.
 
-    Another database may lose its power alone, so there it is the engine itself. Nor does SQLite wait for a
-    lock in these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does).
-    There is no pool: `Swift` keeps the connections of a file, which never break.
+    SQLite keeps a commit through `kill -9` and syncs it later: what it holds can be found again after a power
+    cut. Another database may lose its power alone, and syncs as it does. Nor does SQLite wait for a lock in
+    these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does). A database
+    in memory has but one connection: there it is the engine itself.
     """
-    url = engine.url
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+    url = engine.url.render_as_string(hide_password=False)
+    if engine.url.get_backend_name() != "sqlite":
+        more = {"pool_size": 1, "max_overflow": SWIFT_CONNECTIONS - 1, "pool_pre_ping": True}
+        return create_engine(url, isolation_level="AUTOCOMMIT", **more)
+    if engine.url.database in (None, "", ":memory:"):
         return engine
-    return open_engine(url.render_as_string(hide_password=False), "NORMAL", 0.0, NullPool)
+    return open_engine(url, "NORMAL", 0.0, NullPool)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, synchronous: str) -> None:

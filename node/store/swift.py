@@ -1,7 +1,7 @@
 """Statements that run for every image, compiled once and given to the database's driver as they are.
 
-SQLAlchemy stays what writes them, opens the connections and finds the broken ones; what it does anew for
-every execution costs some twenty times what SQLite needs to record an image. Decides nothing.
+SQLAlchemy stays what writes them and opens the connections; what it does anew for every execution costs some
+twenty times what SQLite needs to record an image. Decides nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sqlalchemy import Engine
 from sqlalchemy.dialects.sqlite import dialect as _SqliteDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.expression import ClauseElement
 
+from node.domain.errors import TransientError
 from node.store import engine
 
 LOOK_AGAIN_S = 0.0002
-MOST_IDLE = 16
-"""Connections kept for the next image, where the engine keeps none itself."""
+MOST_IDLE = 8
+"""Connections kept for the next image."""
 Row = Mapping[str, Any]
 Outcome = TypeVar("Outcome")
 
@@ -40,15 +40,27 @@ class _Compiled:
     """Values that were written into the statement itself."""
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A connection of the pool's, and a cursor on it that is used again and again."""
+
+    connection: Any
+    cursor: Any
+
+
+class _CutOff(TransientError):
+    """The connection is over, whether or not the database is."""
+
+
 class Swift:
-    """One for each Engine. Any thread may use it."""
+    """One for each Engine, with connections of its own. Any thread may use it."""
 
     def __init__(self, made: Engine) -> None:
-        self._engine = made
+        self._engine = engine.swift_engine(made)
+        self._is_own = self._engine is not made
         self._is_sqlite = made.dialect.name == "sqlite"
         self._dialect = _SqliteDialect(paramstyle="named") if self._is_sqlite else made.dialect
-        self._keeps = isinstance(made.pool, NullPool)
-        self._idle: list[Any] = []
+        self._idle: list[_Open] = []
         self._compiled: dict[ClauseElement, _Compiled] = {}
         dbapi: Any = made.dialect.loaded_dbapi
         self._away = (dbapi.OperationalError, dbapi.InterfaceError, dbapi.InternalError)
@@ -57,23 +69,23 @@ class Swift:
     def first(self, statement: ClauseElement, row: Row) -> Sequence[Any] | None:
         """The first row that a SELECT gives. Raises TransientError when the database is away."""
         compiled = self._text(statement)
+        values = {**compiled.constants, **row} if compiled.constants else row
 
-        def look(cursor: Any) -> Sequence[Sequence[Any]]:
-            self._execute(cursor, compiled.text, {**compiled.constants, **row})
-            found: Sequence[Sequence[Any]] = cursor.fetchall()  # all, or the statement would stay open
-            return found
+        def look(cursor: Any) -> Sequence[Any] | None:
+            self._execute(cursor, compiled.text, values)
+            found = cursor.fetchall()  # all, or the statement would stay open
+            return found[0] if found else None
 
-        return next(iter(self._with_cursor(look)), None)
+        return self._with_cursor(look)
 
     def transaction(self, work: Callable[[Run], Outcome]) -> Outcome:
-        """What `work` does with what it is given, all of it or nothing.
+        """What `work` does with what it is given, all of it or nothing; it may be called again.
 
         Raises TransientError when the database is locked or away, Refused for a contradiction.
         """
 
         def write(cursor: Any) -> Outcome:
-            if self._is_sqlite:  # as `engine.writing` does; other drivers begin by themselves
-                self._execute(cursor, "BEGIN IMMEDIATE", {})
+            self._execute(cursor, "BEGIN IMMEDIATE" if self._is_sqlite else "BEGIN", {})
             found = work(Run(cursor, self._text))
             cursor.connection.commit()
             return found
@@ -82,18 +94,25 @@ class Swift:
 
     def close(self) -> None:
         """Connections that nobody uses at the moment."""
-        while self._idle:
-            self._idle.pop().close()
+        self._drop_idle()
+        if self._is_own:
+            self._engine.dispose()
+
+    def _drop_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().connection.close()
 
     def _execute(self, cursor: Any, text: str, row: Row) -> None:
         """What needs a lock: another listener holds it for a moment, and these connections wait for none."""
-        deadline = time.monotonic() + engine.BUSY_TIMEOUT_S
+        deadline = 0.0
         while True:
             try:
                 cursor.execute(text, row)
                 return
             except self._away as error:
                 is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                deadline = deadline or time.monotonic() + engine.BUSY_TIMEOUT_S
                 if not is_busy or time.monotonic() > deadline:
                     raise
             time.sleep(LOOK_AGAIN_S)
@@ -107,29 +126,40 @@ class Swift:
         return found
 
     def _with_cursor(self, work: Callable[[Any], Outcome]) -> Outcome:
-        """Of a connection that is rolled back unless it was committed."""
-        connection = self._connection()
+        """A connection that was kept may have been cut off while nobody looked: then on a new one."""
+        try:
+            kept = self._idle.pop()
+        except IndexError:
+            return self._use(self._connect(), work)
+        try:
+            return self._use(kept, work)
+        except _CutOff:
+            self._drop_idle()  # they were cut off with it
+            return self._use(self._connect(), work)
+
+    def _use(self, one: _Open, work: Callable[[Any], Outcome]) -> Outcome:
+        """Kept for the next image where all went well; else given up, with what was not committed."""
         is_sound = False
         try:
-            found = work(connection.cursor())
+            found = work(one.cursor)
             is_sound = True
             return found
         except self._contradicted as error:
             raise Refused(str(error)) from error
         except self._away as error:
-            connection.invalidate(error)  # it may be broken; a new one costs little
-            raise engine.away(error) from error
+            is_over = getattr(one.connection.dbapi_connection, "closed", False)
+            one.connection.invalidate(error)  # it may be broken; a new one costs little
+            raise (_CutOff if is_over else TransientError)(str(engine.away(error))) from error
         finally:
-            if is_sound and self._keeps and len(self._idle) < MOST_IDLE:
-                self._idle.append(connection)
+            if is_sound and self._is_own and len(self._idle) < MOST_IDLE:
+                self._idle.append(one)
             else:
-                connection.close()
+                one.connection.close()
 
-    def _connection(self) -> Any:
-        with suppress(IndexError):
-            return self._idle.pop()
+    def _connect(self) -> _Open:
         try:
-            return self._engine.raw_connection()
+            connection = self._engine.raw_connection()
+            return _Open(connection, connection.cursor())
         except (DBAPIError, PoolTimeoutError, *self._away) as error:
             raise engine.away(error) from error
 
