@@ -58,10 +58,10 @@ def _make_folder(folder: Path) -> None:
 def swift_engine(engine: Engine) -> Engine:
     """For what runs for every image (`Swift`): connections in no transaction unless one is begun.
 
-    SQLite keeps a commit through `kill -9` and syncs it later: what it holds can be found again after a power
-    cut. Another database may lose its power alone, and syncs as it does. Nor does SQLite wait for a lock in
-    these connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does). A database
-    in memory has but one connection: there it is the engine itself.
+    SQLite keeps a commit through `kill -9` and syncs it later: it can be found again after a power cut.
+    Another database may lose its power alone, and syncs as it does. Nor does SQLite wait for a lock in these
+    connections: it would sleep for 1 to 100 ms, for what takes a tenth of one (`Swift` does). A database in
+    memory has but one connection: there it is the engine itself.
     """
     url = engine.url.render_as_string(hide_password=False)
     if engine.url.get_backend_name() != "sqlite":

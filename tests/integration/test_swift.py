@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, text, update
 
 from node.domain.errors import TransientError
 from node.store import engine as store_engine
@@ -16,6 +16,7 @@ from node.store.engine import migrate, open_engine
 from node.store.records import Records
 from node.store.swift import Refused, Run, Swift
 from node.store.tables import pauses, studies
+from tests.postgres import Postgres
 
 STUDIES = insert(studies)
 COUNT = select(func.count()).select_from(studies)
@@ -106,3 +107,79 @@ def test_what_cannot_be_written_is_transient(
     assert time.monotonic() - began < store_engine.BUSY_TIMEOUT_S / 2 or trouble == "locked"
     other.close()
     engine.dispose()
+
+
+class TestServer:
+    """A database server whose connections are kept, and cut off while nobody looks."""
+
+    @pytest.fixture
+    def database(self) -> str:
+        return "postgresql"
+
+    def test_what_is_kept_is_in_no_transaction(self, records: Records) -> None:
+        swift = Swift(records.engine)
+        swift.first(COUNT, {})
+        swift.transaction(lambda run: run.many(STUDIES, [study("1")]))
+        others = text(
+            "SELECT state FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        with records.engine.connect() as connection:
+            states = connection.execute(others).scalars().all()
+        assert states == ["idle"], "one connection, for both"
+        swift.close()
+
+    def test_one_that_was_cut_off_costs_no_image(self, records: Records, postgres: Postgres) -> None:
+        swift = Swift(records.engine)
+        for uid in ("1", "2", "3"):
+            postgres.disconnect_all()
+            assert swift.first(PATIENT, {"uid": uid}) is None
+            postgres.disconnect_all()
+            swift.transaction(lambda run, uid=uid: run.many(STUDIES, [study(uid)]))
+        assert tuple(swift.first(COUNT, {}) or ()) == (3,)
+        swift.close()
+
+    def test_all_that_are_kept_may_be_cut_off_at_once(self, records: Records, postgres: Postgres) -> None:
+        swift = Swift(records.engine)
+        together = threading.Barrier(4, timeout=20)
+
+        def hold(run: Run) -> None:
+            run(RENAME, {"uid": "none", "patient": "P"})
+            together.wait()
+
+        threads = [threading.Thread(target=swift.transaction, args=(hold,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        postgres.disconnect_all()
+        assert [swift.first(PATIENT, {"uid": "1"}) for _ in range(5)] == [None] * 5
+        swift.close()
+
+    def test_one_that_is_cut_off_in_the_midst_leaves_nothing_twice(self, records: Records) -> None:
+        swift = Swift(records.engine)
+        swift.first(COUNT, {})
+        attempts = []
+
+        def work(run: Run) -> None:
+            attempts.append(run)
+            run.many(STUDIES, [study("1")])
+            if len(attempts) == 1:
+                run.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        swift.transaction(work)
+        assert len(attempts) == 2 and tuple(swift.first(COUNT, {}) or ()) == (1,)
+        swift.close()
+
+    def test_one_that_was_just_made_is_not_tried_again(self, records: Records) -> None:
+        swift = Swift(records.engine)
+        attempts = []
+
+        def work(run: Run) -> None:
+            attempts.append(run)
+            run.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        with pytest.raises(TransientError):
+            swift.transaction(work)
+        assert len(attempts) == 1
+        swift.close()

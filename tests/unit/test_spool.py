@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +157,10 @@ def test_bytes_are_synced_before_the_name_appears_and_the_name_before_return(
 
 
 def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, sizes = os.writev, iter([1, 4, 3, 0, 7, 2] + [5] * 100)
-
-    def short(descriptor: int, views: Sequence[memoryview]) -> int:
-        wanted = next(sizes)
-        whole = b"".join(views)[:wanted]
-        return real(descriptor, [whole]) if whole else 0
-
-    monkeypatch.setattr(os, "writev", short)
+    several, one = os.writev, os.write
+    sizes = iter([1, 4, 3, 7, 2] + [5] * 100)
+    monkeypatch.setattr(os, "writev", lambda file, parts: several(file, [b"".join(parts)[: next(sizes)]]))
+    monkeypatch.setattr(os, "write", lambda file, part: one(file, part[: next(sizes)]))
     Spool(tmp_path).write("a/f", (b"12345", memoryview(b"abcdefgh"), b"", b"XYZ" * 10))
     assert (tmp_path / "a/f").read_bytes() == b"12345abcdefgh" + b"XYZ" * 10
 
