@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import itemgetter
 from threading import Lock
 from typing import Any
 
@@ -50,7 +50,7 @@ _IS_KNOWN = select(
         select(objects.c.job_id).where(objects.c.sop_instance_uid == bindparam("uid")).exists(),
     )
 )
-_INSERT_INSTANCE = insert(instances)
+_INSERT_INSTANCE, _INSERT_SERIES, _INSERT_STUDY = insert(instances), insert(series), insert(studies)
 _COUNT_MORE = (
     update(series)
     .where(
@@ -111,7 +111,7 @@ class NewInstance:
     received_at: float
 
 
-class _RacedError(Exception):
+class _RacedError(Refused):
     """Somebody else was quicker; the transaction is rolled back and tried once more."""
 
 
@@ -216,7 +216,7 @@ class Arrivals:
         raise TransientError(f"instance {instance.sop_instance_uid}: others keep changing its record")
 
     def record_new(self, news: Sequence[NewInstance], most_in_series: int) -> bool:
-        """Record instances that nobody has seen, of series that are arriving already, in one transaction.
+        """Record instances that nobody has seen, of series that are arriving or begin so, in one transaction.
 
         False when one of them is not of that kind; then nothing is recorded, and `record` sees to each.
         On SQLite the last of these may be lost with the power, but not the files: the scan at the next
@@ -224,23 +224,33 @@ class Arrivals:
         """
         rows = [_row_of(new) for new in news]
         now = max(new.received_at for new in news)
-        came = [new.instance for new in news]
-        of_series = Counter((one.series_instance_uid, one.study_instance_uid) for one in came)
-        of_study = sorted({one.study_instance_uid for one in came})
+        of_series: dict[tuple[str, str], list[Instance]] = {}
+        of_study: dict[str, Instance] = {}
+        for one in (new.instance for new in news):
+            of_series.setdefault((one.series_instance_uid, one.study_instance_uid), []).append(one)
+            of_study.setdefault(one.study_instance_uid, one)
         bounds = {"now": now, "most": most_in_series}
 
         def all_of_them(run: Run) -> bool:
-            # in one order everywhere: no two wait for each other
-            for (uid, study), more in sorted(of_series.items()):
-                _expect_one(run(_COUNT_MORE, {"uid": uid, "study": study, "more": more, **bounds}))
-            for uid in of_study:
-                _expect_one(run(_SEE_STUDY, {"uid": uid, "now": now}))
+            """In one order everywhere, so that no two wait for each other."""
+            beginning = [
+                came
+                for (uid, study), came in sorted(of_series.items(), key=itemgetter(0))
+                if not run(_COUNT_MORE, {"uid": uid, "study": study, "more": len(came), **bounds})
+            ]
+            for uid, first in sorted(of_study.items(), key=itemgetter(0)):
+                if not run(_SEE_STUDY, {"uid": uid, "now": now}):
+                    run(_INSERT_STUDY, _new_study(first, now))
+            for came in beginning:  # what is there already, decided, full or elsewhere, its key refuses
+                if len(came) > most_in_series:
+                    raise Refused(f"series {came[0].series_instance_uid} is too large")
+                run(_INSERT_SERIES, _new_series(came[0], now) | {"instance_count": len(came)})
             run.many(_INSERT_INSTANCE, rows)
             return True
 
         try:
             return self._swift.transaction(all_of_them)
-        except (_RacedError, Refused):
+        except Refused:
             return False
 
     def _record(
@@ -394,9 +404,17 @@ def _instance_values(instance: Instance, file: StoredFile, association_id: str, 
     return _row_of(NewInstance(instance, file, association_id, now)) | {"header": instance.to_json()}
 
 
-def _expect_one(count: int) -> None:
-    if count != 1:
-        raise _RacedError
+def _new_study(instance: Instance, now: float) -> dict[str, Any]:
+    """As the driver takes it: who the patient is says the first instance."""
+    row = {"study_instance_uid": instance.study_instance_uid, "canary": 0, **_person(instance)}
+    times = {"first_received_at": now, "last_received_at": now}
+    return dict.fromkeys(studies.columns.keys()) | _fitting(studies, row) | times
+
+
+def _new_series(instance: Instance, now: float) -> dict[str, Any]:
+    """As the driver takes it, with no instance yet."""
+    row = _fitting(series, _series_values(instance, now))
+    return dict.fromkeys(series.columns.keys()) | {"revision": 1} | row
 
 
 def _brought_again(
@@ -429,13 +447,7 @@ def _take_back(connection: Connection, instance: Instance, association_id: str, 
 def _see_study(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
     """Who the patient is says the first instance, or the latest one that replaced another."""
     key = studies.c.study_instance_uid == instance.study_instance_uid
-    person = {
-        "patient_id": instance.patient_id,
-        "patient_name": instance.patient_name,
-        "accession_number": instance.accession_number,
-        "study_date": instance.study_date,
-        "description": instance.study_description,
-    }
+    person = _person(instance)
     seen = {"last_received_at": now, "files_removed_at": None} | ({} if is_new else person)
     if connection.execute(update(studies).where(key).values(**_fitting(studies, seen))).rowcount:
         return
@@ -448,9 +460,18 @@ def _modality_of(sop_class_uid: str) -> str:
     return "CT" if sop_class_uid in (CT_IMAGE, *ENHANCED_CT_IMAGES) else ""
 
 
-def _see_series(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
-    """INSTANCE_ARRIVED: every state leads to RECEIVING; leaving another state is a new revision."""
-    row = {
+def _person(instance: Instance) -> dict[str, Any]:
+    return {
+        "patient_id": instance.patient_id,
+        "patient_name": instance.patient_name,
+        "accession_number": instance.accession_number,
+        "study_date": instance.study_date,
+        "description": instance.study_description,
+    }
+
+
+def _series_values(instance: Instance, now: float) -> dict[str, Any]:
+    return {
         "series_instance_uid": instance.series_instance_uid,
         "study_instance_uid": instance.study_instance_uid,
         "modality": instance.modality or _modality_of(instance.sop_class_uid),
@@ -461,7 +482,11 @@ def _see_series(connection: Connection, instance: Instance, now: float, is_new: 
         "last_received_at": now,
         "instance_count": 0,
     }
-    insert_if_absent(connection, series, _fitting(series, row))
+
+
+def _see_series(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:
+    """INSTANCE_ARRIVED: every state leads to RECEIVING; leaving another state is a new revision."""
+    insert_if_absent(connection, series, _fitting(series, _series_values(instance, now)))
     connection.execute(
         update(series)
         .where(

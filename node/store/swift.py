@@ -144,7 +144,11 @@ class Swift:
             found = work(one.cursor)
             is_sound = True
             return found
+        except Refused:
+            is_sound = self._undo(one)
+            raise
         except self._contradicted as error:
+            is_sound = self._undo(one)
             raise Refused(str(error)) from error
         except self._away as error:
             is_over = getattr(one.connection.dbapi_connection, "closed", False)
@@ -155,6 +159,13 @@ class Swift:
                 self._idle.append(one)
             else:
                 one.connection.close()
+
+    def _undo(self, one: _Open) -> bool:
+        """A connection that was opened anew would read the whole schema again, which takes a millisecond."""
+        with suppress(*self._away):
+            one.connection.rollback()
+            return True
+        return False
 
     def _connect(self) -> _Open:
         try:
