@@ -129,6 +129,22 @@ class TestServer:
         assert states == ["idle"], "one connection, for both"
         swift.close()
 
+    def test_a_refusal_costs_no_connection(self, records: Records) -> None:
+        swift, number = Swift(records.engine), select(func.pg_backend_pid())
+        swift.transaction(lambda run: run.many(STUDIES, [study("1")]))
+        before = swift.first(number, {})
+
+        def refuses(run: Run) -> None:
+            run.many(STUDIES, [study("2")])
+            raise Refused
+
+        for contradicts in (lambda run: run.many(STUDIES, [study("2"), study("1")]), refuses):
+            with pytest.raises(Refused):
+                swift.transaction(contradicts)
+        assert swift.first(number, {}) == before
+        assert tuple(swift.first(COUNT, {}) or ()) == (1,), "and keeps nothing"
+        swift.close()
+
     def test_one_that_was_cut_off_costs_no_image(self, records: Records, postgres: Postgres) -> None:
         swift = Swift(records.engine)
         for uid in ("1", "2", "3"):
