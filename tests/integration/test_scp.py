@@ -430,7 +430,7 @@ class TestRefused:
         assert send_file(node.port, write(tmp_path / "a.dcm", one_slice())) == NO_ROOM
         assert node.nothing_kept()
 
-    @pytest.mark.parametrize("method", ["record", "open_association", "known"])
+    @pytest.mark.parametrize("method", ["record_new", "open_association", "known"])
     def test_a_database_that_is_away(
         self, method: str, node: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -453,7 +453,7 @@ class TestRefused:
             raise ZeroDivisionError
 
         with monkeypatch.context() as patched:
-            patched.setattr(Arrivals, "record", broken)
+            patched.setattr(Arrivals, "record_new", broken)
             assert send_file(node.port, write(tmp_path / "a.dcm", one_slice())) == 0x0110
         assert echo(node.port) == SUCCESS
 
