@@ -7,6 +7,7 @@ test objects fail in one or the other. Nothing here depends on how the patient l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -94,13 +95,17 @@ class Evidence:
 
 
 def require_head(
-    hu: NDArray[np.float32], spacing_mm: tuple[float, float], thickness_mm: NDArray[np.float64]
+    hu: NDArray[np.float32],
+    spacing_mm: tuple[float, float],
+    thickness_mm: NDArray[np.float64],
+    known: Mapping[int, Slice] | None = None,
 ) -> Evidence:
     """Evidence of a head in a volume (z, y, x). Raises PermanentError NOT_A_HEAD where there is none.
 
-    `spacing_mm` is that of rows and of columns, `thickness_mm` (z,) what each slice stands for.
+    `spacing_mm` is that of rows and of columns, `thickness_mm` (z,) what each slice stands for; `known` is what
+    `look_at` said of some slices, by index.
     """
-    evidence = look(hu, spacing_mm, thickness_mm)
+    evidence = look(hu, spacing_mm, thickness_mm, known)
     if not evidence.is_head:
         text = f"the images do not show a head, whatever the headers say: {evidence.words()}"
         raise PermanentError("NOT_A_HEAD", f"{text}; send the head series, or check RescaleIntercept")
@@ -108,12 +113,16 @@ def require_head(
 
 
 def look(
-    hu: NDArray[np.float32], spacing_mm: tuple[float, float], thickness_mm: NDArray[np.float64]
+    hu: NDArray[np.float32],
+    spacing_mm: tuple[float, float],
+    thickness_mm: NDArray[np.float64],
+    known: Mapping[int, Slice] | None = None,
 ) -> Evidence:
     """What the slices show, looked at every `_STEP_MM` or so."""
+    known = known or {}
     step = max(1, round(_STEP_MM / float(np.median(thickness_mm))))
     chosen = range(step // 2, len(hu), step)
-    slices = tuple(look_at(hu[index], spacing_mm) for index in chosen)
+    slices = tuple(known.get(index) or look_at(hu[index], spacing_mm) for index in chosen)
     stands_for = [float(thickness_mm[start : start + step].sum()) for start in range(0, len(hu), step)]
     cranial = sum(mm for slice_, mm in zip(slices, stands_for, strict=False) if slice_.is_cranial)
     return Evidence(slices, cranial, float(thickness_mm.sum()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from node.domain.errors import PermanentError
 from node.frames import UNREADABLE
 from node.headers import acquisition_of
 from workers.head import Evidence, require_head
-from workers.volume import Volume, build_volume
+from workers.images import Image, image_of
+from workers.volume import Volume, build_volume, volume_of
 
 
 def load_volume(paths: Iterable[str | Path]) -> Volume:
@@ -33,11 +34,16 @@ class Loaded:
     load_s: float
 
 
-def load_acquired(paths: Sequence[Path]) -> Loaded:
-    """A series for an analysis. Raises PermanentError as `load_volume` does, and NOT_A_HEAD."""
+def load_acquired(paths: Sequence[Path], known: Mapping[Path, Image] | None = None) -> Loaded:
+    """A series for an analysis. Raises PermanentError as `load_volume` does, and NOT_A_HEAD.
+
+    `known` are images that were read before, of these very files; what is gone since is missing all the same.
+    """
     began = time.perf_counter()
-    volume = load_volume(paths)
-    evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
+    known = {path: image for path, image in (known or {}).items() if path.exists()}
+    unread = {path: read_dataset(path) for path in paths if path not in known}
+    volume = volume_of([known.get(path) or image_of(unread[path]) for path in paths])
+    evidence = require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm, volume.seen)
     return Loaded(volume, acquired(paths, volume, evidence), time.perf_counter() - began)
 
 
@@ -46,6 +52,11 @@ def load_head(paths: Iterable[str | Path]) -> Volume:
     volume = load_volume(paths)
     require_head(volume.hu, volume.pixel_spacing_mm, volume.thickness_mm)
     return volume
+
+
+def read_image(path: Path) -> Image:
+    """One image, its pixels still to be decoded. Raises PermanentError as `load_volume` does."""
+    return image_of(read_dataset(path))
 
 
 def read_dataset(path: str | Path) -> Dataset:

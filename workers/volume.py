@@ -6,9 +6,10 @@ InstanceNumber, SliceLocation or PatientPosition. Lengths are in mm, positions i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
@@ -22,8 +23,8 @@ from node.domain.geometry import SAME_POSITION_MM, slice_normal, slice_position_
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
 from node.domain.patients import require_one
 from node.domain.stacks import main_stack
-from node.headers import instance_of
-from node.pixels import hounsfield, lossy_words
+from workers.head import Slice
+from workers.images import Image, image_of
 
 MIN_SLICES = 3
 MAX_TILT_DEG = 45.0
@@ -31,11 +32,11 @@ MAX_TILT_DEG = 45.0
 MAX_FILLED_STEPS = 3.0
 """A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
 
-_THREADS = 4
+MOST_THREADS = 16
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-_Slice = tuple[Instance, Dataset]
-"""One slice, and the dataset that holds its pixels (among those of other frames, where it is a frame)."""
+_Slice = tuple[Instance, Image]
+"""One slice, and the image that holds its pixels (among those of other frames, where it is a frame)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,8 @@ class Volume:
     origins_mm: NDArray[np.float64]
     slices: tuple[SliceRef, ...]
     warnings: tuple[str, ...] = ()
+    seen: Mapping[int, Slice] = field(default_factory=dict)
+    """What some of the slices, by their index, are known to show of a head (workers.head.look_at)."""
 
     @property
     def sop_instance_uids(self) -> tuple[str, ...]:
@@ -112,15 +115,19 @@ class Volume:
 
 
 def build_volume(datasets: Sequence[Dataset]) -> Volume:
-    """The largest axial stack among the datasets of one series.
+    """As `volume_of`, from datasets that nobody has looked at."""
+    return volume_of([image_of(ds) for ds in datasets])
+
+
+def volume_of(images: Sequence[Image]) -> Volume:
+    """The largest axial stack among the images of one series.
 
     Raises PermanentError: PATIENTS_MIXED, NO_GEOMETRY, TOO_FEW_SLICES, NO_RESCALE, PIXELS_UNDECODABLE.
     """
     warnings: list[str] = []
-    instances = [instance_of(ds, _syntax_of(ds)) for ds in datasets]
-    require_one(instances)
-    images = _axial_images(list(zip(instances, datasets, strict=True)), warnings)
-    stack = _distinct(_main_stack(images, warnings), warnings)
+    require_one([image.instance for image in images])
+    axial = _axial_images([(image.instance, image) for image in images], warnings)
+    stack = _distinct(_main_stack(axial, warnings), warnings)
     if len(stack) < MIN_SLICES:
         text = f"{len(stack)} axial slices at different places, at least {MIN_SLICES} needed"
         raise PermanentError("TOO_FEW_SLICES", text)
@@ -130,7 +137,7 @@ def build_volume(datasets: Sequence[Dataset]) -> Volume:
     origins = np.array([slice_.position for slice_ in slices], np.float64)
     positions = origins @ np.array(slice_normal(orientation))
     warnings += _irregularities(slices, origins, positions)
-    warnings += sorted({words for _, ds in stack if (words := lossy_words(ds))})
+    warnings += sorted({image.lossy for _, image in stack if image.lossy})
     return Volume(
         hu=_decode(stack),
         positions_mm=positions,
@@ -140,12 +147,12 @@ def build_volume(datasets: Sequence[Dataset]) -> Volume:
         origins_mm=origins,
         slices=tuple(slice_.ref for slice_ in slices),
         warnings=tuple(warnings),
+        seen={
+            index: image.seen.slice_
+            for index, (_, image) in enumerate(stack)
+            if image.seen is not None and image.seen.spacing_mm == (spacing[0], spacing[1])
+        },
     )
-
-
-def _syntax_of(ds: Dataset) -> str:
-    meta = getattr(ds, "file_meta", None)
-    return str(meta.get("TransferSyntaxUID", "")) if meta else ""
 
 
 def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]:
@@ -153,7 +160,7 @@ def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]
     seen: set[str] = set()
     images: list[_Slice] = []
     foreign = placeless = others = repeated = 0
-    for instance, ds in series:
+    for instance, image in series:
         if instance.sop_instance_uid in seen:
             repeated += 1
             continue
@@ -167,7 +174,7 @@ def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]
             elif "LOCALIZER" in slice_.image_type or not _is_axial(slice_.orientation):
                 others += 1
             else:
-                images.append((slice_, ds))
+                images.append((slice_, image))
     if placeless and not images:
         text = f"none of {placeless} images tells its position, orientation and pixel spacing"
         raise PermanentError("NO_GEOMETRY", text)
@@ -249,9 +256,14 @@ def _decode(stack: Sequence[_Slice]) -> NDArray[np.float32]:
     hu = np.empty((len(stack), first.rows or 0, first.columns or 0), np.float32)
 
     def decode(index: int) -> None:
-        slice_, ds = stack[index]
-        hu[index] = hounsfield(ds, (slice_.frame_number or 1) - 1)
+        slice_, image = stack[index]
+        hu[index] = image.hu((slice_.frame_number or 1) - 1)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         list(pool.map(decode, range(len(stack))))
     return hu
+
+
+def threads() -> int:
+    """In which slices are decoded: as many as this process has cores, since decoders hold no lock of Python."""
+    return min(max(len(os.sched_getaffinity(0)), 2), MOST_THREADS)
