@@ -17,12 +17,15 @@ from node.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu import Queue
 
 ANALYSE_TASK = "ichnode.analyse"
 """Task name; its argument is a job id. `node` knows the name alone, `workers` the body."""
 
 PREPARE_TASK = "ichnode.prepare"
 """Its arguments are a Series Instance UID and its revision: analyse it, should nothing else be to do."""
+ALONG_TASK = "ichnode.along"
+"""Its argument is a Series Instance UID: decode it as it arrives, should nothing else be to do."""
 SHADOW_TASK = "ichnode.shadow"
 """Its argument is the number of a shadow reading (node.store.shadows)."""
 
@@ -34,6 +37,9 @@ QUEUES = (STAT_QUEUE, QUEUE)
 AHEAD_QUEUE = "ichnode.ahead"
 """Behind them: what may be worth doing before it is known to be wanted."""
 AHEAD_EXPIRES_S = 10
+ALONG_EXPIRES_S = 2
+OWN_EXPIRES_S = 30
+"""After which the clock has rung for everybody once more."""
 SHADOW_QUEUE = "ichnode.shadow"
 """Heard by the shadow worker alone, so that it never stands between a study and its worker."""
 WORKER_MODULE = "workers.tasks"
@@ -62,6 +68,18 @@ def broker_url(settings: Settings) -> str:
     return settings.broker.url or f"redis+socket://{socket_path(settings)}"
 
 
+def node_name(process: str) -> str:
+    """What Celery calls the worker process of that name (node.liveness.process_name)."""
+    return f"{process}@ichnode"
+
+
+def own_queue(process: str) -> Queue:
+    """That only this worker hears."""
+    from celery.utils.nodenames import worker_direct
+
+    return worker_direct(node_name(process))
+
+
 def make_app(settings: Settings, module: str = "") -> Celery:
     """The Celery app with the tasks of `module`, by default those of the active model's worker.
 
@@ -75,6 +93,7 @@ def make_app(settings: Settings, module: str = "") -> Celery:
         task_ignore_result=True,
         task_default_queue=QUEUE,
         task_acks_late=False,
+        worker_direct=True,  # a queue of each worker's own, behind those of all
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -100,19 +119,32 @@ class Doorbell:
     def __init__(self, settings: Settings) -> None:
         self._app = make_app(settings)
 
-    def ring(self, job_id: int, stat: bool = False) -> None:
-        """Raises TransientError when the broker does not answer; the clock rings again later."""
+    def ring(self, job_id: int, stat: bool = False, also: str = "") -> None:
+        """Raises TransientError when the broker does not answer; the clock rings again later.
+
+        `also`: the worker that has begun with the series hears it by itself, beside whoever is free.
+        """
         self._send(ANALYSE_TASK, (job_id,), STAT_QUEUE if stat else QUEUE, 600)
+        if also:
+            self._send(ANALYSE_TASK, (job_id,), own_queue(also), OWN_EXPIRES_S)
 
     def ring_shadow(self, number: int) -> None:
         """Tell the shadow worker that something waits. Raises as `ring` does."""
         self._send(SHADOW_TASK, (number,), SHADOW_QUEUE, 600)
 
-    def prepare(self, series_uid: str, revision: int) -> None:
-        """Ask an idle worker to begin with a series that may become a job. Raises TransientError."""
-        self._send(PREPARE_TASK, (series_uid, revision), AHEAD_QUEUE, AHEAD_EXPIRES_S)
+    def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
+        """Ask an idle worker, or this one, to begin with a series that may become a job.
 
-    def _send(self, task: str, args: tuple[Any, ...], queue: str, expires_s: float) -> None:
+        Raises TransientError.
+        """
+        queue = own_queue(to) if to else AHEAD_QUEUE
+        self._send(PREPARE_TASK, (series_uid, revision), queue, AHEAD_EXPIRES_S)
+
+    def along(self, series_uid: str) -> None:
+        """Ask an idle worker to decode a series that arrives. Raises TransientError."""
+        self._send(ALONG_TASK, (series_uid,), AHEAD_QUEUE, ALONG_EXPIRES_S)
+
+    def _send(self, task: str, args: tuple[Any, ...], queue: str | Queue, expires_s: float) -> None:
         from kombu.exceptions import OperationalError
         from redis.exceptions import RedisError
 

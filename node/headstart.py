@@ -15,6 +15,7 @@ from node.domain.eligibility import Rules, choose
 from node.domain.errors import TransientError
 from node.domain.instance import Instance
 from node.domain.lifecycle import SeriesState
+from node.liveness import is_gone
 from node.store.decisions import SeriesRow
 from node.store.records import Records
 
@@ -58,7 +59,7 @@ class HeadStart:
         }
         chosen = worth_it(gathered, rows, self._rules)
         if chosen is not None:
-            self._ask(chosen)
+            self._ask(chosen, now)
 
     def forget(self, study_uid: str) -> None:
         """The study is decided."""
@@ -69,9 +70,12 @@ class HeadStart:
             return True
         return silent_s >= AFTER_RELEASE_S and self._records.decisions.carriage(study_uid).said_all
 
-    def _ask(self, row: SeriesRow) -> None:
+    def _ask(self, row: SeriesRow, now: float) -> None:
+        """The worker that has decoded it already, if it is alive; else any."""
+        who = row.early_by or ""
+        to = who if who and self._records.early.is_alive(who, now) and not is_gone(who) else ""
         try:
-            self._doorbell.prepare(row.series_instance_uid, row.revision)
+            self._doorbell.prepare(row.series_instance_uid, row.revision, to)
         except TransientError as error:
             log.warning("no head start for series %s: %s", row.series_instance_uid, error)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from node.along import Along
 from node.broker import Doorbell
 from node.counting import Counts
 from node.domain.completeness import Complete, Evidence, completeness
@@ -60,6 +61,7 @@ class Clock:
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
         self._counts = counts
+        self._along = Along(records, doorbell, self._rules())
         self._head_start = HeadStart(records, doorbell, self._rules(), settings.spool.s3.wanted)
         self._habits: dict[Peer, tuple[Habit, float]] = {}
         """What is known of senders, and when it was looked up."""
@@ -76,6 +78,9 @@ class Clock:
                 continue
             with _stopping_nobody_else(f"series {row.series_instance_uid}"):
                 self._look_at(row, now)
+        if self._settings.ahead.decodes:
+            with _stopping_nobody_else("what arrives"):
+                self._along.look(receiving, now)
         if reopened := self._records.decisions.reopen_second_choices():
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.decisions.undecided_studies():
@@ -253,10 +258,11 @@ class Clock:
                 log.warning("job %d goes back to the queue: its worker went silent", job.id)
 
     def _ring(self, now: float) -> None:
-        rules = self._settings.orders.rules
-        for ring in self._records.queue.to_ring(now - RING_AGAIN_S, now, rules):
+        rings = self._records.queue.to_ring(now - RING_AGAIN_S, now, self._settings.orders.rules)
+        begun = self._records.early.begun([ring.job_id for ring in rings])
+        for ring in rings:
             try:
-                self._doorbell.ring(ring.job_id, ring.stat)
+                self._doorbell.ring(ring.job_id, ring.stat, begun.get(ring.job_id, ""))
             except TransientError as error:
                 log.warning("cannot ring for job %d, trying again: %s", ring.job_id, error)
                 return

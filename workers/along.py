@@ -1,8 +1,8 @@
-"""Decodes the slices of series while these still arrive, on a worker that has nothing else to do. Stores nothing.
+"""Decodes slices of series that still arrive, on a worker that has nothing else to do. Stores nothing.
 
 What is decoded is kept under its spool path: nothing in the spool is written over, so the same path is the
-same image. Whoever analyses the series takes what is there and reads the rest itself. A real job stops it at once;
-what cannot be decoded is left to whoever analyses the series, who will say so.
+same image. Whoever analyses the series takes what is there and reads the rest itself. A real job stops it
+at once; what cannot be decoded is left to whoever analyses the series, who will say so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """How often it is looked for slices that came."""
+SLEEP_S = 1.0
+"""How often it is looked whether the worker is free again, where nobody says so."""
 AT_WORK_S = 2.0
 """For so long it is waited for slices that are being decoded just now."""
 NICE = 10
@@ -46,6 +48,8 @@ class Eyes:
     """A file by its spool path. Raises OutOfReach."""
     give_back: Callable[[Sequence[str]], object]
     """Somebody else may decode these series. Raises TransientError."""
+    is_busy: Callable[[], bool] = lambda: False
+    """A job is in hand, though nobody is in `making_way`."""
 
 
 @dataclass(eq=False)
@@ -55,18 +59,29 @@ class _Series:
     uid: str
     came_at: float
     """When a slice was last seen to have come, by the monotonic clock."""
+    is_ours: bool = True
+    """False once it was given back: what is decoded is kept, and nothing is added."""
+    size_bytes: int = 0
     paths: frozenset[str] = frozenset()
     waiting: deque[str] = field(default_factory=deque)
     at_work: set[str] = field(default_factory=set)
     images: dict[str, Image] = field(default_factory=dict)
 
+    def keep(self, path: str, image: Image) -> None:
+        self.images[path] = image
+        self.size_bytes += image.size_bytes
+
+    def drop(self, path: str) -> None:
+        if (image := self.images.pop(path, None)) is not None:
+            self.size_bytes -= image.size_bytes
+
     @property
-    def size_bytes(self) -> int:
-        return sum(image.size_bytes for image in self.images.values())
+    def wants(self) -> bool:
+        return self.is_ours and bool(self.waiting)
 
 
 class Along:
-    """Threads that run while a series is followed. `begin` says which; everything else may come from any thread."""
+    """Threads that decode what is followed. May be asked from any thread."""
 
     def __init__(self, eyes: Eyes, most_bytes: int, kept_s: float, count: int = 0) -> None:
         """`kept_s`: a series of which nothing comes for so long is forgotten. `count`: of threads."""
@@ -76,6 +91,7 @@ class Along:
         self._threads = count or threads()
         self._changed = threading.Condition()
         self._followed: dict[str, _Series] = {}
+        self._largest = 0
         self._hindered = 0
         self._running = False
         self._stopping = False
@@ -88,22 +104,17 @@ class Along:
         with self._changed:
             return self._size_bytes()
 
-    @property
-    def series(self) -> list[str]:
-        """What is followed."""
+    def is_free(self) -> bool:
+        """Whether another series could be followed: no slice waits to be decoded."""
         with self._changed:
-            return list(self._followed)
-
-    def has_room(self) -> bool:
-        """Whether another series could be followed; not while slices wait to be decoded, or the room is full."""
-        with self._changed:
-            idle = not any(one.waiting for one in self._followed.values())
-            return not self._hindered and not self._stopping and idle and not self._is_full()
+            return not (
+                self._stopping or self._is_hindered() or any(o.wants for o in self._followed.values())
+            )
 
     def begin(self, series_uid: str) -> None:
         """Follow a series from now on."""
         with self._changed:
-            self._followed.setdefault(series_uid, _Series(series_uid, time.monotonic()))
+            self._followed.setdefault(series_uid, _Series(series_uid, time.monotonic())).is_ours = True
             if not self._running and not self._stopping:
                 self._running = True
                 self._start("along", self._watch)
@@ -112,13 +123,11 @@ class Along:
             self._changed.notify_all()
 
     @contextmanager
-    def making_way(self, own: str = "") -> Iterator[None]:
-        """Nothing is decoded while the block runs. Series other than `own` are given back."""
+    def making_way(self) -> Iterator[None]:
+        """Nothing is decoded while the block runs."""
         with self._changed:
             self._hindered += 1
-            others = [uid for uid in self._followed if uid != own]
         try:
-            self._give_back(others)
             yield
         finally:
             with self._changed:
@@ -137,22 +146,36 @@ class Along:
             self.slices_used += len(ready)
             return ready
 
+    def give_back(self, but: str = "") -> None:
+        """A job was taken: somebody else may decode all other series."""
+        with self._changed:
+            others = [one for one in self._followed.values() if one.is_ours and one.uid != but]
+            for one in others:
+                one.is_ours = False
+        self._told([one.uid for one in others])
+
     def forget(self, series_uid: str) -> None:
         """It was analysed, or nobody wants it."""
         with self._changed:
             self._followed.pop(series_uid, None)
 
+    def standing(self) -> dict[str, int]:
+        """For the heartbeat: slices decoded early, how many of them were of use, and bytes kept just now."""
+        with self._changed:
+            counts = {"slices_early": self.slices_decoded, "slices_early_used": self.slices_used}
+            return {**counts, "early_bytes": self._size_bytes()}
+
     def stop(self) -> None:
         with self._changed:
             self._stopping = True
-            left = list(self._followed)
-            self._followed.clear()
             self._changed.notify_all()
-        self._give_back(left)
+        self.give_back()
 
     def look(self) -> None:
         """What came since the last look. Raises IchnodeError."""
-        for uid in self.series:
+        with self._changed:
+            uids = list(self._followed)
+        for uid in uids:
             arrived = self._eyes.arrived(uid)
             with self._changed:
                 one = self._followed.get(uid)
@@ -169,11 +192,12 @@ class Along:
             return
         gone, new = one.paths - paths, [path for path in arrived.paths if path not in one.paths]
         one.paths = paths
-        one.images = {path: image for path, image in one.images.items() if path not in gone}
+        for path in gone:
+            one.drop(path)
         one.waiting = deque(path for path in (*one.waiting, *new) if path not in gone)
         self._changed.notify_all()
 
-    def _give_back(self, series_uids: Sequence[str]) -> None:
+    def _told(self, series_uids: Sequence[str]) -> None:
         if not series_uids:
             return
         try:
@@ -188,8 +212,8 @@ class Along:
         """Looks as long as anything is followed and the worker is free; otherwise sleeps."""
         while True:
             with self._changed:
-                while not self._stopping and (self._hindered or not self._followed):
-                    self._changed.wait()
+                while not self._stopping and (self._is_hindered() or not self._followed):
+                    self._changed.wait(SLEEP_S)
                 if self._stopping:
                     return
             try:
@@ -209,7 +233,8 @@ class Along:
             with self._changed:
                 one.at_work.discard(path)
                 if image is not None and path in one.paths and self._followed.get(one.uid) is one:
-                    one.images[path] = image
+                    one.keep(path, image)
+                    self._largest = max(self._largest, image.size_bytes)
                     self.slices_decoded += 1
                 self._changed.notify_all()
 
@@ -217,17 +242,16 @@ class Along:
         """A slice to be decoded; None at the end."""
         with self._changed:
             while not self._stopping:
-                if not self._hindered and self._make_room():
-                    for one in self._followed.values():
-                        if one.waiting:
-                            path = one.waiting.popleft()
-                            one.at_work.add(path)
-                            return one, path
-                self._changed.wait()
+                wanting = [one for one in self._followed.values() if one.wants]
+                if wanting and not self._is_hindered() and self._make_room():
+                    path = wanting[0].waiting.popleft()
+                    wanting[0].at_work.add(path)
+                    return wanting[0], path
+                self._changed.wait(SLEEP_S)
             return None
 
     def _decoded(self, path: str) -> Image | None:
-        """None where it cannot be, or it has several frames: such an image comes as one, and nothing is won."""
+        """None where it cannot be, or it has several frames: then it came at once, and nothing is won."""
         try:
             image = read_image(self._eyes.fetch(path))
             return None if image.instance.frames > 1 else decoded(image)
@@ -241,17 +265,19 @@ class Along:
     def _size_bytes(self) -> int:
         return sum(one.size_bytes for one in self._followed.values())
 
+    def _is_hindered(self) -> bool:
+        return self._hindered > 0 or self._eyes.is_busy()
+
     def _is_full(self) -> bool:
-        """Counting what is being decoded as large as the largest that is there."""
-        largest = max((i.size_bytes for one in self._followed.values() for i in one.images.values()), default=0)
+        """Counting what is being decoded as large as the largest there was."""
         at_work = sum(len(one.at_work) for one in self._followed.values())
-        return self._size_bytes() + (at_work + 1) * largest > self._most_bytes
+        return self._size_bytes() + (at_work + 1) * self._largest > self._most_bytes
 
     def _make_room(self) -> bool:
-        """The series that is silent for longest makes way for one that arrives; no series for itself."""
+        """False where there is none. The series that is silent for longest makes way for one that arrives."""
         while self._is_full():
-            resting = [one for one in self._followed.values() if not one.waiting and not one.at_work]
-            if not resting or not any(one.waiting for one in self._followed.values()):
+            resting = [one for one in self._followed.values() if not one.wants and not one.at_work]
+            if not resting:
                 return False
             longest = min(resting, key=lambda one: one.came_at)
             log.info("series %s: what was decoded ahead makes way", longest.uid)

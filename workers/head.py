@@ -102,8 +102,8 @@ def require_head(
 ) -> Evidence:
     """Evidence of a head in a volume (z, y, x). Raises PermanentError NOT_A_HEAD where there is none.
 
-    `spacing_mm` is that of rows and of columns, `thickness_mm` (z,) what each slice stands for; `known` is what
-    `look_at` said of some slices, by index.
+    `spacing_mm` is that of rows and of columns, `thickness_mm` (z,) what each slice stands for; `known` is
+    what `look_at` said of some slices, by index.
     """
     evidence = look(hu, spacing_mm, thickness_mm, known)
     if not evidence.is_head:

@@ -18,7 +18,6 @@ from node.headers import instance_of
 from node.pixels import hounsfield, lossy_words
 from workers.head import Slice, look_at
 
-
 THIN_MM = 2.0
 """Of thinner slices not each is looked at for a head (workers.head.look), and nobody knows yet which."""
 

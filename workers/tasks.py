@@ -8,7 +8,7 @@ from typing import Any
 from celery import current_app, shared_task
 from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
 
-from node.broker import ANALYSE_TASK, PREPARE_TASK
+from node.broker import ALONG_TASK, ANALYSE_TASK, PREPARE_TASK
 from node.domain.choice import Active
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.settings import Settings
@@ -78,6 +78,12 @@ def analyse_job(job_id: int) -> None:
 def prepare_series(series_uid: str, revision: int) -> None:
     if _worker is not None:
         _worker.prepare(series_uid, revision)
+
+
+@shared_task(name=ALONG_TASK, ignore_result=True)
+def read_along(series_uid: str) -> None:
+    if _worker is not None:
+        _worker.read_along(series_uid)
 
 
 def check_model(settings: Settings) -> str:

@@ -265,5 +265,5 @@ def _decode(stack: Sequence[_Slice]) -> NDArray[np.float32]:
 
 
 def threads() -> int:
-    """In which slices are decoded: as many as this process has cores, since decoders hold no lock of Python."""
+    """In which slices are decoded, one for each core of this process: decoders hold no lock of Python."""
     return min(max(len(os.sched_getaffinity(0)), 2), MOST_THREADS)

@@ -17,13 +17,15 @@ from node.domain.choice import Active
 from node.domain.errors import IchnodeError, OutOfReach, TransientError
 from node.domain.findings import Findings
 from node.domain.prior import Prior, latest
-from node.liveness import process_name
+from node.liveness import is_gone, process_name
 from node.maps import Maps, pack
 from node.settings import Settings
 from node.spool import spool_of
 from node.store.jobs import Job
+from node.store.queue import Taken
 from node.store.records import Records, open_records
 from workers.ahead import Finished, Shelf, Source
+from workers.along import Along, Eyes
 from workers.analyse import analyse, with_loading, with_prior
 from workers.backlog import Backlog, Hands, look_ahead
 from workers.claims import TIMEOUT, Claims
@@ -35,6 +37,14 @@ from workers.models.several import Share, busy_s, runs_on_gpu
 from workers.pulse import Pulse
 
 log = logging.getLogger(__name__)
+
+
+KEPT_LONGER_S = 60.0
+"""What was decoded is kept for so much longer than a series may be silent before it counts as complete."""
+LEFT_S = 1.0
+"""For so long a job is left to the worker that has begun with its series…"""
+LEFT_LOOK_S = 0.1
+"""…and so often it is looked whether that one has it."""
 
 
 class _JobWaits(Exception):
@@ -65,6 +75,8 @@ class Worker:
         self._busy = Share()
         most = look_ahead(settings.worker, runs_on_gpu(pipeline), settings.model.max_attempts)
         self.backlog = Backlog(self._hands(), settings.worker, most) if most else None
+        kept_s = settings.completeness.max_wait_s + KEPT_LONGER_S
+        self.along = Along(self._eyes(), settings.ahead.decode_mb * 2**20, kept_s)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -77,7 +89,7 @@ class Worker:
     def _hands(self) -> Hands:
         return Hands(
             pipeline=lambda: self.pipeline,
-            take=self.claims.take,
+            take=self._take,
             source=self._source,
             voxels=self._voxels,
             load=self._load,
@@ -93,20 +105,61 @@ class Worker:
             is_prepared=self.shelf.has,
         )
 
+    def _eyes(self) -> Eyes:
+        disk = self.spool.depot.disk
+        return Eyes(
+            arrived=lambda uid: self.records.early.arrived(uid, disk),
+            fetch=lambda path: self.spool.fetch([path])[0],
+            give_back=lambda uids: self.records.early.give_back(uids, self.name),
+            is_busy=lambda: self.backlog is not None and not self.backlog.is_idle,
+        )
+
     def run(self, rung: int) -> None:
         """Do the job whose turn it is, whichever rang. Every outcome is a state in the database."""
         if not self.model.follow():
             return
+        self._leave_to_whoever_began(rung)
         if self.backlog is not None:
             self.backlog.feed(rung)
-        elif taken := self.claims.take(rung):
+        elif taken := self._take(rung):
             self._do(taken.job)
         else:
             log.info("job %d is taken or over, and none waits", rung)
 
+    def _take(self, rung: int, only_stat: bool = False) -> Taken | None:
+        taken = self.claims.take(rung, only_stat)
+        if taken is not None:
+            self.along.give_back(but=taken.job.series_instance_uid)
+        return taken
+
+    def _leave_to_whoever_began(self, rung: int) -> None:
+        """A worker that has begun with the series of this job hears its bell, too."""
+        if not self.settings.ahead.head_start:
+            return
+        for _ in range(round(LEFT_S / LEFT_LOOK_S)):
+            who = self.records.early.who_has(rung)
+            if who in (None, self.name) or is_gone(str(who)):
+                return
+            time.sleep(LEFT_LOOK_S)
+
     def _do(self, job: Job) -> None:
-        with self._held(job):
+        with self.along.making_way(), self._held(job):
             self._analyse(job)
+
+    def read_along(self, series_uid: str) -> None:
+        """Decode a series while it arrives, unless there is anything else to do."""
+        try:
+            if (
+                not self.settings.ahead.decodes
+                or not self.along.is_free()
+                or not self.records.queue.is_empty()
+            ):
+                return
+            if self.records.early.claim(series_uid, self.name):
+                log.info("series %s is decoded as it arrives", series_uid)
+                self.along.begin(series_uid)
+        except IchnodeError as error:
+            log.info("series %s is not decoded early: %s", series_uid, error)
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
@@ -124,7 +177,9 @@ class Worker:
                 return
             if not self.model.follow():
                 return
-            self._begin(Source.of(series_uid, revision, self.records.arrivals.paths(series_uid)))
+            self.records.early.take_over(series_uid, self.name)
+            with self.along.making_way():
+                self._begin(Source.of(series_uid, revision, self.records.arrivals.paths(series_uid)))
         except _JobWaits as waiting:
             log.info("series %s: the head start makes way for job %d", series_uid, waiting.job.id)
             self._do(waiting.job)
@@ -144,7 +199,7 @@ class Worker:
             def on_classified(early: Findings) -> None:
                 if not self.model.follow() or early.model != self.pipeline.identity:
                     return  # another model was chosen meanwhile: this is nobody's word any more
-                taken = self.claims.take(0)
+                taken = self._take(0)
                 if taken is None:
                     return
                 if self._source(taken.job) != source:
@@ -191,7 +246,9 @@ class Worker:
     def _load(self, source: Source) -> Loaded:
         began = time.perf_counter()
         self.records.held.require_reach(source.series_instance_uid, self.spool.depot.disk)
-        loaded = load_acquired(self.spool.fetch(source.paths))
+        files = dict(zip(source.paths, self.spool.fetch(source.paths), strict=True))
+        images = self.along.images(source.series_instance_uid, source.paths)
+        loaded = load_acquired([*files.values()], {files[path]: image for path, image in images.items()})
         return replace(loaded, load_s=time.perf_counter() - began)
 
     def _analyse(self, job: Job) -> None:
@@ -229,6 +286,7 @@ class Worker:
             self.settings.audiences,
             finished.acquisition,
         )
+        self.along.forget(job.series_instance_uid)
         if not stored:
             log.warning("job %d was taken away meanwhile; its analysis is thrown away", job.id)
 
@@ -240,7 +298,7 @@ class Worker:
             log.warning("whether another model was chosen cannot be told: %s", error)
         identity = self.pipeline.identity
         model = {"model": identity.name, "version": identity.version, "sha256": identity.sha256}
-        done = {"jobs_done": self.jobs_done, "jobs_ahead": self.jobs_ahead}
+        done = {"jobs_done": self.jobs_done, "jobs_ahead": self.jobs_ahead, **self.along.standing()}
         share = self._busy.of(busy_s(self.pipeline), time.monotonic())
         return {**model, **done, **({} if share is None else {"network_busy": round(share, 3)})}
 
@@ -253,6 +311,7 @@ class Worker:
             self.backlog.stop_taking()
 
     def stop(self) -> None:
+        self.along.stop()
         if self.backlog is not None:
             self.backlog.close()
         self._pulse.stop()

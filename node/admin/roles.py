@@ -314,7 +314,7 @@ def shadow_worker(settings: Settings) -> None:
     if not settings.shadow.pipeline:
         raise SettingsError("no model reads in the shadow: name one in [shadow] pipeline")
     yield_to_others(settings.shadow.nice)
-    _work(settings, SHADOW_MODULE, _arguments(settings, SHADOW_QUEUE, "ichnode-shadow"))
+    _work(settings, SHADOW_MODULE, _arguments(settings, SHADOW_QUEUE))
 
 
 def _work(settings: Settings, module: str, arguments: list[str]) -> None:
@@ -335,13 +335,15 @@ def worker_arguments(settings: Settings) -> list[str]:
 
     ahead = (AHEAD_QUEUE,) if settings.ahead.head_start else ()
     queues = STAT_QUEUE if settings.orders.only_stat else ",".join((*QUEUES, *ahead))
-    return _arguments(settings, queues, "ichnode")
+    return _arguments(settings, queues)
 
 
-def _arguments(settings: Settings, queues: str, who: str) -> list[str]:
+def _arguments(settings: Settings, queues: str) -> list[str]:
+    from node.broker import node_name
+
     arguments = ["--quiet", "worker", "--pool=solo", "--concurrency=1", f"--queues={queues}"]
     silence = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    name = f"--hostname={who}-{os.getpid()}@%h"
+    name = f"--hostname={node_name(process_name())}"
     return [*arguments, *silence, name, f"--loglevel={settings.log_level}"]
 
 

@@ -33,6 +33,9 @@ class SeriesRow:
     revision: int
     last_received_at: float
     completed_at: float | None
+    instance_count: int
+    early_by: str | None
+    """The worker that is at it before it is complete, or was (node.store.early)."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,8 @@ def _series_row(row: Row) -> SeriesRow:
         row.revision,
         row.last_received_at,
         row.completed_at,
+        row.instance_count,
+        row.early_by,
     )
 
 

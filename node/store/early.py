@@ -12,7 +12,8 @@ from sqlalchemy import Engine, or_, select, update
 
 from node.domain.lifecycle import JobState, SeriesState
 from node.store.engine import reading, writing
-from node.store.tables import instances, jobs, series
+from node.store.tables import heartbeats, instances, jobs, series
+from node.store.views import ALIVE_S
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,34 @@ class Early:
         with writing(self._engine) as connection:
             connection.execute(update(series).where(*mine).values(early_by=None))
 
-    def who(self, series_uid: str) -> str | None:
-        """The worker that is at a series, or was when it died."""
-        with reading(self._engine) as connection:
-            query = select(series.c.early_by).where(series.c.series_instance_uid == series_uid)
-            return connection.execute(query).scalar()
-
     def who_has(self, job_id: int) -> str | None:
-        """The same for the series of a job that waits; None where it waits no longer, or others wait, too."""
+        """The worker that is at the series of a job that waits, or was when it died.
+
+        None where nobody is, the job waits no longer, or others wait, too.
+        """
         query = select(jobs.c.id, series.c.early_by).join(
             series, series.c.series_instance_uid == jobs.c.series_instance_uid
         )
         with reading(self._engine) as connection:
             waiting = connection.execute(query.where(jobs.c.state == JobState.QUEUED).limit(2)).all()
         return waiting[0].early_by if len(waiting) == 1 and waiting[0].id == job_id else None
+
+    def begun(self, job_ids: Sequence[int]) -> dict[int, str]:
+        """The worker that is at the series of each job; no entry where none is."""
+        if not job_ids:
+            return {}
+        query = select(jobs.c.id, series.c.early_by).join(
+            series, series.c.series_instance_uid == jobs.c.series_instance_uid
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.where(jobs.c.id.in_(job_ids), series.c.early_by.is_not(None)))
+            return {row.id: row.early_by for row in rows}
+
+    def is_alive(self, worker: str, now: float) -> bool:
+        """Whether it was heard of lately."""
+        mine = (heartbeats.c.process == f"worker@{worker}", heartbeats.c.seen_at > now - ALIVE_S)
+        with reading(self._engine) as connection:
+            return connection.execute(select(heartbeats.c.process).where(*mine)).first() is not None
 
     def arrived(self, series_uid: str, disk: str | None) -> Arrived:
         """What is there of a series, on this disk or where every machine finds it."""

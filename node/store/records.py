@@ -15,6 +15,7 @@ from node.store.console import Console
 from node.store.decisions import Decisions
 from node.store.deliveries import Deliveries
 from node.store.drifts import Drifts
+from node.store.early import Early
 from node.store.engine import migrate, open_engine
 from node.store.gaps import Gaps
 from node.store.held import HeldFiles
@@ -49,6 +50,7 @@ class Records:
         self.audit_queue = AuditQueue(engine)
         self.arrivals = Arrivals(engine)
         self.decisions = Decisions(engine)
+        self.early = Early(engine)
         self.jobs = Jobs(engine)
         self.routes = Routes(engine)
         self.queue = Queue(engine)

@@ -90,6 +90,7 @@ series = Table(
     Column("completed_at", Float),
     Column("decided_at", Float),
     Column("kept_header", JSON),  # of one of its instances whose rows went with their files: for priors
+    Column("early_by", String(64)),  # the worker that is at it before it is complete: node.store.early
     Index("series_by_study", "study_instance_uid"),
     Index("series_by_state", "state", "last_received_at"),
 )

@@ -39,10 +39,10 @@ from tests.site import browser
 class Silent:
     """A doorbell nobody hears."""
 
-    def prepare(self, series_uid: str, revision: int) -> None:
+    def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
         """A head start is asked for, and nobody has time."""
 
-    def ring(self, job_id: int, stat: bool = False) -> None:
+    def ring(self, job_id: int, stat: bool = False, also: str = "") -> None:
         pass
 
 

@@ -42,10 +42,10 @@ class Bell:
         self.rung: list[int] = []
         self.broken = False
 
-    def prepare(self, series_uid: str, revision: int) -> None:
+    def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
         """A head start is asked for, and nobody has time."""
 
-    def ring(self, job_id: int, stat: bool = False) -> None:
+    def ring(self, job_id: int, stat: bool = False, also: str = "") -> None:
         if self.broken:
             raise TransientError("broker: gone")
         self.rung.append(job_id)

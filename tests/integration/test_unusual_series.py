@@ -33,10 +33,10 @@ class Bell:
     def __init__(self) -> None:
         self.rung: list[int] = []
 
-    def prepare(self, series_uid: str, revision: int) -> None:
+    def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
         """A head start is asked for, and nobody has time."""
 
-    def ring(self, job_id: int, stat: bool = False) -> None:
+    def ring(self, job_id: int, stat: bool = False, also: str = "") -> None:
         self.rung.append(job_id)
 
 
