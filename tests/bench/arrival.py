@@ -1,10 +1,11 @@
 """How long a result takes: from the last C-STORE response to the SR in the PACS, step by step.
 
-`python -m tests.bench.arrival [--repeats 5] [--slices 32] [--rates 0 10] [--quiet-s 10]`. Two whole nodes
-stand side by side, one that does everything after a series is complete ("plain", `[ahead]` switched off) and
-one that works ahead, each with an Orthanc of its own. They get the same series in turn, so that what else the
-machine does hits both; judged are the ratios of pairs. A rate of 0 sends as fast as it goes; 10 is a scanner
-or PACS that sends 10 images a second. Some series that are not counted go first.
+`python -m tests.bench.arrival [--repeats 5] [--slices 32] [--syntax j2k] [--rates 0 10] [--quiet-s 10]`.
+Whole nodes stand side by side, each with an Orthanc of its own: one that does everything after a series is
+complete ("plain", `[ahead]` switched off), one that begins once it looks whole ("head start", `decode`
+switched off), and one that decodes while it arrives, too ("ahead", the defaults). They get the same series in
+turn, so that what else the machine does hits all; judged are the ratios within a turn. A rate of 0 sends as
+fast as it goes; 10 is a scanner or PACS that sends 10 images a second. Some that are not counted go first.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom import dcmread
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+
 from node.admin.roles import ending_with_this
 from node.settings import load
 from node.store.records import Records, open_records
+from tests.acceptance.conftest import as_study
+from tests.bench.decoding import recoded
 from tests.ports import free_port
 from tests.raw_peer import RawPeer, store_pdus, stored
 from workers.demo import Orthanc, orthanc_executable, wait_ready
-from workers.phantom_series import SeriesLabels, write_series
+from workers.phantom_series import write_series
 
 STEPS = ("complete", "taken", "analysed", "composed", "SR in the PACS", "all in the PACS")
 """Moments of a study, each after the one before; the first counts from the last C-STORE response."""
@@ -39,8 +45,17 @@ WARM_UP = 4
 LONGEST_S = 240.0
 SWITCHES = {
     "plain": "[ahead]\nhead_start = false\nsure_quiet_s = 0\n",
+    "head start": "[ahead]\ndecode = false\n",
     "ahead": "",
 }
+SYNTAXES = {
+    "uncompressed": ExplicitVRLittleEndian,
+    "j2k": JPEG2000Lossless,
+    "jpegls": JPEGLSLossless,
+    "rle": RLELossless,
+}
+HEAD_MM = 160.0
+"""Height of a head, however thin its slices are; none is thicker than 5 mm."""
 
 
 @dataclass(frozen=True)
@@ -131,18 +146,36 @@ def _finished(records: Records, study_uid: str, last: float) -> Timed | None:
     )
 
 
-def make_series(folder: Path, number: int, slices: int) -> tuple[list[Path], str]:
-    """A phantom head of its own study, every other one with a bleed; files and Study Instance UID."""
-    uid = f"2.25.{os.getpid()}{int(time.time())}{number}"
-    labels = SeriesLabels(patient_id=f"BENCH{number}", accession_number=f"A{number}", study_instance_uid=uid)
-    bleeds = ("intraparenchymal",) if number % 2 else ()
-    return write_series(folder / str(number), number, bleeds, labels=labels, slices=slices), uid
+@dataclass(frozen=True)
+class Heads:
+    """Phantom heads of so many slices in one transfer syntax; made once with and once without a bleed."""
+
+    folder: Path
+    slices: int
+    syntax: UID
+
+    def another(self, number: int) -> tuple[list[Path], str]:
+        """One in a study of its own, every other one with a bleed; files and Study Instance UID."""
+        uid = f"2.25.{os.getpid()}{int(time.time())}{number}"
+        labels = {"PatientID": f"BENCH{number}", "AccessionNumber": f"A{number}"}
+        return as_study(self._model(number % 2), self.folder / f"{number}-{self.slices}", uid, **labels), uid
+
+    def _model(self, bleeds: int) -> list[Path]:
+        folder = self.folder / f"model-{self.slices}-{bleeds}"
+        if not folder.exists():
+            found = ("intraparenchymal",) if bleeds else ()
+            step_mm = min(5.0, HEAD_MM / self.slices)
+            files = write_series(folder, 7 + bleeds, found, slices=self.slices, step_mm=step_mm)
+            for path in files:
+                recoded(dcmread(path), self.syntax).save_as(path, enforce_file_format=True)
+        return sorted(folder.iterdir())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int, default=32)
+    parser.add_argument("--syntax", choices=list(SYNTAXES), default="uncompressed")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 10.0])
     parser.add_argument("--quiet-s", type=float, default=10.0)
     parser.add_argument("--only", nargs="+", choices=list(SWITCHES), default=list(SWITCHES))
@@ -161,25 +194,26 @@ def main() -> None:
         number = WARM_UP
         for few in range(WARM_UP):
             for node in nodes.values():
-                send(node, make_series(folder, few, 4)[0], 0.0)
-        files, uid = make_series(folder, number, options.slices)
+                send(node, Heads(folder, 4, ExplicitVRLittleEndian).another(few)[0], 0.0)
+        heads = Heads(folder, options.slices, SYNTAXES[options.syntax])
+        files, uid = heads.another(number)
         for node in nodes.values():
             time_one(node, files, 0.0, uid)
         for rate in options.rates:
             found: dict[str, list[Timed]] = {name: [] for name in nodes}
             for turn in range(options.repeats):
                 number += 1
-                files, uid = make_series(folder, number, options.slices)
+                files, uid = heads.another(number)
                 for name in sorted(nodes, reverse=bool(turn % 2)):
                     found[name].append(time_one(nodes[name], files, rate, uid))
-            print_table(rate, options.slices, found)
+            print_table(rate, f"{options.slices} slices, {options.syntax}", found)
 
 
-def print_table(rate: float, slices: int, found: dict[str, list[Timed]]) -> None:
+def print_table(rate: float, what: str, found: dict[str, list[Timed]]) -> None:
     """Medians (ranges); the last column is how many times sooner than the plain node, pair by pair."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     speed = f"{rate:g} images/s" if rate else "as fast as it goes"
-    print(f"\n{slices} slices, {speed}, {len(next(iter(found.values())))} pairs, load {load}")
+    print(f"\n{what}, {speed}, {len(next(iter(found.values())))} pairs, load {load}")
     print("| node | " + " | ".join(STEPS) + " | sooner (SR) |")
     print("|---|" + "---|" * (len(STEPS) + 1))
     for name, runs in found.items():

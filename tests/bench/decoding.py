@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
@@ -79,6 +79,23 @@ def compressed(plain: Dataset, syntax: UID) -> Dataset:
     ds.PixelData = encapsulate([ENCODERS[syntax](stored)])
     ds["PixelData"].VR = "OB"
     ds.file_meta.TransferSyntaxUID = syntax
+    return ds
+
+
+def recoded(plain: Dataset, syntax: UID) -> Dataset:
+    """Any uncompressed image of 16 bits in another transfer syntax, its header untouched."""
+    ds = Dataset()
+    ds.update(plain)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.update(plain.file_meta)
+    if syntax in ENCODERS:
+        signed = ds.PixelRepresentation == 1 and syntax == JPEG2000Lossless  # other streams know no sign
+        stored = np.frombuffer(plain.PixelData, "<i2" if signed else "<u2").reshape(plain.Rows, plain.Columns)
+        ds.PixelData = encapsulate([ENCODERS[syntax](stored)])
+        ds["PixelData"].VR = "OB"
+        ds.file_meta.TransferSyntaxUID = syntax
+    elif syntax != plain.file_meta.TransferSyntaxUID:
+        ds.compress(syntax, generate_instance_uid=False)
     return ds
 
 

@@ -47,7 +47,7 @@ class AskingBell(Bell):
         super().__init__()
         self.asked: list[tuple[str, int]] = []
 
-    def prepare(self, series_uid: str, revision: int) -> None:
+    def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
         if self.broken:
             raise TransientError("broker: gone")
         self.asked.append((series_uid, revision))

@@ -45,6 +45,9 @@ class Bell:
     def prepare(self, series_uid: str, revision: int, to: str = "") -> None:
         """A head start is asked for, and nobody has time."""
 
+    def along(self, series_uid: str) -> None:
+        """Nobody has time for that either."""
+
     def ring(self, job_id: int, stat: bool = False, also: str = "") -> None:
         if self.broken:
             raise TransientError("broker: gone")

@@ -196,6 +196,9 @@ def _queue(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         ),
         ("jobs_done", "worker_jobs_done", "Series that a worker finished since it started."),
         ("jobs_ahead", "worker_jobs_ahead", "Of those, worked on ahead of their job."),
+        ("slices_early", "early_slices", "Slices a worker decoded while their series arrived."),
+        ("slices_early_used", "early_slices_used", "Of those, taken by an analysis."),
+        ("early_bytes", "early_bytes", "Memory of a worker in decoded slices of series that arrive."),
     ):
         told = [row for row in workers if key in (row["detail"] or {})]
         samples: list[Sample] = [("", {"worker": row["process"]}, row["detail"][key]) for row in told]

@@ -419,7 +419,7 @@ def api_token(records: Records) -> str:
 
 def test_metrics_are_prometheus_text_without_any_patient(client: TestClient, site: Site) -> None:
     site.given_up("1.1", SUBDURAL, patient_id="PID-7")
-    site.records.views.beat("worker@host:2", "worker", {"network_busy": 0.75}, time.time())
+    site.records.views.beat("worker@host:2", "worker", {"network_busy": 0.75, "slices_early": 9}, time.time())
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "PID-7" not in answer.text and "1.1" not in answer.text.replace("0.1.1", "")
@@ -431,6 +431,7 @@ def test_metrics_are_prometheus_text_without_any_patient(client: TestClient, sit
         'ichnode_jobs{state="COMPOSED"} 1',
         'ichnode_processes_alive{role="worker"} 1',
         'ichnode_network_busy{worker="worker@host:2"} 0.75',
+        'ichnode_early_slices{worker="worker@host:2"} 9',
         "ichnode_unread_alarms 1",
     ):
         assert line in lines
