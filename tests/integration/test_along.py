@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -333,6 +334,53 @@ class TestDecoding:
         node.records.pauses.pause("queue", "admin", 0.0)
         node.worker.read_along(uid_of(series))
         assert node.records.early.claim(uid_of(series), "anybody")
+
+
+class TestSeveralWorkers:
+    """Another worker has begun with the series of a job."""
+
+    def job(self, node: Arrival, who: str) -> int:
+        series = scan()
+        node.come(*series)
+        node.records.early.take_over(uid_of(series), who)
+        node.records.arrivals.close_association("a1", "released", node.now)
+        node.now += 60
+        node.clock.tick(node.now)
+        (job_id,) = node.bell.rung
+        return job_id
+
+    @pytest.mark.parametrize("takes", [True, False])
+    def test_the_job_is_left_to_it_for_a_while(
+        self, takes: bool, node: Arrival, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = process_name(os.getppid())
+        job_id, slept = self.job(node, other), []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if takes and len(slept) == 3:
+                assert node.records.jobs.claim(job_id, other, time.time() + 30, time.time())
+
+        monkeypatch.setattr("workers.worker.time.sleep", sleep)
+        node.worker.run(job_id)
+        job = node.records.jobs.get(job_id)
+        assert job and job.state is (JobState.RUNNING if takes else JobState.ANALYSED)
+        assert len(slept) == (3 if takes else 10)
+
+    def test_but_not_when_it_is_gone(self, node: Arrival, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("workers.worker.time.sleep", lambda seconds: pytest.fail("it waits"))
+        job_id = self.job(node, GONE)
+        node.worker.run(job_id)
+        job = node.records.jobs.get(job_id)
+        assert job and job.state is JobState.ANALYSED
+
+    def test_a_worker_that_ends_gives_back_what_it_followed(self, node: Arrival) -> None:
+        series = scan()
+        node.come(*series[:8])
+        node.worker.read_along(uid_of(series))
+        assert not node.records.early.claim(uid_of(series), "another")
+        node.worker.along.stop()
+        assert node.records.early.claim(uid_of(series), "another")
 
 
 class Table:
