@@ -77,23 +77,41 @@ def data(*values: bytes) -> bytes:
     return b"".join(pdu(4, value) for value in values)
 
 
-SEVERAL = pdu(4, pdv(1, 0, b"two ") + pdv(1, 0, b"in one "))
+COMMAND_HEARD = (1, 3, b"command")
 MESSAGES = {
-    "one data set": data(pdv(1, 3, b"command"), pdv(1, 0, b"a"), pdv(1, 0, b"b"), pdv(1, 2, b"c")),
-    "a last one without bytes": data(pdv(1, 3, b"command"), pdv(1, 0, b"ab"), pdv(1, 2, b"")),
-    "two in two contexts": data(pdv(1, 0, b"a"), pdv(1, 2, b"b"), pdv(3, 0, b"c"), pdv(3, 2, b"d")),
-    "another context amid one": data(pdv(1, 0, b"a"), pdv(3, 0, b"b"), pdv(1, 2, b"c")),
-    "a command amid one": data(pdv(1, 0, b"a"), pdv(1, 1, b"com"), pdv(1, 3, b"mand"), pdv(1, 2, b"b")),
-    "several values in a PDU": data(pdv(1, 0, b"a ")) + SEVERAL + data(pdv(1, 2, b"b")),
+    "one data set": (
+        data(pdv(1, 3, b"command"), pdv(1, 0, b"a"), pdv(1, 0, b"b"), pdv(1, 2, b"c")),
+        [COMMAND_HEARD, (1, 2, b"abc")],
+    ),
+    "a last one without bytes": (
+        data(pdv(1, 3, b"command"), pdv(1, 0, b"ab"), pdv(1, 2, b"")),
+        [COMMAND_HEARD, (1, 2, b"ab")],
+    ),
+    "two in two contexts": (
+        data(pdv(1, 0, b"a"), pdv(1, 2, b"b"), pdv(3, 0, b"c"), pdv(3, 2, b"d")),
+        [(1, 2, b"ab"), (3, 2, b"cd")],
+    ),
+    "another context amid one": (
+        data(pdv(1, 0, b"a"), pdv(3, 0, b"b"), pdv(1, 2, b"c")),
+        [(1, 0, b"a"), (3, 0, b"b"), (1, 2, b"c")],
+    ),
+    "a command amid one": (
+        data(pdv(1, 0, b"a"), pdv(1, 1, b"com"), pdv(1, 3, b"mand"), pdv(1, 2, b"b")),
+        [(1, 0, b"a"), (1, 1, b"com"), (1, 3, b"mand"), (1, 2, b"b")],
+    ),
+    "several values in a PDU": (
+        data(pdv(1, 0, b"a "), pdv(1, 0, b"two ") + pdv(1, 0, b"in one "), pdv(1, 2, b"b")),
+        [(1, 2, b"a two in one b")],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_fragments_that_come_together_are_heard_as_those_that_come_alone(name: str) -> None:
-    sent = MESSAGES[name]
-    together, alone = hear(sent, 1), hear(sent, len(sent))
-    assert together.fragments == alone.fragments != []
-    assert together.ends == alone.ends == [True]
+@pytest.mark.parametrize("segments", [1, 5, 40])
+def test_what_is_heard_is_the_same_however_the_bytes_come(name: str, segments: int) -> None:
+    sent, heard = MESSAGES[name]
+    user = hear(sent, segments)
+    assert (user.fragments, user.ends) == (heard, [True])
 
 
 def test_a_data_set_that_lies_in_the_buffer_is_heard_at_once() -> None:
