@@ -193,8 +193,9 @@ def main() -> None:
         }
         number = WARM_UP
         for few in range(WARM_UP):
+            short, _ = Heads(folder / "short", 4, ExplicitVRLittleEndian).another(few)
             for node in nodes.values():
-                send(node, Heads(folder, 4, ExplicitVRLittleEndian).another(few)[0], 0.0)
+                send(node, short, 0.0)
         heads = Heads(folder, options.slices, SYNTAXES[options.syntax])
         files, uid = heads.another(number)
         for node in nodes.values():
