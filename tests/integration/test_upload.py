@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import workers.worker
 from node.admin import doctor
 from node.admin.backup import back_up, bring_back
 from node.admin.roles import prepare
@@ -110,10 +111,10 @@ class Machine(Place):
         return taken.job.id if taken else None
 
     def worker(self) -> Worker:
-        made = Worker(self.settings, Threshold())
-        made.records.close()
-        made.records, made.spool = self.records, self.spool
-        return made
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(workers.worker, "open_records", lambda _: self.records)
+            patched.setattr(workers.worker, "spool_of", lambda _: self.spool)
+            return Worker(self.settings, Threshold())
 
     def retry(self) -> None:
         """Nobody waits before he asks the bucket again, nor remembers that it was away."""
@@ -177,7 +178,7 @@ class TestOnItsWay:
     def test_nobody_is_asked_to_begin_before_all_is_there(self, pair: Pair) -> None:
         asked: list[str] = []
         bell = Bell()
-        bell.prepare = lambda uid, revision: asked.append(uid)  # type: ignore[method-assign]
+        bell.prepare = lambda uid, revision, worker="": asked.append(uid)  # type: ignore[method-assign]
         head_start = HeadStart(pair.records, bell, Rules(), by_bucket=True)  # type: ignore[arg-type]
         series = scan()
         for ds in series:
