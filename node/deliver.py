@@ -16,6 +16,7 @@ from pydicom.uid import generate_uid
 
 from node import commitment
 from node.domain.errors import OutOfReach, PermanentError, TransientError
+from node.nudge import Nudge
 from node.retry import Breaker, back_off_s, is_hopeless
 from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
@@ -217,14 +218,19 @@ class Courier:
 
 
 def run(
-    courier: Courier, stopping: Callable[[float], bool], leads: Callable[[], bool] = lambda: True
+    courier: Courier,
+    stopping: Callable[[float], bool],
+    leads: Callable[[], bool] = lambda: True,
+    nudge: Nudge | None = None,
 ) -> None:
     """Carry while it `leads`, until `stopping(seconds)` says so; after a failure wait the courier's pause.
 
-    Whatever goes wrong is written to the log: a courier that ended would leave its destination in silence.
+    A `nudge` says that there may be something to carry; it ends no pause. Whatever goes wrong is written to
+    the log: a courier that ended would leave its destination in silence.
     """
+    waiting = nudge.waiting(stopping) if nudge else stopping
     wait_s = TICK_S
-    while not stopping(wait_s):
+    while not (waiting if wait_s == TICK_S else stopping)(wait_s):
         try:
             wait_s = TICK_S if not leads() or courier.round() else courier.pause_s()
         except TransientError as error:
@@ -241,8 +247,9 @@ def start_couriers(
     spool: Spool,
     stopping: Callable[[float], bool],
     leads: Callable[[str], bool] = lambda name: True,
+    nudge: Nudge | None = None,
 ) -> list[threading.Thread]:
-    """One thread for each destination, at work while this process `leads` there.
+    """One thread for each destination, at work while this process `leads` there; a `nudge` makes them look.
 
     Raises SettingsError when one of them cannot be spoken to at all.
     """
@@ -255,7 +262,7 @@ def start_couriers(
         courier = Courier(destination, carrier, records, spool, leads_here)
         thread = threading.Thread(
             target=run,
-            args=(courier, stopping, leads_here),
+            args=(courier, stopping, leads_here, nudge),
             name=f"deliver-{destination.name}",
             daemon=True,
         )

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from node.admin.roles import spool_of
 from node.admin.web.app import make_app
-from node.compose import Composer, encode
+from node.compose import Composer
 from node.domain.findings import (
     CLASSES,
     ClassFinding,
@@ -26,6 +26,7 @@ from node.domain.findings import (
 from node.domain.instance import Instance
 from node.headers import instance_of
 from node.maps import Maps, pack
+from node.outputs.encoding import encode
 from node.settings import Settings
 from node.store.arrivals import StoredFile
 from node.store.decisions import SeriesRow

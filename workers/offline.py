@@ -12,14 +12,15 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from node import __version__
-from node.compose import encode, read_source
 from node.domain.eligibility import Choice, Rules, best_refused, choose
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status
 from node.domain.instance import Instance
+from node.gathering import read_source
 from node.headers import read_instance
 from node.outputs.catalogue import build_all
 from node.outputs.context import Context
+from node.outputs.encoding import encode
 from node.outputs.source import Source
 from node.pixels import hounsfield
 from node.settings import Settings

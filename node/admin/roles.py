@@ -183,9 +183,11 @@ def deliver(settings: Settings) -> None:
     from node.compose import Composer, run
     from node.deliver import start_couriers
     from node.leadership import Candidate
+    from node.nudge import Nudge
     from node.store.leaders import COMPOSE, of_destination
 
-    records, spool = open_records(settings), spool_of(settings)
+    records, spool, nudge = open_records(settings), spool_of(settings), Nudge()
+    composer = Composer(settings, records, spool, stored=nudge.give)
     of_name = {of_destination(d.name): d.name for d in settings.destination}
 
     def took(name: str, before: str) -> None:
@@ -194,11 +196,11 @@ def deliver(settings: Settings) -> None:
 
     candidate = Candidate(records, (COMPOSE, *of_name), took=took)
     with stopping() as stop, _standing(records, "deliver", candidate):
-        couriers = start_couriers(settings, records, spool, stop, candidate.leads)
+        couriers = start_couriers(settings, records, spool, stop, candidate.leads, nudge)
         _start_reconciling(settings, records, spool, stop)
         couriers += _start_forwarder(settings, records, stop)
         couriers += _start_uploading(settings, records, spool, stop)
-        run(Composer(settings, records, spool), stop, partial(candidate.leads, COMPOSE))
+        run(composer, stop, partial(candidate.leads, COMPOSE))
         for courier in couriers:
             courier.join(timeout=3)
     records.close()

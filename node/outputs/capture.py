@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from node.domain.findings import Status
 from node.outputs import codes, drawing, overlay, summary
 from node.outputs.context import Context
+from node.outputs.encoding import another, frozen
 from node.outputs.identity import MANUFACTURER, MODEL_NAME, code_item, copy_elements, stamp
 from node.outputs.overlay import Legend
 from node.outputs.source import numbers, value
@@ -36,7 +37,8 @@ _GEOMETRY = (
 def build(context: Context) -> list[Dataset]:
     """The page in words first, then the chosen slices from feet to head."""
     chosen = slices_shown(context)
-    return [_page(context), *(_slice(context, number, index) for number, index in enumerate(chosen, 2))]
+    common = _common(context, chosen[0]) if chosen else Dataset()
+    return [_page(context), *(_slice(context, number, i, common) for number, i in enumerate(chosen, 2))]
 
 
 def slices_shown(context: Context) -> list[int]:
@@ -63,27 +65,48 @@ def _page(context: Context) -> Dataset:
     longest = max(int(value(first, "Rows") or 0), int(value(first, "Columns") or 0))
     side = min(1024, max(512, longest))
     rgb = summary.render(findings, context.made_at, context.software_version, origin, side)
-    ds = _capture(context, rgb, 1, context.uid("sc"))
+    ds = _capture(context, context.uid("sc"))
+    ds.InstanceNumber = 1
+    _set_pixels(ds, rgb)
     ds.DerivationDescription = f"AI result in words. {RESEARCH_USE}"
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER", "AI_SUMMARY"]
     ds.PatientOrientation = None
     return _finished(ds, context)
 
 
-def _slice(context: Context, number: int, index: int) -> Dataset:
+def _slice(context: Context, number: int, index: int, common: Dataset) -> Dataset:
+    """What all slices have in `common`, and what is this one's own."""
     source = context.source.datasets[index]
     mask = context.masks[index] if context.masks is not None else None
     heat = context.heat[index] if context.heat is not None else None
     rgb = overlay.render(context.source.hu(index), mask, heat, _legend(context, index))
-    ds = _capture(context, rgb, number, context.uid("sc", index + 1))
+    ds = another(common, context.uid("sc", index + 1))
+    ds.InstanceNumber = number
+    _set_pixels(ds, rgb)
+    _place(ds, context, source)
+    ds.update(_references(context, index))
+    return ds
+
+
+def _common(context: Context, index: int) -> Dataset:
+    """A finished object as all slices will be, encoded once for them; without pixels and references."""
+    ds = _capture(context, context.uid("sc", index + 1))
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER", "AI_OVERLAY"]
     ds.DerivationDescription = f"AI contour and activation burned into the CT slice. {RESEARCH_USE}"
+    _place(ds, context, context.source.datasets[index])
+    return frozen(_finished(ds, context))
+
+
+def _place(ds: Dataset, context: Context, source: Dataset) -> None:
+    """Where the slice lies, and which way it looks."""
+    for keyword in _GEOMETRY:
+        ds.pop(keyword, None)
     orientation = numbers(source, "ImageOrientationPatient", 6)
     ds.PatientOrientation = drawing.patient_orientation(orientation) if orientation else None
     if orientation and context.source.has_planes and context.source.frame_of_reference_uid:
         copy_elements(ds, source, _GEOMETRY)
-    _refer(ds, source, context.source.refs[index].frame_number)
-    return _finished(ds, context)
+        for keyword in _GEOMETRY:
+            ds.get(keyword)  # decoded here, so that it is encoded as we do
 
 
 def _legend(context: Context, index: int) -> Legend:
@@ -107,25 +130,29 @@ def _legend(context: Context, index: int) -> Legend:
     )
 
 
-def _capture(context: Context, rgb: np.ndarray, number: int, sop_instance_uid: str) -> Dataset:
-    """Secondary Capture Image IOD, PS3.3 A.8.1."""
+def _capture(context: Context, sop_instance_uid: str) -> Dataset:
+    """Secondary Capture Image IOD, PS3.3 A.8.1; number and pixels are not in it yet."""
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, sop_instance_uid
     ds.SeriesInstanceUID, ds.SeriesNumber = context.uid("sc-series"), SERIES_NUMBER
-    ds.InstanceNumber, ds.Modality, ds.BodyPartExamined = number, "CT", "HEAD"
+    ds.Modality, ds.BodyPartExamined = "CT", "HEAD"
     ds.ConversionType = "WSD"
     ds.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     ds.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
     ds.BurnedInAnnotation, ds.RecognizableVisualFeatures = "YES", "NO"
-    ds.Rows, ds.Columns = rgb.shape[:2]
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
-    ds.add_new("PixelData", "OB", _even(rgb.tobytes()))
     return ds
 
 
-def _refer(ds: Dataset, source: Dataset, frame_number: int | None) -> None:
+def _set_pixels(ds: Dataset, rgb: np.ndarray) -> None:
+    ds.Rows, ds.Columns = rgb.shape[:2]
+    ds.add_new("PixelData", "OB", _even(rgb.tobytes()))
+
+
+def _references(context: Context, index: int) -> Dataset:
     """Which slice this was made of: PS3.3 C.7.6.1 and C.12.2."""
+    source, frame_number = context.source.datasets[index], context.source.refs[index].frame_number
     image = Dataset()
     image.ReferencedSOPClassUID = value(source, "SOPClassUID") or CTImageStorage
     image.ReferencedSOPInstanceUID = source.SOPInstanceUID
@@ -138,7 +165,10 @@ def _refer(ds: Dataset, source: Dataset, frame_number: int | None) -> None:
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     series.ReferencedInstanceSequence = [instance]
+    ds = Dataset()
     ds.SourceImageSequence, ds.ReferencedSeriesSequence = [image], [series]
+    context.source.name_sources(ds)
+    return ds
 
 
 def _finished(ds: Dataset, context: Context) -> Dataset:

@@ -58,10 +58,12 @@ def heat_bytes(heat: np.ndarray) -> np.ndarray:
 
 
 def _window(hu: np.ndarray) -> np.ndarray:
-    grey = np.clip((hu.astype(np.float32) - LOWER_HU) * (255 / (UPPER_HU - LOWER_HU)), 0, 255).astype(
-        np.uint8
-    )
-    return np.repeat(grey[..., None], 3, axis=2)
+    grey = hu.astype(np.float32)
+    grey -= LOWER_HU
+    grey *= 255 / (UPPER_HU - LOWER_HU)
+    rgb = np.empty((*hu.shape, 3), np.uint8)
+    rgb[...] = np.clip(grey, 0, 255, out=grey).astype(np.uint8)[..., None]
+    return rgb
 
 
 def _palette() -> tuple[np.ndarray, np.ndarray]:

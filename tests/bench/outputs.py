@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from node.compose import encode, read_source
+from node.gathering import read_source
 from node.outputs.catalogue import NAMES, build_all
 from node.outputs.context import Context
+from node.outputs.encoding import encode
 from node.outputs.source import Source
 from node.pixels import hounsfield
 from tests.factories import MADE_AT, analysed, bleed, ct_series

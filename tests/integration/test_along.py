@@ -173,6 +173,14 @@ class Arrival(Node):
             request = (str(ds.SOPClassUID), str(ds.SOPInstanceUID), str(syntax), "CT1", "a1")
             assert intake.receive(Announced(*request), stream.getvalue()) == SUCCESS
 
+    def followed(self) -> list[Dataset]:
+        """A series that came while the worker followed it, each of its slices decoded early."""
+        series = scan()
+        self.come(*series)
+        self.worker.read_along(uid_of(series))
+        self.decoded(len(series))
+        return series
+
     def decoded(self, count: int) -> None:
         """Until so many slices are decoded early, and no more."""
         assert eventually(lambda: self.worker.along.standing()["slices_early"] == count, PATIENCE_S)
@@ -251,10 +259,7 @@ class TestDecoding:
         assert node.worker.along.standing()["early_bytes"] == 0
 
     def test_the_head_start_has_the_pixels_at_hand_and_the_job_its_outcome(self, node: Arrival) -> None:
-        series = scan()
-        node.come(*series)
-        node.worker.read_along(uid_of(series))
-        node.decoded(len(series))
+        series = node.followed()
         node.worker.prepare(uid_of(series), 1)
         assert node.worker.along.standing()["slices_early_used"] == len(series)
         assert node.done()["state"] is JobState.ANALYSED
@@ -311,10 +316,7 @@ class TestDecoding:
         assert node.settled()["slices_early"] == 0
 
     def test_a_study_that_is_removed_is_forgotten(self, node: Arrival) -> None:
-        series = scan()
-        node.come(*series)
-        node.worker.read_along(uid_of(series))
-        node.decoded(len(series))
+        node.followed()
         assert node.worker.along.standing()["early_bytes"] > 0
         with node.records.engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM instances")
@@ -323,10 +325,7 @@ class TestDecoding:
         assert node.worker.along.standing()["early_bytes"] == 0
 
     def test_a_file_that_is_gone_is_missing_though_it_was_decoded(self, node: Arrival) -> None:
-        series = scan()
-        node.come(*series)
-        node.worker.read_along(uid_of(series))
-        node.decoded(len(series))
+        series = node.followed()
         node.spool.absolute(node.records.arrivals.paths(uid_of(series))[3]).unlink()
         assert node.done()["reason"].code == "FILE_MISSING"
 

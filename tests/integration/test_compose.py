@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,13 +21,14 @@ from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 from sqlalchemy import select
 
-from node import compose
-from node.compose import Composer, encode
+from node import compose, gathering
+from node.compose import Composer
 from node.domain.errors import TransientError
 from node.domain.findings import Findings, Priority, Reason
 from node.domain.lifecycle import JobState
 from node.headers import read_instance
 from node.maps import Maps, pack
+from node.outputs.encoding import encode
 from node.settings import Destination, Settings
 from node.spool import Spool, SpoolFull
 from node.store.arrivals import StoredFile
@@ -328,19 +334,160 @@ def test_a_file_that_is_gone_ends_in_words(what: str, place: Place) -> None:
     assert reason and reason.code == "COMPOSE_FAILED"
 
 
-def test_a_full_disk_waits_and_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, _ = place.analysed()
+@contextmanager
+def failing_writes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception, fails: Callable[[str, int], bool]
+) -> Iterator[None]:
+    """While the block runs, writes of which `fails(path, number)` is true raise `error`."""
+    real, count = place.spool.write, itertools.count()
 
-    def full(*_: Any) -> None:
-        raise SpoolFull("full")
+    def write(path: str, parts: Any) -> None:
+        if fails(path, next(count)):
+            raise error
+        real(path, parts)
 
     with monkeypatch.context() as patched:
-        patched.setattr(place.spool, "write", full)
-        with pytest.raises(TransientError):
-            place.composer.round()
+        patched.setattr(place.spool, "write", write)
+        yield
+
+
+@pytest.mark.parametrize("written", [0, 1, SLICES])
+def test_a_full_disk_waits_and_loses_nothing(
+    written: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+    with (
+        failing_writes(place, monkeypatch, SpoolFull("full"), lambda path, number: number >= written),
+        pytest.raises(TransientError),
+    ):
+        place.composer.round()
     assert place.job(job.id).state is JobState.ANALYSED
+    assert place.objects(job.id) == {} and place.deliveries() == []
     place.composer.round()
+    assert_composed_once(place, job)
+
+
+def assert_composed_once(place: Place, job: Job) -> None:
+    """Every object is there, whole, refers to what is there, and goes to each destination once."""
     assert place.job(job.id).state is JobState.COMPOSED
+    made = place.objects(job.id)
+    assert [len(made[name]) for name in ("sr", "seg", "sc")] == [1, 1, SLICES + 1]
+    uids = {str(ds.SOPInstanceUID) for datasets in made.values() for ds in datasets}
+    assert {Path(name).stem for name in place.files()} == uids
+    evidence = made["sr"][0].CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    named = {str(i.ReferencedSOPInstanceUID) for s in evidence for i in s.ReferencedSOPSequence}
+    assert uids - named == {str(made["sr"][0].SOPInstanceUID)}
+    sent = [(row.sop_instance_uid, row.destination) for row in place.deliveries()]
+    assert len(sent) == len(set(sent)) == 2 * len(uids) - 1  # no SEG for the viewer
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from node.compose import Composer
+from node.settings import Destination, Settings
+from node.spool import Spool
+from node.store.records import open_records
+
+class Dying(Spool):
+    left = int(sys.argv[2])
+
+    def write(self, path, parts):
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        super().write(path, parts)
+
+here = Path(sys.argv[1])
+settings = Settings(data_dir=here, destination=(Destination(name="pacs", ae_title="PACS"),))
+Composer(settings, open_records(settings), Dying(here / "spool")).round()
+"""
+
+
+def test_a_process_killed_amid_the_pictures_leaves_nothing_lost_and_nothing_twice(place: Place) -> None:
+    job, _ = place.analysed()
+    command = [sys.executable, "-c", KILLED, str(place.settings.data_dir), "4"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert place.files() and place.job(job.id).state is JobState.ANALYSED and place.deliveries() == []
+    place.composer.round()
+    place.spool.remove_unfinished()
+    assert_composed_once(place, job)
+
+
+def test_an_object_that_cannot_be_encoded_ends_in_a_report_that_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = place.analysed()
+    real = compose.encode
+
+    def encode_all_but_segmentations(ds: Dataset) -> bytes:
+        if ds.Modality == "SEG":
+            raise ValueError("a value nobody thought of")
+        return real(ds)
+
+    monkeypatch.setattr(compose, "encode", encode_all_but_segmentations)
+    assert [place.composer.round() for _ in range(3)] == [1, 1, 0]
+    reason = place.job(job.id).reason
+    assert reason and reason.code == "COMPOSE_FAILED" and "nobody thought of" in reason.text
+    assert set(place.objects(job.id)) == {"sr", "sc"}
+
+
+def test_who_sends_is_told_once_objects_are_stored_and_not_before(place: Place) -> None:
+    told: list[int] = []
+    place.composer = Composer(
+        place.settings, place.records, place.spool, stored=lambda: told.append(len(place.deliveries()))
+    )
+    place.analysed()
+    place.composer.round()
+    place.composer.round()
+    assert told == [len(place.deliveries())] and told[0] > 0
+
+
+class TestRehearsal:
+    def test_it_leaves_nothing_behind(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+        place.composer.rehearse()
+        assert not list(place.spool.root.rglob("*")) and not caplog.records
+        assert place.composer.round() == 0
+
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_it_comes_once_and_only_where_no_result_was_first(
+        self, waits: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rehearsed: list[Any] = []
+        monkeypatch.setattr(compose, "rehearse", rehearsed.append)
+        monkeypatch.setattr(compose, "REHEARSED_AFTER_S", 0.0)
+        if waits:
+            place.analysed()
+        rounds = itertools.count()
+        compose.run(place.composer, lambda seconds: next(rounds) == 3)
+        assert rehearsed == ([] if waits else [("seg", "sc", "sr")])
+
+    def test_not_while_the_node_starts(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        rehearsed: list[Any] = []
+        monkeypatch.setattr(compose, "rehearse", rehearsed.append)
+        monkeypatch.setattr(compose, "REHEARSED_AFTER_S", 3600.0)
+        rounds = itertools.count()
+        compose.run(place.composer, lambda seconds: next(rounds) == 3, leads=lambda: False)
+        assert not rehearsed
+
+    def test_one_that_fails_is_told_and_stops_nothing(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(*_: Any) -> None:
+            raise ZeroDivisionError("no font")
+
+        monkeypatch.setattr(compose, "rehearse", broken)
+        monkeypatch.setattr(compose, "REHEARSED_AFTER_S", 0.0)
+        rounds = itertools.count()
+
+        def stopping(seconds: float) -> bool:
+            if (number := next(rounds)) == 1:
+                place.analysed()
+            return number == 3
+
+        compose.run(place.composer, stopping)
+        assert "no font" in caplog.text
+        assert {row.output for row in place.deliveries()} == {"sr", "seg", "sc"}
 
 
 @pytest.mark.parametrize("trouble", [errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES])
@@ -349,15 +496,8 @@ def test_a_volume_that_takes_nothing_is_waited_for_and_holds_up_no_other_job(
 ) -> None:
     job, _ = place.analysed()
     other, _ = place.analysed("other")
-    real = place.spool.write
-
-    def write(path: str, parts: Any) -> None:
-        if path.startswith(f"outgoing/{job.id}/"):
-            raise OSError(trouble, os.strerror(trouble))
-        real(path, parts)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(place.spool, "write", write)
+    error = OSError(trouble, os.strerror(trouble))
+    with failing_writes(place, monkeypatch, error, lambda path, _: path.startswith(f"outgoing/{job.id}/")):
         for _ in range(2):
             with pytest.raises(TransientError, match=f"job {job.id} wait for the volume"):
                 place.composer.round()
@@ -374,7 +514,7 @@ def test_a_source_that_cannot_be_read_now_is_waited_for_but_not_for_ever(
     def broken(*_: Any, **__: Any) -> Dataset:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(compose, "dcmread", broken)
+    monkeypatch.setattr(gathering, "dcmread", broken)
     with pytest.raises(TransientError, match="volume"):
         place.composer.round()
     assert place.job(job.id).state is JobState.ANALYSED

@@ -20,7 +20,6 @@ from sqlalchemy import insert, update
 
 from node import spool as node_spool
 from node.admin.cli import main
-from node.compose import encode
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import GapState, JobState, SeriesState
@@ -28,6 +27,7 @@ from node.fingerprint import file_digest
 from node.housekeeping import SILENT_S, Housekeeper
 from node.intake import Intake
 from node.liveness import process_name
+from node.outputs.encoding import encode
 from node.retention import IN_FLIGHT_S, Retention
 from node.scan import AT_REST_S, MISSING, Fate, Scan, summary
 from node.settings import Destination, Scp, Settings

@@ -25,10 +25,10 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 
-from node.compose import encode
 from node.domain.errors import SettingsError, TransientError
 from node.outputs.catalogue import build_all
 from node.outputs.context import Context
+from node.outputs.encoding import encode
 from node.outputs.source import Source
 from node.scu import Parcel, Peer
 from node.settings import Destination

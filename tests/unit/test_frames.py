@@ -19,12 +19,12 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from node.compose import read_source
 from node.domain.completeness import Complete, Evidence, completeness, find_gaps
 from node.domain.eligibility import choose
 from node.domain.errors import PermanentError
 from node.domain.instance import Instance, SliceRef
 from node.frames import frame_headers
+from node.gathering import read_source
 from node.headers import read_instance
 from node.outputs.catalogue import ALL_NAMES, build_all
 from node.outputs.context import Context

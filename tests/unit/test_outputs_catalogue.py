@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from node.compose import SENDING_ORDER, schedule, wanted_outputs
 from node.outputs.catalogue import ALL_NAMES, NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
+from node.scheduling import SENDING_ORDER, schedule, wanted_outputs
 from node.settings import OUTPUT_NAMES, Destination
 from node.store.jobs import NewObject
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of

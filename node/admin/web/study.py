@@ -13,12 +13,12 @@ from pydicom.multival import MultiValue
 from node.admin.web import plots, words
 from node.admin.web.pictures import Pictures, Stack
 from node.admin.web.site import Site
-from node.compose import SENDING_ORDER
 from node.domain.errors import IchnodeError
 from node.domain.findings import CLASSES
 from node.domain.lifecycle import JOBS, JobEvent, JobState
 from node.outputs import wording
 from node.outputs.source import value
+from node.scheduling import SENDING_ORDER
 
 Row = dict[str, Any]
 HEADER = (  # keyword, words; patient's name and birth date come apart

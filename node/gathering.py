@@ -1,0 +1,124 @@
+"""Gathers what the objects of a job are built from: findings, images, maps, earlier reports. Builds none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from node import __version__
+from node.domain.errors import PermanentError
+from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
+from node.domain.lifecycle import JobState
+from node.maps import unpack
+from node.outputs.context import Context, Predecessor, PriorReport
+from node.outputs.report import REPORTS, expected
+from node.outputs.source import Source
+from node.pixels import hounsfield
+from node.scheduling import is_urgent
+from node.spool import Spool
+from node.store.jobs import Job
+from node.store.records import Records
+
+DEFER_BYTES = 64 * 1024
+"""Values longer than this (the pixels) stay on disk until somebody asks for them."""
+
+
+class Gathering:
+    """Of jobs whose objects are wanted by the names `wanted`."""
+
+    def __init__(self, wanted: Sequence[str], records: Records, spool: Spool) -> None:
+        self._reports = [name for name in REPORTS if name in wanted]
+        self._records = records
+        self._spool = spool
+
+    def of(self, job: Job, earlier: tuple[int, Priority] | None = None, lost: Sequence[str] = ()) -> Context:
+        """All that is needed to build; `earlier` is the alarm of an earlier revision."""
+        findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
+        if findings is None:
+            raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
+        findings = not_lowered_in_silence(findings, earlier)
+        if lost:
+            text = f"these objects could not be built and are missing: {', '.join(lost)}"
+            findings = replace(findings, warnings=(*findings.warnings, text))
+        self._records.held.require_reach(job.series_instance_uid, self._spool.depot.disk)
+        paths = self._spool.fetch(self._records.arrivals.paths(job.series_instance_uid))
+        return self._context(job, findings, paths)
+
+    def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
+        maps = None
+        if job.state is JobState.ANALYSED and job.maps_path:
+            (file,) = self._spool.fetch([job.maps_path])
+            maps = unpack(file.read_bytes())
+        earlier = {name: self._records.jobs.predecessor(job, name) for name in self._reports}
+        return Context(
+            findings=findings,
+            source=Source.ordered(read_source(paths), findings, hounsfield),
+            made_at=datetime.fromtimestamp(job.analysed_at or job.created_at, UTC),
+            software_version=__version__,
+            masks=maps.masks if maps else None,
+            heat=maps.heat if maps else None,
+            subtypes=maps.subtypes if maps else {},
+            predecessors={
+                name: Predecessor(old.sop_class_uid, old.sop_instance_uid, old.series_instance_uid)
+                for name, old in earlier.items()
+                if old
+            },
+            prior_reports=self._prior_reports(findings),
+        )
+
+    def _prior_reports(self, findings: Findings) -> dict[str, PriorReport]:
+        """The reports on the earlier CT: as they are kept, else as they will be called once composed."""
+        comparison = findings.comparison
+        then = self._records.priors.findings(comparison) if comparison else None
+        if comparison is None or then is None:
+            return {}
+        found = {}
+        for name in self._reports:
+            kept = self._records.priors.report(comparison, name)
+            found[name] = (
+                PriorReport(
+                    comparison.study_uid, kept.series_instance_uid, kept.sop_class_uid, kept.sop_instance_uid
+                )
+                if kept
+                else expected(comparison.study_uid, then, name)
+            )
+        return found
+
+
+def not_analysed(job: Job) -> Findings:
+    """The findings of a job that will never have any: the reason, and an alarm that was raised before."""
+    reason = job.reason or Reason("UNKNOWN", "no reason was recorded; see the log of the node")
+    if is_urgent(job.priority):
+        alarm = f"the classifier had proposed priority {job.priority} before the analysis failed"
+        reason = Reason(reason.code, f"{reason.text}; {alarm}")
+    nobody = ModelIdentity("ichnode", __version__, "")
+    return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
+
+
+def not_lowered_in_silence(findings: Findings, earlier: tuple[int, Priority] | None) -> Findings:
+    """With a warning, where an earlier revision of the series was more urgent than this one."""
+    order = list(Priority)
+    if earlier is None or (findings.priority and order.index(findings.priority) <= order.index(earlier[1])):
+        return findings
+    revision, priority = earlier
+    now = f"is {findings.priority}" if findings.priority else "was not analysed"
+    text = f"revision {revision} of this series was reported as {priority}; this one {now}. Read the images"
+    return replace(findings, warnings=(*findings.warnings, text))
+
+
+def read_source(paths: Iterable[Path]) -> list[Dataset]:
+    """The stored instances of a series, pixels left on disk. Raises PermanentError for a broken file."""
+    datasets: list[Dataset] = []
+    for path in paths:
+        try:
+            datasets.append(dcmread(path, defer_size=DEFER_BYTES))
+        except (OSError, InvalidDicomError) as error:
+            text = f"{path.name} cannot be read: {error}; send the study again"
+            raise PermanentError("SOURCE_UNREADABLE", text) from error
+    return datasets
