@@ -134,6 +134,13 @@ class Site:
     def pictured(self, series: list[Dataset], probabilities: dict[str, float] | None = None) -> int:
         """A study with real images, a mask and a heat map, analysed and composed; returns the job."""
         assert self.settings
+        job_id = self.looked_at(series, probabilities)
+        Composer(self.settings, self.records, spool_of(self.settings)).round()
+        return job_id
+
+    def looked_at(self, series: list[Dataset], probabilities: dict[str, float] | None = None) -> int:
+        """…analysed, and to be composed."""
+        assert self.settings
         self.store(series)
         first = series[0]
         job_id = self.decide(str(first.StudyInstanceUID), str(first.SeriesInstanceUID))
@@ -147,7 +154,6 @@ class Site:
         path = spool_of(self.settings).job_path(job_id, job.attempts, "maps.npz")
         spool_of(self.settings).write(path, (pack(Maps(masks, heat)),))
         assert self.records.jobs.store_analysis(job_id, "worker", findings, path, time.time())
-        Composer(self.settings, self.records, spool_of(self.settings)).round()
         return job_id
 
 

@@ -32,7 +32,8 @@ def another(common: Dataset, sop_instance_uid: str) -> Dataset:
     Elements may be set and removed; values that it shares with `common` must not be changed in place.
     """
     ds = Dataset({tag: common.get_item(tag) for tag in tuple(common.keys())})
-    ds.set_original_encoding(*common.original_encoding, common.original_character_set)
+    is_implicit_vr, is_little_endian = common.original_encoding
+    ds.set_original_encoding(is_implicit_vr, is_little_endian, common.original_character_set)
     ds.preamble = common.preamble
     ds.file_meta = FileMetaDataset()
     for element in common.file_meta:
