@@ -26,12 +26,12 @@ from node.credentials import client_tls
 from node.domain.errors import SettingsError, TransientError
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from node.settings import Destination, Encoding
+from node.transport import PAUSES_WITHIN_S, bound
 
 log = logging.getLogger(__name__)
 
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
-PAUSES_WITHIN_S = 5.0
 WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.4: the object was stored, with a remark
 
 
@@ -153,7 +153,8 @@ class Peer:
         ae.connection_timeout = min(CONNECTION_TIMEOUT_S, within_s or CONNECTION_TIMEOUT_S)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = RESPONSE_TIMEOUT_S
         ae.requested_contexts = list(contexts)
-        handlers = [_NO_DELAY, *more.pop("evt_handlers", ())]
+        patience_s = min(RESPONSE_TIMEOUT_S, within_s or RESPONSE_TIMEOUT_S)
+        handlers = [_bounds(patience_s, d.max_pdu_bytes), *more.pop("evt_handlers", ())]
         if within_s is not None:
             handlers.append(_bound_negotiation(time.monotonic() + within_s))
         try:
@@ -257,20 +258,22 @@ def words(status: Dataset) -> str:
     return f"status 0x{int(status.Status):04X}" + (f" ({comment})" if comment else "")
 
 
-def _set_no_delay(event: evt.Event) -> None:
-    """Nagle's algorithm would add some 40 ms to each small PDU that follows a large one."""
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _bounds(patience_s: float, longest_pdu_bytes: int) -> Any:
+    """A handler: no waiting without end, nor for Nagle's algorithm, some 40 ms after each large PDU."""
+
+    def connected(event: evt.Event) -> None:
+        transport = event.assoc.dul.socket
+        if transport is not None and transport.socket is not None:
+            transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bound(event.assoc, patience_s, longest_pdu_bytes)
+
+    return evt.EVT_CONN_OPEN, connected
 
 
 def _bound_negotiation(deadline: float) -> Any:
     """A handler: what is left until `deadline` once the connection is there is for the negotiation."""
 
-    def bound(event: evt.Event) -> None:
+    def connected(event: evt.Event) -> None:
         event.assoc.acse_timeout = max(deadline - time.monotonic(), 0.1)
 
-    return evt.EVT_CONN_OPEN, bound
-
-
-_NO_DELAY = (evt.EVT_CONN_OPEN, _set_no_delay)
+    return evt.EVT_CONN_OPEN, connected

@@ -2,7 +2,8 @@
 
 pynetdicom reads a PDU of whatever length its first six bytes announce, for as long as it trickles in, and
 makes a thread for every connection before it counts associations. Here a PDU is bounded, and so is the
-time it may take, and connections beyond the limit are closed at once.
+time it may take, and connections beyond the limit are closed at once. As a requestor it would wait without
+end for a peer that stops in the middle of a PDU, or reads no more; `bound` sees to that.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ SPARE_CONNECTIONS = 64
 """Connections beyond max_associations, so that one too many is still told why (PS3.8 9.3.4)."""
 
 
+PAUSES_WITHIN_S = 5.0
+"""pynetdicom's thread of an association pauses within milliseconds, where it still runs."""
+
+
 class BoundedSocket(AssociationSocket):
     """Reads no PDU that is longer, or takes longer, than is decent."""
 
+    longest_bytes = LONGEST_PDU_BYTES
+
     def recv(self, nr_bytes: int) -> bytearray:
         """`nr_bytes` from the peer; fewer when it closed the connection. Raises OSError out of bounds."""
-        if nr_bytes > LONGEST_PDU_BYTES:
+        if nr_bytes > self.longest_bytes:
             raise OSError(f"a PDU of {nr_bytes} bytes is announced, {MAXIMUM_PDU_BYTES} were agreed on")
         peer = cast(socket.socket, self.socket)
         patience_s = peer.gettimeout()
@@ -47,6 +54,33 @@ class BoundedSocket(AssociationSocket):
             peer.settimeout(patience_s)
         del received[count:]
         return received
+
+
+class BoundedAssociation(Association):
+    """Whose senders do not wait without end for its own thread to pause: it may be gone, or stuck."""
+
+    _paused = False
+    _restless_since = 0.0
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._paused or time.monotonic() - self._restless_since > PAUSES_WITHIN_S
+
+    @_is_paused.setter
+    def _is_paused(self, value: bool) -> None:
+        self._paused, self._restless_since = value, time.monotonic()
+
+
+def bound(association: Association, patience_s: float, longest_pdu_bytes: int) -> None:
+    """For an association of our own, once it is connected: the peer's silence, or its being busy, ends it.
+
+    `patience_s` is for one PDU, and for a peer that reads nothing of what is sent.
+    """
+    connection = cast(AssociationSocket, association.dul.socket)
+    cast(socket.socket, connection.socket).settimeout(patience_s)
+    association.__class__, connection.__class__ = BoundedAssociation, BoundedSocket
+    association._is_paused = False  # from now on
+    cast(BoundedSocket, connection).longest_bytes = max(longest_pdu_bytes, LONGEST_PDU_BYTES)
 
 
 class _Handler(RequestHandler):
