@@ -37,6 +37,8 @@ HABIT_KEPT_S = 60.0
 HABIT_SINCE_S = 14 * 86400.0
 PAUSE_S = 5.0
 """After a database that is away."""
+RECENT_S, SWEEP_EVERY_S = 86400.0, 60.0
+"""Settled studies that came longer ago are looked at only so often: there are more of them every day."""
 RING_AGAIN_S = 30
 """A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
 
@@ -63,6 +65,7 @@ class Clock:
         self._counts = counts
         self._along = Along(records, doorbell, self._rules())
         self._head_start = HeadStart(records, doorbell, self._rules(), settings.spool.s3.wanted)
+        self._next_sweep = elapsed()
         self._habits: dict[Peer, tuple[Habit, float]] = {}
         """What is known of senders, and when it was looked up."""
         self.next_look_s = TICK_S
@@ -81,16 +84,24 @@ class Clock:
         if self._settings.ahead.decodes:
             with _stopping_nobody_else("what arrives"):
                 self._along.look(receiving, now)
-        if reopened := self._records.decisions.reopen_second_choices():
+        since = self._since(now)
+        if reopened := self._records.decisions.reopen_second_choices(since):
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.decisions.undecided_studies():
             with _stopping_nobody_else(f"study {study_uid}"):
                 self._decide_study(study_uid, now)
-        for study_uid in self._records.decisions.unanswered_studies(silent_since=now - wait.max_wait_s):
+        for study_uid in self._records.decisions.unanswered_studies(now - wait.max_wait_s, since):
             with _stopping_nobody_else(f"study {study_uid}"):
                 self._answer_refused_study(study_uid, now)
         self._recover_jobs(now)
         self._ring(now)
+
+    def _since(self, now: float) -> float:
+        """From when on settled studies are looked at in this round."""
+        if self._elapsed() < self._next_sweep:
+            return now - RECENT_S
+        self._next_sweep = self._elapsed() + SWEEP_EVERY_S
+        return 0.0
 
     def _thresholds_s(self) -> list[float]:
         """After how much silence a series is looked at, for one reason or another."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Row, case, exists, func, or_, select, update
+from sqlalchemy import Connection, Engine, Row, exists, func, or_, select, update
 
 from node.domain.eligibility import SkipCode
 from node.domain.findings import Reason
@@ -17,7 +17,7 @@ from node.domain.lifecycle import SERIES, JobState, SeriesEvent, SeriesState, so
 from node.domain.patients import Person
 from node.domain.sender import Carriage, Habit, Peer
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.jobs import supersede_older
+from node.store.jobs import is_outdated, supersede_older
 from node.store.tables import associations, instances, jobs, series, studies
 
 HABIT_OF = 20
@@ -197,10 +197,11 @@ class Decisions:
             _add_notes(connection, chosen.series_instance_uid, notes)
             return _new_job(connection, chosen, JobState.QUEUED, None, now)
 
-    def reopen_second_choices(self) -> int:
-        """SKIPPED → COMPLETE for series that only gave way to another, where nothing comes of that one.
+    def reopen_second_choices(self, since: float = 0.0) -> int:
+        """SKIPPED → COMPLETE for series, come since then, that only gave way to another, where nothing comes
+        of that one.
 
-        It failed for good; or its images changed, and what they are now was refused.
+        It failed for good; or its images changed, and what they are now was refused (`is_outdated`).
         """
         of_study = jobs.c.study_instance_uid == series.c.study_instance_uid
         sibling = series.alias("sibling")
@@ -209,15 +210,17 @@ class Decisions:
             sibling.c.state.in_((SeriesState.RECEIVING, SeriesState.COMPLETE)),
         )
         failed = exists().where(of_study, jobs.c.state == JobState.FAILED)
-        alive = exists().where(of_study, jobs.c.state.not_in((JobState.FAILED, JobState.SUPERSEDED)))
+        over = (JobState.FAILED, JobState.SUPERSEDED)
+        alive = exists().where(of_study, jobs.c.state.not_in(over), ~is_outdated())
         with writing(self._engine) as connection:
             return connection.execute(
                 update(series)
                 .where(
                     series.c.state.in_(sources(SERIES, SeriesEvent.RECONSIDERED)),
+                    series.c.last_received_at >= since,
                     series.c.reason_code == SkipCode.OTHER_SERIES_CHOSEN,
-                    or_(failed, ~undecided),
                     ~alive,
+                    or_(failed, ~undecided),
                 )
                 .values(
                     state=SERIES[SeriesState.SKIPPED, SeriesEvent.RECONSIDERED],
@@ -226,18 +229,21 @@ class Decisions:
                 )
             ).rowcount
 
-    def unanswered_studies(self, silent_since: float) -> list[str]:
-        """Decided studies, quiet since `silent_since`, of which no series has a job that still counts."""
+    def unanswered_studies(self, silent_since: float, since: float = 0.0) -> list[str]:
+        """Decided studies, come since `since` and quiet since `silent_since`, of which no series has a job
+        that still counts.
+        """
+        job, mine = (
+            jobs.c.study_instance_uid == studies.c.study_instance_uid,
+            series.c.study_instance_uid == studies.c.study_instance_uid,
+        )
+        query = select(studies.c.study_instance_uid).where(
+            ~exists().where(job, jobs.c.state != JobState.SUPERSEDED, ~is_outdated()),
+            studies.c.last_received_at.between(since, silent_since),
+            exists().where(mine, series.c.modality == "CT"),
+            ~exists().where(mine, series.c.state != SeriesState.SKIPPED),
+        )
         with reading(self._engine) as connection:
-            query = (
-                select(series.c.study_instance_uid)
-                .outerjoin(jobs, jobs.c.study_instance_uid == series.c.study_instance_uid)
-                .group_by(series.c.study_instance_uid)
-                .having(func.sum(case((jobs.c.state != JobState.SUPERSEDED, 1), else_=0)) == 0)
-                .having(func.max(series.c.last_received_at) <= silent_since)
-                .having(func.sum(case((series.c.state == SeriesState.SKIPPED, 0), else_=1)) == 0)
-                .having(func.sum(case((series.c.modality == "CT", 1), else_=0)) > 0)
-            )
             return list(connection.execute(query).scalars())
 
     def refuse_study(self, best: SeriesRow, reason: Reason, now: float, in_silence: bool = False) -> int:

@@ -6,19 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Update, case, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Update,
+    and_,
+    case,
+    exists,
+    null,
+    select,
+    update,
+)
 
 from node.domain.acquisition import Acquisition
 from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason
-from node.domain.lifecycle import JOBS, JobEvent, JobState, after, sources
+from node.domain.lifecycle import JOBS, JobEvent, JobState, SeriesState, after, sources
 from node.store import pauses, quality
 from node.store.alerts import tell
 from node.store.deliveries import NewDelivery, add_deliveries
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.held import is_held
-from node.store.tables import jobs, objects, series, studies
+from node.store.tables import jobs, objects, removals, series, studies
 
 SOURCE = "source"
 """The `output` of an object that is a received instance, handed on because a rule says so."""
@@ -80,10 +92,11 @@ class Jobs:
             return _job(row) if row else None
 
     def latest_of_study(self, study_uid: str) -> list[Job]:
-        """Jobs of a study that are not superseded or cancelled, newest first."""
+        """Jobs of a study that are not superseded, cancelled or outdated, newest first."""
         over = (JobState.SUPERSEDED, JobState.CANCELLED)
+        mine = (jobs.c.study_instance_uid == study_uid, jobs.c.state.not_in(over), ~is_outdated())
         with reading(self._engine) as connection:
-            query = select(jobs).where(jobs.c.study_instance_uid == study_uid, jobs.c.state.not_in(over))
+            query = select(jobs).where(*mine)
             return [_job(row) for row in connection.execute(query.order_by(jobs.c.id.desc()))]
 
     def claim(self, job_id: int, owner: str, lease_until: float, now: float) -> Job | None:
@@ -353,6 +366,26 @@ def supersede_older(connection: Connection, series_uid: str, revision: int) -> N
             jobs.c.state.in_(sources(JOBS, JobEvent.NEWER_REVISION)),
         )
         .values(state=JobState.SUPERSEDED)
+    )
+
+
+def is_outdated() -> ColumnElement[bool]:
+    """Of a job: it was reported, then images of its series changed or came late, and what they are now was
+    refused. What came again after retention had taken the images says nothing about them.
+    """
+    own, gone = series.alias("own"), removals.alias("gone")
+    refused = exists().where(
+        own.c.series_instance_uid == jobs.c.series_instance_uid,
+        own.c.revision > jobs.c.revision,
+        own.c.state == SeriesState.SKIPPED,
+    )
+    removed = exists().where(
+        gone.c.study_instance_uid == jobs.c.study_instance_uid, gone.c.begun_at > jobs.c.created_at
+    )
+    return and_(
+        jobs.c.state == JobState.COMPOSED,
+        refused.correlate_except(own),
+        ~removed.correlate_except(gone),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from node import settle
 from node.domain.errors import IllegalTransition, TransientError
@@ -28,6 +28,7 @@ from node.store.engine import writing
 from node.store.jobs import Job
 from node.store.records import Records, open_records
 from node.store.tables import instances as instances_table
+from node.store.tables import jobs as jobs_table
 
 CT_IMAGE, CAPTURE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 STUDY = "1.2"
@@ -641,6 +642,71 @@ class TestPatients:
         place.clock.tick(T0 + 2 * QUIET_S)
         place.clock.tick(T0 + QUIET_S + MAX_WAIT_S)
         assert [job.state for job in place.jobs()] == [JobState.SUPERSEDED, JobState.FAILED]
+
+
+def replaced(place: Place, instances: Sequence[Instance], now: float) -> None:
+    """Other content under the same UIDs."""
+    for one in instances:
+        file = StoredFile(f"new-{one.sop_instance_uid}", 1, "f" * 64)
+        place.records.arrivals.record(one, file, "assoc0", now)
+
+
+class TestLongAgo:
+    def test_a_job_that_fails_days_later_gets_its_second_choice_within_a_minute(self, place: Place) -> None:
+        for instances in whole_study().values():
+            place.send(instances, T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        later = T0 + 3 * 86400.0
+        assert place.records.jobs.claim(first.id, "other:1", later + 60, later)
+        place.records.jobs.fail(first.id, Reason("PIXELS_UNDECODABLE", "broken"), "other:1")
+        place.pass_time(60.0, later + 60)
+        failed, second = place.jobs()
+        assert (failed.state, second.state) == (JobState.FAILED, JobState.QUEUED)
+
+
+class TestOutdated:
+    """A report stands in the PACS, and the images it speaks of are others now."""
+
+    def test_what_was_reported_and_is_refused_now_is_answered(self, place: Place) -> None:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.analyse(place.jobs()[0].id, T0 + 20)
+        replaced(place, head("1.2.2", "Foot", body_part="FOOT"), T0 + 60)
+        for later_s in (QUIET_S, MAX_WAIT_S, MAX_WAIT_S + 1):
+            place.clock.tick(T0 + 60 + later_s)
+        before, after = place.jobs()
+        assert (before.state, after.state) == (JobState.COMPOSED, JobState.FAILED)
+        assert (after.revision, after.reason and after.reason.code) == (2, "NOT_HEAD")
+
+    def test_the_next_best_series_is_taken_then(self, place: Place) -> None:
+        place.send(head("1.2.2", "Head"), T0)
+        place.send(head("1.2.3", "thin", step_mm=1.0, count=150), T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        place.analyse(first.id, T0 + 20)
+        replaced(place, head(first.series_instance_uid, "Foot", body_part="FOOT"), T0 + 60)
+        for later_s in (QUIET_S, QUIET_S + 1, QUIET_S + 2):
+            place.clock.tick(T0 + 60 + later_s)
+        before, second = place.jobs()
+        assert (before.state, second.state) == (JobState.COMPOSED, JobState.QUEUED)
+        assert second.series_instance_uid == "1.2.3"
+
+    def test_a_slice_that_comes_again_after_retention_takes_no_report_back(self, place: Place) -> None:
+        slices = head("1.2.2", "Head")
+        place.send(slices, T0)
+        place.clock.tick(T0 + QUIET_S)
+        place.analyse(place.jobs()[0].id, T0 + 20)
+        with writing(place.records.engine) as connection:
+            connection.execute(update(jobs_table).values(routing={}))  # nobody is to get it
+        (study,) = place.records.keeping.removable(T0 + 1e6, ())
+        removal = place.records.keeping.begin(study, (), "age", (), T0 + 1e6)
+        assert removal and removal.paths
+        place.send(slices[:1], T0 + 2e6)
+        for later_s in (QUIET_S, MAX_WAIT_S, MAX_WAIT_S + 1):
+            place.clock.tick(T0 + 2e6 + later_s)
+        assert place.reason("1.2.2") == "TOO_FEW_SLICES"
+        assert [job.state for job in place.jobs()] == [JobState.COMPOSED]
 
 
 def dead_process() -> str:
