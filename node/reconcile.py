@@ -154,7 +154,9 @@ class Reconciler:
             known = self._records.gaps.here([s.study_instance_uid for s in listed])
             strangers = [peer.with_series(s) for s in listed if s.study_instance_uid not in known]
             found = self._missing(strangers, prior=True)
-            ids += self._records.gaps.note(archive.name, [s.study_instance_uid for s in listed], found, now)
+            uids = [s.study_instance_uid for s in strangers]
+            ids += self._records.gaps.note(archive.name, uids, found, now)
+            self._records.gaps.arrived(archive.name, list(known))
         return ids
 
     def _want_by_rule(self, archive: Archive, ids: Sequence[int], now: float) -> None:

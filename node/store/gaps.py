@@ -137,6 +137,13 @@ class Gaps:
                 connection.execute(_move(GapEvent.FILLED).where(*mine))
         return [number for ids in by_study.values() for number in ids]
 
+    def arrived(self, archive: str, study_uids: Sequence[str]) -> int:
+        """Something came of these studies: what was missing whole is CLOSED, and slices stay missing."""
+        whole = (gaps.c.archive == archive, gaps.c.study_instance_uid.in_(study_uids))
+        with writing(self._engine) as connection:
+            filled = _move(GapEvent.FILLED).where(*whole, gaps.c.series_instance_uid == "")
+            return connection.execute(filled).rowcount
+
     def forget_missing_there(self, archive: str, days: tuple[str, str], still: Sequence[str]) -> int:
         """What the archive held of these days and holds no longer cannot be fetched. Returns how many."""
         held = select(gaps.c.id, gaps.c.study_instance_uid).where(

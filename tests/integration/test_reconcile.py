@@ -141,6 +141,26 @@ def test_what_came_meanwhile_is_closed(settings: Settings, records: Records) -> 
     assert closed["patient_id"] == "CUT"
 
 
+def test_slices_of_an_earlier_ct_stay_missing_when_it_is_listed_as_a_prior(
+    settings: Settings, records: Records
+) -> None:
+    """The patient came again: the earlier CT is here in part, and known for that."""
+    compare(settings, records, priors_days=0)
+    node = reconciler(settings, records)
+    archive = node._archives["pacs"]
+    today = ArchivedStudy("1.2.3", str(CUT[0].PatientID), study_date="20261201")
+    with Archivist(archive.peer, "ICHNODE") as peer:
+        assert node._priors(peer, archive, [today], time.time()) == []
+    assert "CUT slices" in {f"{row['patient_id']} {row['kind']}" for row in records.gaps.rows()}
+
+
+def test_a_prior_that_came_meanwhile_is_closed(settings: Settings, records: Records) -> None:
+    gap = compare(settings, records)["LOST prior"]
+    Site(records, settings).store(PRIOR)
+    assert "LOST prior" not in compare(settings, records)
+    assert (records.gaps.get(gap["id"]) or {})["state"] == "CLOSED"
+
+
 def test_a_dismissed_gap_stays_dismissed(settings: Settings, records: Records) -> None:
     gap = compare(settings, records)["LOST prior"]
     records.gaps.dismiss(gap["id"])
