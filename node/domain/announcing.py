@@ -123,17 +123,26 @@ class Announcement:
         return cls(**read)
 
 
-def is_news(stage: Stage, findings: Findings, audience: Audience, last: Announcement | None) -> bool:
+def is_news(
+    stage: Stage,
+    findings: Findings,
+    audience: Audience,
+    last: Announcement | None,
+    patient_id: str | None = None,
+) -> bool:
     """Whether the audience is to be told; `last` is what it was told about the study before, if anything.
 
-    Saying again what was said is no news, so that a job done twice announces once. A preliminary word is
-    news only where it raises the priority: what it lowers may be raised again by the mask.
+    Saying again what was said is no news, so that a job done twice announces once; but for a study that is
+    another patient's (`patient_id`) by now. A preliminary word is news only where it raises the priority:
+    what it lowers may be raised again by the mask.
     """
     if last is None:
         return _wanted(stage, findings.priority, audience.when)
     if stage is Stage.PRELIMINARY:
         wanted = _wanted(stage, findings.priority, audience.when)
         return wanted and _is_above(findings.priority, last.reading_priority)
+    if patient_id is not None and patient_id != last.subject.patient_id:
+        return True
     if stage is Stage.NOT_ANALYSED or last.stage is Stage.NOT_ANALYSED:
         return stage is not last.stage
     if _says(findings) != _says(last.findings):

@@ -301,9 +301,9 @@ def _tell(
         newest = select(alerts.c.number, alerts.c.content).where(*mine).order_by(alerts.c.number.desc())
         row = connection.execute(newest.limit(1)).first()
         last = _readable(row.content) if row else None
-        if not is_news(stage, findings, audience, last):
-            return False
         occasion, number = _occasion(connection, job_id, audience, now), row.number + 1 if row else 1
+        if not is_news(stage, findings, audience, last, occasion.subject.patient_id):
+            return False
         told = announcement(occasion, stage, findings, last, number)
         if insert_if_absent(connection, alerts, _row(told, job_id, audience.name)):
             older = update(alerts).where(*mine, alerts.c.number < told.number)

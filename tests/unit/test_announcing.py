@@ -89,6 +89,15 @@ def test_after_a_word_only_another_one_is_news(
     assert is_news(stage, found, audience, told(before)) is news
 
 
+@pytest.mark.parametrize(("patient", "news"), [("PID-7", False), ("PID-8", True)])
+def test_what_was_told_of_another_patient_is_told_again(patient: str, news: bool) -> None:
+    """Also to those who want no follow-up: the images were sent again with another PatientID."""
+    last = told((FINAL, SUBDURAL))
+    assert is_news(FINAL, revised(SUBDURAL), ONCE, last, patient) is news
+    again = announcement(OCCASION, FINAL, revised(SUBDURAL), last, 2)
+    assert again.corrects == Correction(1, 1, Priority.STAT)
+
+
 def test_a_priority_is_never_lowered() -> None:
     last = told((EARLY, SUBDURAL), (FINAL, SUBDURAL), (FINAL, revised(CLEAR)))
     assert (last.reading_priority, last.findings.priority) == (Priority.STAT, Priority.ROUTINE)
