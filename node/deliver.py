@@ -126,9 +126,20 @@ class Courier:
                 for due in left.values():
                     self._write_down(due, Outcome(due.id, False, "", str(error)), now())
                 return False
+            except Exception as error:
+                if left:
+                    self._set_aside(left, error, now)
+                raise
         again = now() + back_off_s(0, self._destination, random.random())
         self._records.deliveries.postpone(list(left), reason, again)
         return False
+
+    def _set_aside(self, left: dict[int, Due], error: Exception, now: Callable[[], float]) -> None:
+        """What nobody thought of: the object whose turn it was may be why, and holds up no other."""
+        suspect = left.pop(next(iter(left)))
+        text = f"{type(error).__name__}; see the log of the node"
+        self._write_down(suspect, Outcome(suspect.id, False, "broke", text), now())
+        self._records.deliveries.postpone(list(left), "another object could not be sent", now())
 
     def _files(self, batch: Sequence[Due]) -> dict[int, Path]:
         """What is to be sent, at hand, by delivery. A file that is not there, or not whole, opens as such."""

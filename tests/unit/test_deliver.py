@@ -153,6 +153,13 @@ def test_the_object_at_which_the_peer_breaks_off_is_set_aside_once() -> None:
     ]
 
 
+def test_an_object_that_nobody_can_send_holds_up_no_other() -> None:
+    rows = Rows(due(1), due(2), due(3))
+    with pytest.raises(KeyError):  # which the log shall show
+        courier(rows, Script(GOOD, KeyError("no such element"))).round(Clock(1000.0))
+    assert rows.log == [("sent", 1, "0x0000"), ("failed", 2, "broke", 1005.0), ("postponed", (3,), 1000.0)]
+
+
 def test_an_old_result_is_given_up_unless_it_is_positive() -> None:
     rows = Rows(due(1, created_at=0.0), due(2, created_at=0.0, urgent=True))
     now = 73 * 3600.0
