@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from node.domain.errors import TransientError
 from node.liveness import is_gone, is_visible
@@ -26,6 +27,8 @@ SCAN_EVERY_S = DAY_S
 SILENT_S = 60.0
 """A listener whose heartbeat stood still for so long is over, wherever it ran."""
 SWEEP_AFTER_S = 7 * DAY_S
+KEEP_ORDERS_S = 30 * DAY_S
+"""An order that met no study for so long is forgotten."""
 LONGEST_LEASE_S = 600.0
 
 
@@ -57,15 +60,17 @@ class Housekeeper:
         self._release_leases_of_the_dead()
         if count := self._records.keeping.undo_the_future(now, self._longest_wait_s, LONGEST_LEASE_S):
             log.warning("the system's clock was set back: %d rows that lay in the future are due now", count)
-        self._watch.round(now)
         if self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
+            self._records.orders.forget(now - KEEP_ORDERS_S)
             self._next_sweep = self._elapsed() + SCAN_EVERY_S
         self._retention.finish()  # a scan would take what is left of a removal for new
         if self._elapsed() >= self._next_scan:
-            Scan(self._records, self._spool).run(stopping)
+            with _holding_up_nothing("the scan of the spool"):
+                Scan(self._records, self._spool).run(stopping)
             self._next_scan = self._elapsed() + SCAN_EVERY_S
         self._retention.round(now)
+        self._watch.round(now)  # last: what goes wrong in statistics must not fill the disk
 
     def _release_leases_of_the_dead(self) -> None:
         """What a killed deliverer had taken is sent at once, not when its lease runs out."""
@@ -93,6 +98,17 @@ class Housekeeper:
             if silent or is_gone(listener):
                 log.warning("listener %s is gone; what it had open is closed as aborted", listener)
                 close_associations_of(listener, self._records, self._spool)
+
+
+@contextmanager
+def _holding_up_nothing(what: str) -> Iterator[None]:
+    """What breaks is in the log, and what comes behind is done all the same: room is made, above all."""
+    try:
+        yield
+    except TransientError:
+        raise
+    except Exception:
+        log.exception("%s broke; it is done again in a day", what)
 
 
 def run(

@@ -124,7 +124,7 @@ class Scan:
             return self._adopt(instance, found)
         except FileNotFoundError:
             return None
-        except (PermanentError, struct.error) as error:
+        except (PermanentError, OSError, struct.error) as error:
             name = PurePosixPath(entry.path)
             study, series = (*name.parts[-3:-1], "", "")[:2]
             text = f"{name} is left where it is, and is not analysed: {error}"

@@ -27,9 +27,6 @@ ASK_AGAIN_S = 30.0
 MOST_ATTEMPTS = 3
 ASKED_FOR_S = 3600.0
 """Studies that came longer ago are not asked about any more."""
-KEEP_S = 30 * 24 * 3600.0
-"""An order that met no study for so long is forgotten."""
-HOUR_S = 3600.0
 
 
 class Desk:
@@ -39,13 +36,9 @@ class Desk:
         self._settings = settings
         self._orders = records.orders
         self._worklist = worklist
-        self._tidied_at = 0.0
 
     def round(self, now: float) -> int:
         """Ask about what came; returns how many studies were due. Raises TransientError as stores do."""
-        if now - self._tidied_at > HOUR_S:
-            self._tidied_at = now
-            self._orders.forget(now - KEEP_S)
         if self._worklist is None:
             return 0
         due = self._orders.to_ask(now - ASKED_FOR_S, now - ASK_AGAIN_S, MOST_ATTEMPTS)

@@ -36,6 +36,7 @@ from node.store.tables import (
     alerts,
     associations,
     audit_queue,
+    commitments,
     deliveries,
     gaps,
     heartbeats,
@@ -57,6 +58,8 @@ AT_WORK = (JobState.QUEUED, JobState.RUNNING, JobState.ANALYSED)
 REPORTED = (JobState.COMPOSED, JobState.FAILED)
 UNDELIVERED = (DeliveryState.PENDING, DeliveryState.FAILED)
 SCANS_KEPT = 100
+LONGEST_COMMITMENT_S = 90 * 86400.0
+"""An answer to a question that is older still comes to nobody."""
 LONGEST_OTHER_WAIT_S = 3600.0
 """No fetch from an archive, no event for a reader, and no audit message is put off for longer."""
 
@@ -205,11 +208,16 @@ class Keeping:
             return Removal(removal_id, study_uid, "canary", tuple(paths), size)
 
     def sweep(self, before: float) -> None:
-        """Forget associations and processes that ended before then and that nothing refers to."""
+        """Forget associations, processes and questions about commitment that ended before then and that
+        nothing refers to.
+        """
+        long_before = before - LONGEST_COMMITMENT_S
         with writing(self._engine) as connection:
             used = exists().where(instances.c.association_id == associations.c.id)
             connection.execute(delete(associations).where(associations.c.closed_at < before, ~used))
             connection.execute(delete(heartbeats).where(heartbeats.c.seen_at < before))
+            answered = commitments.c.answered_at < before
+            connection.execute(delete(commitments).where(or_(answered, commitments.c.asked_at < long_before)))
             newest = select(func.max(scans.c.id)).scalar_subquery()
             connection.execute(delete(scans).where(scans.c.id <= newest - SCANS_KEPT))
 

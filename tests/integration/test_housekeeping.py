@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 from sqlalchemy import insert, update
 
+from node import scan
 from node import spool as node_spool
 from node.admin.cli import main
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import GapState, JobState, SeriesState
+from node.domain.orders import OrderPriority, Said, Source, Subject
 from node.fingerprint import file_digest
+from node.headers import read_instance
 from node.housekeeping import SILENT_S, Housekeeper
 from node.intake import Intake
 from node.liveness import process_name
@@ -33,6 +38,7 @@ from node.scan import AT_REST_S, MISSING, Fate, Scan, summary
 from node.settings import Destination, Scp, Settings
 from node.settings import Spool as SpoolSettings
 from node.spool import Spool
+from node.store.commitments import Asked
 from node.store.deliveries import NewDelivery
 from node.store.engine import writing
 from node.store.incidents import Code
@@ -254,6 +260,23 @@ class TestScan:
         assert place.files() == ["incoming/1.2/1.3/1.4~ab.dcm"]
         (incident,) = place.records.incidents.latest()
         assert incident["code"] == Code.FILE_UNKNOWN and "incoming/1.2/1.3/1.4~ab.dcm" in incident["text"]
+
+    def test_a_file_that_the_disk_does_not_give_is_reported_and_stops_nobody(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ds = ct_series(1, rows=16, name="b")[0]
+        place.spool.write("incoming/1.2/1.3/1.4~ab.dcm", (b"on a bad sector",))
+        place.spool.write(place.spool.instance_path("9.2", "9.3", "9.4", tag="cd"), (encode(ds),))
+
+        def read(file: Path) -> Any:
+            if "1.4~ab" in file.name:
+                raise OSError(errno.EIO, "Input/output error")
+            return read_instance(file)
+
+        monkeypatch.setattr(scan, "read_instance", read)
+        assert place.scan() == {Fate.UNKNOWN: 1, Fate.ADOPTED: 1}
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.FILE_UNKNOWN and "Input/output error" in incident["text"]
 
     def test_files_of_abandoned_attempts_go_once_they_are_old(self, place: Place) -> None:
         job_id = place.composed(place.study("a"))
@@ -631,6 +654,35 @@ class TestHousekeeper:
         assert ringing(place.records, place.now - 30) == [job_id]
         ahead = place.now + place.destination.retry_max_s
         assert place.records.deliveries.take_due("pacs", ahead, ahead + 60)
+
+    @pytest.mark.parametrize("broken", ["node.scan.Scan.run", "node.watch.look"])
+    def test_what_breaks_beside_it_keeps_no_room_from_being_made(
+        self, broken: str, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def breaks(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(broken, breaks)
+        study = place.study("old")
+        place.delivered(study)
+        settings = Settings(destination=(place.destination,), spool=SpoolSettings(keep_days=1))
+        keeper = Housekeeper(settings, place.records, place.spool)
+        with suppress(ZeroDivisionError):
+            keeper.round(place.now + 2 * DAY_S)
+        assert place.records.keeping.was_removed(study, 0.0)
+
+    def test_orders_and_answers_that_nobody_needs_are_forgotten(self, place: Place) -> None:
+        told = Said(Source.HEADER, OrderPriority.STAT, Subject("1.2.3"), place.now)
+        place.records.orders.say(told)
+        for uid, asked_at in (("1.1", place.now), ("1.2", place.now - 100 * DAY_S)):
+            place.records.commitments.asked(Asked(uid, "pacs", asked_at))
+        Housekeeper(Settings(), place.records, place.spool).round(place.now)
+        assert place.records.orders.of_study("1.2.3")
+        assert place.records.commitments.find("1.1") and not place.records.commitments.find("1.2")
+        place.records.commitments.answered("1.1", place.now)
+        Housekeeper(Settings(), place.records, place.spool).round(place.now + 40 * DAY_S)
+        assert not place.records.orders.of_study("1.2.3")
+        assert not place.records.commitments.find("1.1")
 
     def test_a_listener_that_fell_silent_elsewhere_is_closed_after_a_while(self, place: Place) -> None:
         elapsed = [0.0]
