@@ -111,6 +111,7 @@ class Worklist:
                 return None
             analysed = (
                 select(jobs.c.id, jobs.c.findings, jobs.c.maps_path, jobs.c.analysed_at, jobs.c.revision)
+                .add_columns(jobs.c.created_at)
                 .where(jobs.c.series_instance_uid == series_uid, jobs.c.findings.is_not(None))
                 .order_by(jobs.c.id.desc())
                 .limit(1)

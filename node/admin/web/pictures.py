@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -109,6 +109,8 @@ class Pictures:
         files = worklist.files(series_uid)
         job = found["job"]
         findings = words.read_findings(job["findings"]) if job else None
+        if job and found["revision"] > job["revision"] and _came_again(findings, files, job["created_at"]):
+            findings = None
         by_uid = {row["sop_instance_uid"]: row["path"] for row in files}
         if findings and findings.slices and all(s.sop_instance_uid in by_uid for s in findings.slices):
             slices = tuple(
@@ -214,6 +216,12 @@ class Pictures:
             return None, None
         packed, shape, heat = found
         return np.unpackbits(packed[index], axis=1, count=shape[2]).astype(bool), heat[index]
+
+
+def _came_again(findings: Findings | None, files: Sequence[dict[str, Any]], analysed_since: float) -> bool:
+    """Other content came under the UIDs of what was analysed: its marks belong to no image that is here."""
+    uids = {one.sop_instance_uid for one in findings.slices} if findings else set()
+    return any(row["received_at"] > analysed_since for row in files if row["sop_instance_uid"] in uids)
 
 
 def key_index(findings: Findings) -> int:

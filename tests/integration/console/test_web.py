@@ -156,6 +156,18 @@ def test_the_study_page_shows_slices_marks_objects_and_the_way(client: TestClien
     assert "attachment" in answer.headers["content-disposition"]
 
 
+def test_no_mark_is_drawn_on_images_that_came_after_it(client: TestClient, site: Site) -> None:
+    """The images were sent again with other content under the same UIDs, and nobody analysed them yet."""
+    series = factories.ct_series(6, 64, name="again")
+    site.pictured(series, {"any": 0.93, "subdural": 0.8})
+    first = str(series[0].SeriesInstanceUID)
+    site.store(factories.ct_series(6, 64, name="again", with_bleed=False))
+    contour = client.get(f"/picture/3/{first}").content
+    assert contour == client.get(f"/picture/3/{first}", params={"contour": False, "heat": False}).content
+    page = client.get(f"/study/{series[0].StudyInstanceUID}").text
+    assert 'data-count="6"' in page and "<polyline" not in page
+
+
 def test_the_frames_of_a_multi_frame_object_are_slices(client: TestClient, site: Site) -> None:
     ds = factories.enhanced(factories.ct_series(5, 32, name="frames"))
     site.store([ds])
