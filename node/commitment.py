@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 REQUEST_COMMITMENT = 1  # Action Type ID, PS3.4 J.3.2.1
 LINGER_S = 2.0
 """How long the association of the question stays open for an answer; later ones come to the listener."""
+TAKEN_IN_S = 30.0
+"""…and how long one that came may take to be written down."""
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.11
 INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.10
@@ -77,15 +79,19 @@ def ask(peer: Peer, transaction_uid: str, objects: Sequence[Due], answer: Answer
 
     Raises TransientError when the request was not taken.
     """
-    answered = threading.Event()
+    came, answered = threading.Event(), threading.Event()
 
     def on_report(event: evt.Event) -> tuple[int, None]:
-        status = answer(event.event_information)
-        answered.set()
-        return status, None
+        came.set()
+        return answer(event.event_information), None
+
+    def on_sent(event: evt.Event) -> None:
+        if came.is_set():
+            answered.set()  # its response is out: a release in front of that would leave it without one
 
     contexts = [build_context(StorageCommitmentPushModel, [syntax]) for syntax in transcode.FALL_BACK]
-    assoc = peer.associate(contexts, evt_handlers=[(evt.EVT_N_EVENT_REPORT, on_report)])
+    handlers = [(evt.EVT_N_EVENT_REPORT, on_report), (evt.EVT_PDU_SENT, on_sent)]
+    assoc = peer.associate(contexts, evt_handlers=handlers)
     try:
         try:
             status, _ = assoc.send_n_action(
@@ -100,7 +106,8 @@ def ask(peer: Peer, transaction_uid: str, objects: Sequence[Due], answer: Answer
         if "Status" not in status or status.Status != SUCCESS:
             text = f"{peer.name}: storage commitment was answered with {words(status)}"
             raise TransientError(f"{text}; its log says why")
-        answered.wait(LINGER_S)
+        if not answered.wait(LINGER_S) and came.is_set():
+            answered.wait(TAKEN_IN_S)
     finally:
         let_go(assoc)
 
