@@ -62,11 +62,17 @@ def table(out: Path) -> None:
 @click.option("--only", type=int, multiple=True, help="Judge this fold only (from 0); repeat for more.")
 @click.option("--seeds", default=1, show_default=True, help="As it was trained with.")
 @click.option("--size", type=click.IntRange(min=64), help="As it was trained with.")
+@click.option("--scanners", type=click.IntRange(min=0), help="As it was trained with.")
 @click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same.")
 @click.option("--cache", type=FOLDER, help="Where prepared pictures are kept (default: in --out).")
 @click.option("--disturb", multiple=True, metavar="NAME", help="This disturbance only; repeat for more.")
 def robustness(
-    recipe: str, data: tuple[str, ...], size: int | None, disturb: tuple[str, ...], **given: Any
+    recipe: str,
+    data: tuple[str, ...],
+    size: int | None,
+    scanners: int | None,
+    disturb: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """How much RECIPE minds noise, kernels, tilt, … Networks of the cross-validation read disturbed heads."""
     from workers.training import disturb as known
@@ -76,7 +82,8 @@ def robustness(
     try:
         chosen = tuple(known.disturbance(name) for name in disturb) or known.DISTURBANCES
         sets = tuple(sources.parse(text) for text in data)
-        plan = Plan(recipes.recipe(recipe).adjusted(size, None), data=sets, size=size, **given)
+        one = recipes.recipe(recipe).adjusted(size, None, scanners)
+        plan = Plan(one, data=sets, size=size, scanners=scanners, **given)
         with _bar() as bar:
             rows = robustness.measure(plan, lambda name: _follow(bar, name), chosen)
         path = robustness.write(plan.folder, f"{recipe}: robustness", rows)
@@ -120,6 +127,11 @@ class _Train(click.Command):
 @click.option("--size", type=click.IntRange(min=64), help="Side of the pictures instead of the recipe's.")
 @click.option("--steps", type=int, help="Steps of each stage instead of the recipe's own (to try things).")
 @click.option(
+    "--scanners",
+    type=click.IntRange(min=0),
+    help="So many more readings of each patient are learned from, as other scanners may show them.",
+)
+@click.option(
     "--init",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Public ImageNet weights for the backbone, from this file.",
@@ -133,6 +145,7 @@ def train(
     data: tuple[str, ...],
     size: int | None,
     steps: int | None,
+    scanners: int | None,
     only: tuple[int, ...],
     device: str,
     model_version: str,
@@ -165,10 +178,11 @@ def train(
     if any(not 0 <= number < given["folds"] for number in only):
         raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
     plan = Plan(
-        chosen.adjusted(size, steps),
+        chosen.adjusted(size, steps, scanners),
         data=sets,
         size=size,
         steps=steps,
+        scanners=scanners,
         version=model_version,
         only=only,
         workers=os.cpu_count() or 1,

@@ -181,13 +181,13 @@ def test_crops_keep_their_slices_together_and_padding_counts_nothing() -> None:
         assert batch.labels.shape == (1, 24, 6) and batch.valid.sum() == len(part.labels)
 
 
-def test_another_size_or_length_holds_for_the_parts_too(tmp_path: Path) -> None:
+def test_another_size_length_or_scanners_hold_for_the_parts_too(tmp_path: Path) -> None:
     for name in ("gated", "sequence"):
-        chosen = recipes.recipe(name).adjusted(64, 3)
-        plan = replace(_plan("gated", tmp_path), recipe=chosen, size=64, steps=3)
+        chosen = recipes.recipe(name).adjusted(64, 3, 1)
+        plan = replace(_plan("gated", tmp_path), recipe=chosen, size=64, steps=3, scanners=1)
         assert len(plan.parts()) == 2
         for one in (chosen, *(part.recipe for part in plan.parts())):
-            assert one.size == 64 and all(stage.steps == 3 for stage in one.stages)
+            assert one.size == 64 and one.scanners == 1 and all(stage.steps == 3 for stage in one.stages)
     plain = recipes.recipe("default")
     assert plain.adjusted(None, None) == plain
 

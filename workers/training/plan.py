@@ -27,8 +27,9 @@ class Plan:
 
     Every recipe has a folder of its own in `out`; recipes that are parts of another are trained in
     theirs, once. `only` are the folds to run, empty for all; `seeds` repetitions of everything after
-    the pretraining are averaged; without `ship` nothing is trained on all patients in the end. `size`
-    and `steps` are those of every recipe taken from the table, instead of its own; so are `phantoms`.
+    the pretraining are averaged; without `ship` nothing is trained on all patients in the end. `size`,
+    `steps` and `scanners` are those of every recipe taken from the table, instead of its own; so are
+    `phantoms`.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Plan:
     ship: bool = True
     size: int | None = None
     steps: int | None = None
+    scanners: int | None = None
     init: Path | None = None
     cache: Path | None = None
     workers: int = 1
@@ -77,7 +79,8 @@ class Plan:
 
     def parts(self) -> tuple[Plan, ...]:
         """The same for each recipe that this one is put together from."""
-        return tuple(self.of(recipe(name).adjusted(self.size, self.steps)) for name in self.recipe.parts)
+        given = self.size, self.steps, self.scanners
+        return tuple(self.of(recipe(name).adjusted(*given)) for name in self.recipe.parts)
 
     def digest(self) -> str:
         """Of what decides the predictions of a fold, for the names of files."""

@@ -64,7 +64,8 @@ class Recipe:
     restarted cosine cycles: Loshchilov & Hutter, arXiv:1608.03983; Huang et al., arXiv:1704.00109).
     `pretrain` sees phantoms alone, `phantoms` are how many are drawn. `parts` are recipes this one is put
     together from, and `weights` how much each says in an ensemble. `kept` blocks of an EfficientNet stay as
-    its public weights (`--init`) have them; without those, none.
+    its public weights (`--init`) have them; without those, none. Besides the patients as they are, `scanners`
+    more readings of each are learned from, as other scanners may show them.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Recipe:
     reconstruct: bool = False
     kept: int = 0
     phantoms: int = 800
+    scanners: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: LossWeights = field(default_factory=LossWeights)
     rules: Rules = field(default_factory=Rules)
@@ -91,10 +93,11 @@ class Recipe:
         plain = {one.name: _plain(one) for one in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
-    def adjusted(self, size: int | None, steps: int | None) -> Recipe:
-        """The same at another size, or with so many steps a stage: to try things. None: as it is."""
+    def adjusted(self, size: int | None, steps: int | None, scanners: int | None = None) -> Recipe:
+        """The same at another size, or with so many steps a stage or scanners. None: as it is."""
         sized = replace(self, size=size) if size else self
-        return sized if steps is None else sized._shortened(steps)
+        shown = sized if scanners is None else replace(sized, scanners=scanners)
+        return shown if steps is None else shown._shortened(steps)
 
     def _shortened(self, steps: int) -> Recipe:
         pretrain = replace(self.pretrain, steps=steps) if self.pretrain else None

@@ -28,6 +28,7 @@ from workers.training.learners import identity, learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
 from workers.training.recipes import Recipe, Stage
+from workers.training.scanners import OtherScanner
 from workers.training.sequence_fit import fit_sequence
 
 VALIDATION = 0.15
@@ -96,20 +97,27 @@ def fold(plan: Plan, number: int, seed: int, watch: Watch) -> tuple[list[State],
     """Networks that have not seen the patients of one fold, and how long their stages were."""
     real = plan.real(view_of(plan.recipe))
     test = set(folds(real, plan.folds, plan.seed)[number])
-    rest = [one for index, one in enumerate(real) if index not in test]
-    stops = set(_stopping(rest, len(real), (plan.seed, number)))
+    rest = [index for index in range(len(real)) if index not in test]
+    stops: set[int] = set()
+    if _stops_early(plan.recipe):
+        stops = {rest[one] for one in _stopping([real[one] for one in rest], len(real), (plan.seed, number))}
     corpus = Corpus(
-        [one for index, one in enumerate(rest) if index not in stops],
+        taught(plan, [index for index in rest if index not in stops]),
         plan.drawn(view_of(plan.recipe)) if wants_phantoms(plan.recipe) else (),
-        [rest[index] for index in sorted(stops)],
+        [real[index] for index in sorted(stops)],
     )
-    if not _stops_early(plan.recipe):  # nothing to stop: these patients may teach too
-        corpus = replace(corpus, real=rest, validation=())
     if not corpus.real:
         raise PermanentError(
             "TOO_FEW_PATIENTS", f"fold {number} leaves nobody to learn from; give more data or fewer --folds"
         )
     return networks(plan, corpus, f"fold-{number}-seed-{seed}", number, seed, watch)
+
+
+def taught(plan: Plan, indices: Sequence[int]) -> list[Series]:
+    """These series as they are, then as other scanners may show them."""
+    view = view_of(plan.recipe)
+    views = (view, *(OtherScanner.of(view, number + 1) for number in range(plan.recipe.scanners)))
+    return [series[index] for series in map(plan.real, views) for index in indices]
 
 
 def _stopping(rest: Sequence[Series], total: int, seed: tuple[int, ...]) -> list[int]:
@@ -156,7 +164,7 @@ def final(
         else:
             stages[place] = replace(stage, patience=0)
     phantoms = plan.drawn(view) if wants_phantoms(plan.recipe) else []
-    corpus = Corpus(plan.real(view), phantoms)
+    corpus = Corpus(taught(plan, range(len(plan.real(view)))), phantoms)
     lasting = plan.of(replace(plan.recipe, stages=tuple(stages)))
     return networks(lasting, corpus, f"{FINAL}-seed-{seed}", None, seed + 100, watch)
 
