@@ -111,9 +111,9 @@ class Clock:
         return [seconds for seconds in wanted if seconds < quiet_s] + [quiet_s]
 
     def _until_next(self, receiving: Sequence[SeriesRow], now: float) -> float:
-        """Seconds to the next moment at which a series may be due; a whole tick where there is none."""
+        """Seconds to the next moment at which a series may be due; a whole tick at most: others may come."""
         moments = [row.last_received_at + s - now for row in receiving for s in self._thresholds_s()]
-        return max(min((left for left in moments if left > 0), default=TICK_S), SHORTEST_TICK_S)
+        return max(min([TICK_S, *(left for left in moments if left > 0)]), SHORTEST_TICK_S)
 
     def _look_at(self, row: SeriesRow, now: float) -> None:
         """A series of thousands of slices that waits takes no more than a tenth of the clock's time."""

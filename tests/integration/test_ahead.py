@@ -172,6 +172,14 @@ class TestSureSenders:
         place.clock.tick(T0 + SURE_S - 0.001)
         assert place.clock.next_look_s == SHORTEST_TICK_S
 
+    def test_a_series_that_waits_for_long_makes_the_clock_sleep_through_no_other(
+        self, place: Watched
+    ) -> None:
+        place.send(head("1.2.2", "Head"), T0)
+        place.clock.tick(T0 + SURE_S + 0.1)
+        assert place.series("1.2") == {"Head": SeriesState.RECEIVING}  # until the longest wait is over
+        assert place.clock.next_look_s == TICK_S
+
 
 class Told:
     """Counts that a test sets, in place of an archive."""
