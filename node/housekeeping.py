@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+from node.contained import contained
 from node.domain.errors import TransientError
 from node.liveness import is_gone, is_visible
 from node.retention import DAY_S, Retention
@@ -66,7 +66,7 @@ class Housekeeper:
             self._next_sweep = self._elapsed() + SCAN_EVERY_S
         self._retention.finish()  # a scan would take what is left of a removal for new
         if self._elapsed() >= self._next_scan:
-            with _holding_up_nothing("the scan of the spool"):
+            with contained(log, "the scan of the spool broke; it is done again in a day"):
                 Scan(self._records, self._spool).run(stopping)
             self._next_scan = self._elapsed() + SCAN_EVERY_S
         self._retention.round(now)
@@ -98,17 +98,6 @@ class Housekeeper:
             if silent or is_gone(listener):
                 log.warning("listener %s is gone; what it had open is closed as aborted", listener)
                 close_associations_of(listener, self._records, self._spool)
-
-
-@contextmanager
-def _holding_up_nothing(what: str) -> Iterator[None]:
-    """What breaks is in the log, and what comes behind is done all the same: room is made, above all."""
-    try:
-        yield
-    except TransientError:
-        raise
-    except Exception:
-        log.exception("%s broke; it is done again in a day", what)
 
 
 def run(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from node.along import Along
 from node.broker import Doorbell
+from node.contained import contained
 from node.counting import Counts
 from node.domain.completeness import Complete, Evidence, completeness
 from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choose
@@ -79,19 +79,19 @@ class Clock:
         for row in receiving:
             if self._elapsed() < self._look_again.get(row.series_instance_uid, 0.0):
                 continue
-            with _stopping_nobody_else(f"series {row.series_instance_uid}"):
+            with contained(log, f"series {row.series_instance_uid} cannot be judged"):
                 self._look_at(row, now)
         if self._settings.ahead.decodes:
-            with _stopping_nobody_else("what arrives"):
+            with contained(log, "what arrives cannot be judged"):
                 self._along.look(receiving, now)
         since = self._since(now)
         if reopened := self._records.decisions.reopen_second_choices(since):
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.decisions.undecided_studies():
-            with _stopping_nobody_else(f"study {study_uid}"):
+            with contained(log, f"study {study_uid} cannot be judged"):
                 self._decide_study(study_uid, now)
         for study_uid in self._records.decisions.unanswered_studies(now - wait.max_wait_s, since):
-            with _stopping_nobody_else(f"study {study_uid}"):
+            with contained(log, f"study {study_uid} cannot be judged"):
                 self._answer_refused_study(study_uid, now)
         self._recover_jobs(now)
         self._ring(now)
@@ -282,17 +282,6 @@ class Clock:
     def _rules(self) -> Rules:
         eligibility = self._settings.eligibility
         return Rules(allow_derived=eligibility.allow_derived, allow_contrast=eligibility.allow_contrast)
-
-
-@contextmanager
-def _stopping_nobody_else(name: str) -> Iterator[None]:
-    """One study whose headers nobody thought of must not hold up those behind it."""
-    try:
-        yield
-    except TransientError:
-        raise
-    except Exception:
-        log.exception("%s cannot be judged", name)
 
 
 def _keep(taken: SeriesRow | None, choice: Choice) -> Choice:

@@ -1,7 +1,8 @@
 """What other scanners, doses, kernels and exports do to a head CT, to ask how much a model minds.
 
 A disturbance is applied to the volume in HU, before the head is looked for, so that the whole path meets it.
-None moves a slice or adds one: the labels of the slices stay true. Teaches nothing; for that see `augment`.
+None moves a slice or adds one: the labels of the slices stay true. Teaches nothing; for that see `augment`
+and `scanners`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,16 @@ def noise(strength_hu: float) -> Change:
 
     def change(hu: Volume, spacing_mm: Spacing) -> Volume:
         rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(hu[0]).tobytes()))
-        grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, np.float32), (0, GRAIN_PX, GRAIN_PX))
+        return grainy(strength_hu, GRAIN_PX, rng)(hu, spacing_mm)
+
+    return change
+
+
+def grainy(strength_hu: float, grain_px: float, rng: np.random.Generator) -> Change:
+    """Noise of that standard deviation, blurred in the plane to give it its grain."""
+
+    def change(hu: Volume, spacing_mm: Spacing) -> Volume:
+        grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, np.float32), (0, grain_px, grain_px))
         return hu + grain * np.float32(strength_hu / grain.std())
 
     return change

@@ -8,12 +8,13 @@ Tobin et al., IROS 2017). Nothing moves: labels and masks stay those of the seri
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from workers.preprocess import HeadFrame, NetworkInput, Spacing, View, Volume
+from workers.training.disturb import Change, grainy, scaled, sharp, smooth
 
 HARDER, SOFTER = 0.45, 0.25
 """How often the kernel is harder, or softer, than it was."""
@@ -45,24 +46,18 @@ class OtherScanner(View):
 
 def rescanned(hu: Volume, spacing_mm: Spacing, rng: np.random.Generator) -> Volume:
     """The volume (z, y, x) in HU as a scanner that `rng` makes up would show it."""
+    for change in _scanner(rng):
+        hu = change(hu, spacing_mm)
+    return hu.astype(np.float32, copy=False)
+
+
+def _scanner(rng: np.random.Generator) -> Iterator[Change]:
+    """What it does to the values, one after the other."""
     kernel = rng.random()
     if kernel < HARDER:
-        added = np.float32(rng.uniform(*HARDER_BY))
-        hu = hu + added * (hu - _blurred(hu, spacing_mm, rng.uniform(*HARDER_MM)))
+        yield sharp(rng.uniform(*HARDER_BY), rng.uniform(*HARDER_MM))
     elif kernel < HARDER + SOFTER:
-        hu = _blurred(hu, spacing_mm, rng.uniform(*SOFTER_MM))
+        yield smooth(rng.uniform(*SOFTER_MM))
     if rng.random() < NOISY:
-        hu = hu + _noise(hu.shape, rng)
-    gain, offset_hu = rng.uniform(1 - GAIN, 1 + GAIN), rng.uniform(-OFFSET_HU, OFFSET_HU)
-    return (hu * np.float32(gain) + np.float32(offset_hu)).astype(np.float32, copy=False)
-
-
-def _blurred(hu: Volume, spacing_mm: Spacing, width_mm: float) -> Volume:
-    """By a Gaussian of that standard deviation, in the plane."""
-    return ndimage.gaussian_filter(hu, (0, width_mm / spacing_mm[1], width_mm / spacing_mm[2]))
-
-
-def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> Volume:
-    strength_hu, grain_px = rng.uniform(*NOISE_HU), rng.uniform(*GRAIN_PX)
-    grain = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), (0, grain_px, grain_px))
-    return grain * np.float32(strength_hu / grain.std())
+        yield grainy(rng.uniform(*NOISE_HU), rng.uniform(*GRAIN_PX), rng)
+    yield scaled(rng.uniform(1 - GAIN, 1 + GAIN), rng.uniform(-OFFSET_HU, OFFSET_HU))
