@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from node.along import Along
 from node.broker import Doorbell
-from node.contained import contained
+from node.contained import Setbacks, contained
 from node.counting import Counts
 from node.domain.completeness import Complete, Evidence, completeness
 from node.domain.eligibility import Choice, Rules, SkipCode, best_refused, choose
@@ -41,6 +42,13 @@ RECENT_S, SWEEP_EVERY_S = 86400.0, 60.0
 """Settled studies that came longer ago are looked at only so often: there are more of them every day."""
 RING_AGAIN_S = 30
 """A job still QUEUED this long after its doorbell rang is rung again: the broker may have lost it."""
+TRIES = 5
+"""What the clock breaks on so often in a row, over 15 s, is no fluke."""
+NOT_JUDGED = Reason(
+    SkipCode.NOT_JUDGED,
+    "an error of the software kept this study from being judged; the log of the clock has it; "
+    "read the study without the node and report the error",
+)
 
 
 class Clock:
@@ -60,6 +68,7 @@ class Clock:
         self._doorbell = doorbell
         self._elapsed = elapsed
         self._leases = LeaseWatch(elapsed)
+        self._setbacks = Setbacks(elapsed)
         self._look_again: dict[str, float] = {}
         """When to look next at a series that is not complete yet."""
         self._counts = counts
@@ -79,8 +88,8 @@ class Clock:
         for row in receiving:
             if self._elapsed() < self._look_again.get(row.series_instance_uid, 0.0):
                 continue
-            with contained(log, f"series {row.series_instance_uid} cannot be judged"):
-                self._look_at(row, now)
+            name = f"series {row.series_instance_uid}"
+            self._attempt(name, partial(self._look_at, row, now), partial(self._settle_unjudged, row, now))
         if self._settings.ahead.decodes:
             with contained(log, "what arrives cannot be judged"):
                 self._along.look(receiving, now)
@@ -88,13 +97,53 @@ class Clock:
         if reopened := self._records.decisions.reopen_second_choices(since):
             log.info("%d series get another chance: the one chosen instead could not be analysed", reopened)
         for study_uid in self._records.decisions.undecided_studies():
-            with contained(log, f"study {study_uid} cannot be judged"):
-                self._decide_study(study_uid, now)
+            decide = partial(self._decide_study, study_uid, now)
+            self._attempt(f"study {study_uid}", decide, partial(self._refuse_unjudged, study_uid, now))
         for study_uid in self._records.decisions.unanswered_studies(now - wait.max_wait_s, since):
-            with contained(log, f"study {study_uid} cannot be judged"):
-                self._answer_refused_study(study_uid, now)
+            answer = partial(self._answer_refused_study, study_uid, now)
+            self._attempt(f"answer to {study_uid}", answer, partial(self._close_unjudged, study_uid, now))
         self._recover_jobs(now)
         self._ring(now)
+
+    def _attempt(self, name: str, act: Callable[[], None], give_up: Callable[[], bool]) -> None:
+        """`act`, unless it broke a moment ago. At TRIES setbacks `give_up`, which says if that is all."""
+        if not self._setbacks.is_due(name):
+            return
+        with contained(log, f"{name} cannot be judged"):
+            act()
+            self._setbacks.forget(name)
+            return
+        if self._setbacks.broke(name) >= TRIES:
+            with contained(log, f"{name} cannot be given up"):
+                if give_up():
+                    self._setbacks.forget(name)
+
+    def _settle_unjudged(self, row: SeriesRow, now: float) -> bool:
+        """Whether more is to come could not be told: it is waited for as long as for any, and no longer."""
+        if now - row.last_received_at < self._settings.completeness.max_wait_s:
+            return False
+        return self._records.decisions.settle(row, now, ["whether all of it came could not be judged"])
+
+    def _refuse_unjudged(self, study_uid: str, now: float) -> bool:
+        """A study whose headers nobody thought of is skipped and answered, not tried in silence for ever."""
+        rows = self._records.decisions.of_study(study_uid)
+        refused = [(row, NOT_JUDGED) for row in rows if row.state is SeriesState.COMPLETE]
+        self._records.decisions.decide(None, refused, now)
+        self._note_unjudged(study_uid, refused[0][0] if refused else None, now)
+        return True
+
+    def _close_unjudged(self, study_uid: str, now: float) -> bool:
+        """Nothing can be said in the PACS of what cannot be judged: perhaps it is of several patients."""
+        row = next(iter(self._records.decisions.of_study(study_uid)), None)
+        if row is not None:
+            self._records.decisions.refuse_study(row, NOT_JUDGED, now, in_silence=True)
+        self._note_unjudged(study_uid, row, now)
+        return True
+
+    def _note_unjudged(self, study_uid: str, row: SeriesRow | None, now: float) -> None:
+        uid = row.series_instance_uid if row else ""
+        log.error("study %s is not analysed: the clock broke on it %d times", study_uid, TRIES)
+        self._records.incidents.note(Incident(Code.NOT_JUDGED, study_uid, uid, "", "", NOT_JUDGED.text), now)
 
     def _since(self, now: float) -> float:
         """From when on settled studies are looked at in this round."""
@@ -137,7 +186,8 @@ class Clock:
         if may_be and self._judge_completeness(row, now, is_done, expected):
             return True
         if ahead.head_start:
-            self._head_start.look(row.study_instance_uid, now)
+            with contained(log, f"study {row.study_instance_uid} gets no head start"):
+                self._head_start.look(row.study_instance_uid, now)
         return False
 
     def _sender_is_done(self, study_uid: str, now: float) -> bool:

@@ -44,6 +44,7 @@ class SkipCode(StrEnum):
     CONTRAST_ENHANCED = "CONTRAST_ENHANCED"
     BONE_KERNEL = "BONE_KERNEL"
     OTHER_SERIES_CHOSEN = "OTHER_SERIES_CHOSEN"
+    NOT_JUDGED = "NOT_JUDGED"  # how close it is nobody knows
 
 
 _NAMES = (

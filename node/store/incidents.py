@@ -23,6 +23,7 @@ class Code(StrEnum):
     SERIES_IN_OTHER_STUDY = "SERIES_IN_OTHER_STUDY"  # refused: the series belongs to another study already
     SERIES_TOO_LARGE = "SERIES_TOO_LARGE"  # refused: scp.max_series_instances
     PATIENTS_MIXED = "PATIENTS_MIXED"  # one Study Instance UID, several patients
+    NOT_JUDGED = "NOT_JUDGED"  # a study that the clock broke on again and again: not analysed
     ROUTED_NOWHERE = "ROUTED_NOWHERE"  # a positive result that the rules give to no destination
     OBJECTS_NOT_BUILT = "OBJECTS_NOT_BUILT"  # a result that went out without its pictures
     FILE_MISSING = "FILE_MISSING"  # a record without its file

@@ -36,6 +36,10 @@ QUIET_S, MAX_WAIT_S = 10.0, 120.0
 T0 = 1_000_000.0
 
 
+def broken(*args: Any) -> Any:
+    raise ZeroDivisionError("a header nobody thought of")
+
+
 class Bell:
     """A doorbell that writes down who rang, or is out of order."""
 
@@ -75,6 +79,19 @@ class Place:
         self.clock.tick(now - seconds)
         self.seconds += seconds
         self.clock.tick(now)
+
+    def wait(self, seconds: float, now: float) -> None:
+        """Two rounds a second, from `now` on."""
+        for half in range(round(2 * seconds) + 1):
+            self.clock.tick(now + half / 2)
+            self.seconds += 0.5
+
+    def unreported(self) -> int:
+        """Jobs of which the PACS is still to hear."""
+        with self.records.engine.connect() as connection:
+            return len(
+                connection.execute(select(jobs_table.c.id).where(jobs_table.c.reported_at.is_(None))).all()
+            )
 
     def send(
         self, instances: Sequence[Instance], now: float, *, outcome: str | None = "released", of: str = ""
@@ -395,6 +412,63 @@ class TestDecide:
         place.send(head("1.3.2", "good", study="1.3"), T0 + 1)
         place.clock.tick(T0 + 1 + QUIET_S)
         assert [j.series_instance_uid for j in place.jobs()] == ["1.3.2"]
+
+    def test_a_study_that_breaks_the_clock_for_good_is_answered_as_not_analysed(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(settle, "choose", broken)
+        place.send(head("1.2.2", "bad"), T0)
+        place.wait(13, T0 + QUIET_S)
+        assert place.series() == {"bad": SeriesState.COMPLETE}, "may still be a fluke"
+        assert caplog.text.count("study 1.2 cannot be judged") == 4, "not in every round"
+        place.wait(5, T0 + QUIET_S + 13)
+        assert place.series() == {"bad": SeriesState.SKIPPED} and place.reason("1.2.2") == "NOT_JUDGED"
+        assert [row["code"] for row in place.records.incidents.latest()] == ["NOT_JUDGED"]
+        place.clock.tick(T0 + MAX_WAIT_S + 1)
+        assert [(j.state, j.series_instance_uid) for j in place.jobs()] == [(JobState.FAILED, "1.2.2")]
+        assert place.unreported() == 1
+
+    def test_a_study_that_broke_the_clock_by_a_fluke_is_analysed(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.send(head("1.2.2", "good"), T0)
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "choose", broken)
+            place.wait(13, T0 + QUIET_S)
+        place.wait(5, T0 + QUIET_S + 13)
+        assert place.series() == {"good": SeriesState.ACCEPTED} and place.records.incidents.latest() == []
+
+    def test_a_study_whose_answer_breaks_the_clock_is_closed_in_silence(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing goes to the PACS of a study of which not even the patient can be judged."""
+        monkeypatch.setattr(settle, "choose", broken)
+        place.send(head("1.2.2", "bad"), T0)
+        place.wait(18, T0 + QUIET_S)
+        monkeypatch.setattr(settle, "best_refused", broken)
+        place.wait(18, T0 + MAX_WAIT_S + 1)
+        assert [j.state for j in place.jobs()] == [JobState.FAILED] and place.unreported() == 0
+        (incident,) = place.records.incidents.latest()
+        assert (incident["code"], incident["times"]) == ("NOT_JUDGED", 2)
+
+    def test_a_series_whose_completeness_breaks_the_clock_is_taken_after_max_wait(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(settle, "completeness", broken)
+        place.send(head("1.2.2", "Head"), T0)
+        place.wait(MAX_WAIT_S - QUIET_S - 1, T0 + QUIET_S)
+        assert place.series() == {"Head": SeriesState.RECEIVING}
+        place.wait(62, T0 + MAX_WAIT_S - 1)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
+        assert place.records.decisions.notes("1.2.2") == ("whether all of it came could not be judged",)
+
+    def test_a_head_start_that_breaks_keeps_nothing_from_completing(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(settle.HeadStart, "look", broken)
+        place.send(head("1.2.2", "Head"), T0)
+        place.wait(QUIET_S, T0)
+        assert place.series() == {"Head": SeriesState.ACCEPTED}
 
     def test_a_series_that_keeps_arriving_holds_the_others_up_for_max_wait_at_most(
         self, place: Place
