@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,8 @@ FETCHED = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImag
 """What is taken over a C-GET: the images that are analysed."""
 SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4
-MOST_STUDIES = 20_000
+MOST_ANSWERS, FIND_WITHIN_S = 20_000, 600.0
+"""More, or longer, is no answer to one question: a day's studies, the series of one, the images of one."""
 RETRIEVE_TIMEOUT_S = 600
 """An archive that answers only at the end may first read from a tape."""
 FAILURES = {  # PS3.4 Table C.4-2
@@ -67,9 +69,7 @@ class Archivist(Peer):
         for keyword in ("StudyInstanceUID", "PatientID", "AccessionNumber", "StudyDate", "StudyTime",
                         "StudyDescription"):  # fmt: skip
             setattr(asked, keyword, keys.pop(keyword, ""))
-        for number, found in enumerate(self._find(asked)):
-            if number >= MOST_STUDIES:
-                raise TransientError(f"{self.name} gave more than {MOST_STUDIES} studies: ask for fewer days")
+        for found in self._find(asked):
             yield ArchivedStudy(
                 _text(found, "StudyInstanceUID"),
                 _text(found, "PatientID"),
@@ -114,12 +114,21 @@ class Archivist(Peer):
         return sum(1 for _ in self._find(asked))
 
     def _find(self, asked: Dataset) -> Iterator[Dataset]:
-        """Every identifier that is answered. Raises TransientError for any end but Success."""
+        """Every identifier that is answered. Raises TransientError for any end but Success, and for none."""
         assoc = self._open()
+        answers, until = 0, time.monotonic() + FIND_WITHIN_S
         for status, found in assoc.send_c_find(asked, FIND):
             code = int(status.get("Status", -1))
-            if code in PENDING and found is not None:
-                yield found
+            if code in PENDING and answers < MOST_ANSWERS and time.monotonic() < until:
+                answers += 1
+                if found is not None:
+                    yield found
+            elif code in PENDING:
+                assoc.abort()
+                text = f"{self.name}: a C-FIND at {asked.QueryRetrieveLevel} level came to no end"
+                raise TransientError(
+                    f"{text}: {answers} answers so far; ask for fewer days, or look at its log"
+                )
             elif code not in (SUCCESS, *PENDING):
                 text = f"{self.name}: the C-FIND was answered with {words(status)}"
                 raise TransientError(f"{text}; its log says why")

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE, evt
 
+from node import query
 from node.admin.cli import main
 from node.admin.roles import spool_of
 from node.domain.errors import IllegalTransition, TransientError
@@ -305,6 +306,38 @@ def test_an_archive_that_breaks_off_leaves_no_false_calm() -> None:
             list(peer.studies(StudyDate="20261120"))
     finally:
         server.shutdown()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("bounds", [{"MOST_ANSWERS": 50}, {"FIND_WITHIN_S": 0.5}])
+def test_an_archive_whose_answers_never_end_is_left(
+    bounds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever level it is asked; and it is left at once, not at the end of its answers."""
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        for number in range(100_000):
+            if event.is_cancelled:
+                return
+            answer = Dataset()
+            answer.QueryRetrieveLevel = event.identifier.QueryRetrieveLevel
+            answer.StudyInstanceUID, answer.SeriesInstanceUID, answer.Modality = "1", f"1.{number}", "CT"
+            time.sleep(0.005)
+            yield 0xFF00, answer
+
+    for name, value in bounds.items():
+        monkeypatch.setattr(query, name, value)
+    ae, port = AE("DRIP"), free_port()
+    ae.add_supported_context(FIND)
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
+    archive = Archive(name="drip", ae_title="DRIP", port=port)
+    began = time.monotonic()
+    try:
+        for question in (lambda p: p.with_series(ArchivedStudy("1")), lambda p: list(p.studies())):
+            with Archivist(archive.peer, "ICHNODE") as peer, pytest.raises(TransientError, match="no end"):
+                question(peer)
+    finally:
+        server.shutdown()  # type: ignore[union-attr]
+    assert time.monotonic() - began < 60, "500 s each, if it waited for the end"
 
 
 def test_an_archive_that_counts_nothing_is_counted() -> None:
