@@ -42,6 +42,8 @@ class EmailChannel:
         self._settings = settings
         self._console = console
         self._name = f"mail server {settings.host}:{settings.port} of alert {settings.name}"
+        self._served: tuple[str, frozenset[str]] = ("", frozenset())
+        """The alert tried last, and which addresses are done with it: a try again is for the others."""
 
     def check(self) -> None:
         self._tls()
@@ -54,11 +56,22 @@ class EmailChannel:
 
     def send(self, told: Announcement) -> Receipt:
         mail = message(told, self._settings, self._console)
+        everybody = self._settings.recipients
+        served = self._served[1] if self._served[0] == told.identifier else frozenset()
         with self._errors(), self._session() as session:
-            refused = session.send_message(mail)
+            try:
+                refused = session.send_message(mail, to_addrs=[to for to in everybody if to not in served])
+            except smtplib.SMTPRecipientsRefused as error:
+                if not served:
+                    raise
+                refused = error.recipients
         if not refused:
             return Receipt(False, "250")
         who = ", ".join(f"{to} ({code} {_text(words)})" for to, (code, words) in refused.items())
+        later = {to for to, (code, _) in refused.items() if code < PERMANENT}
+        if later:  # a full box, greylisting: the others have it, and are not told twice
+            self._served = told.identifier, frozenset(everybody) - later
+            raise TransientError(f"{self._name} does not take it yet for {who}; its log says why")
         return Receipt(False, "250", f"refused for {who}")
 
     @contextlib.contextmanager
@@ -82,7 +95,7 @@ class EmailChannel:
         except SettingsError as error:  # it was there at the start; an admin may put it back
             raise TransientError(str(error)) from error
         except smtplib.SMTPRecipientsRefused as error:
-            code, words = next(iter(error.recipients.values()))
+            code, words = min(error.recipients.values())
             text = f"takes mail for none of the recipients: {_text(words)}; check recipients"
             raise self._refusal(code, text) from error
         except smtplib.SMTPNotSupportedError as error:

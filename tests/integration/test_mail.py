@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -38,6 +38,7 @@ class Post:
     to_recipient: dict[str, str] = field(default_factory=dict)
     to_data: str = "250 OK"
     got: list[EmailMessage] = field(default_factory=list)
+    taken: list[list[str]] = field(default_factory=list)
 
     async def handle_RCPT(self, _: SMTP, __: Session, envelope: Envelope, to: str, options: list[str]) -> str:
         if (answer := self.to_recipient.get(to)) is not None:
@@ -50,6 +51,7 @@ class Post:
         assert isinstance(mail, EmailMessage)
         if self.to_data.startswith("250"):
             self.got.append(mail)
+            self.taken.append(list(envelope.rcpt_tos))
         return self.to_data
 
 
@@ -180,6 +182,39 @@ def test_one_recipient_of_two_is_told_of_in_the_receipt() -> None:
     with serving(post) as port:
         receipt = channel(port, recipients=("a@example.org", "b@example.org")).send(told())
     assert len(post.got) == 1 and receipt.text == "refused for b@example.org (550 nobody)"
+
+
+def test_a_recipient_who_is_to_be_tried_later_is_tried_again_and_nobody_is_told_twice() -> None:
+    """Greylisting (RFC 6647), or a box that is full."""
+    post = Post(to_recipient={"b@example.org": "450 come back", "c@example.org": "550 nobody"})
+    with serving(post) as port:
+        mails = channel(port, recipients=("a@example.org", "b@example.org", "c@example.org"))
+        for _ in range(2):
+            with pytest.raises(TransientError, match=r"not take it yet for b@example.org \(450 come back\)"):
+                mails.send(told())
+        assert post.taken == [["a@example.org"]]
+        del post.to_recipient["b@example.org"]
+        assert mails.send(told()).text == ""
+        assert post.taken == [["a@example.org"], ["b@example.org"]]
+        mails.send(replace(told(), identifier="another"))
+    assert post.taken[2:] == [["a@example.org", "b@example.org"]]
+
+
+def test_who_is_refused_for_good_on_the_second_try_is_told_of_in_the_receipt() -> None:
+    post = Post(to_recipient={"b@example.org": "450 come back"})
+    with serving(post) as port:
+        mails = channel(port, recipients=("a@example.org", "b@example.org"))
+        with pytest.raises(TransientError):
+            mails.send(told())
+        post.to_recipient["b@example.org"] = "550 nobody"
+        assert mails.send(told()).text == "refused for b@example.org (550 nobody)"
+    assert post.taken == [["a@example.org"]]
+
+
+def test_of_those_who_refuse_one_for_now_and_one_for_good_the_first_counts() -> None:
+    post = Post(to_recipient={"a@example.org": "550 nobody", "b@example.org": "450 come back"})
+    with serving(post) as port, pytest.raises(TransientError, match="come back"):
+        channel(port, recipients=("a@example.org", "b@example.org")).send(told())
 
 
 def test_nobody_there() -> None:
