@@ -90,9 +90,11 @@ class Reporter:
         return assoc
 
     def _tell(self, assoc: Association, one: Due) -> None:
+        information = Dataset.from_json(one.content)
+        information.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
         try:
             status, _ = assoc.send_n_event_report(
-                Dataset.from_json(one.content),
+                information,
                 int(one.event),
                 UnifiedProcedureStepPush,
                 UID(one.sop_instance_uid),

@@ -235,6 +235,24 @@ def test_who_took_it_is_asked(place: Place, board: Board) -> None:
     assert status == 0x0000 and ds and ds.ProcedureStepState == "IN PROGRESS", "its performer decides"
 
 
+def test_words_beyond_ascii_arrive_as_they_were_said(place: Place, board: Board) -> None:
+    uid = place.workitem("1.1")
+    reader = Reader(place.port)
+    assert reader.act(uid, "IN PROGRESS") == 0x0000
+    board.subscribe(uid)
+    progress = Dataset()
+    progress.ProcedureStepProgressDescription = "読影中 – Grüße"
+    said_so = {"SpecificCharacterSet": "ISO_IR 192", "ProcedureStepProgressInformationSequence": [progress]}
+    assert reader.set(uid, **said_so) == 0x0000
+    reader.assoc.release()
+    assert board.act(2, uid, SpecificCharacterSet="ISO_IR 192", ReasonForCancellation="読影済み") == 0x0000
+    place.reporter.round(time.time())
+    (_, _, told), (_, _, asked) = board.heard[1:]
+    (heard,) = told.ProcedureStepProgressInformationSequence
+    assert heard.ProcedureStepProgressDescription == "読影中 – Grüße"
+    assert asked.ReasonForCancellation == "読影済み"
+
+
 def test_what_was_not_heard_is_told_later_in_order(place: Place, tmp_path: Path) -> None:
     board = Board(place.reporter._peer.destination.port, place.port)
     uid = place.workitem("1.1")
