@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from node.store.tables import instances, jobs, studies, workitems
 from node.store.worklist import without_slices
 
 Values = dict[str, Any]
+AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Item:
     header: Values
 
 
+_ORDER = (case({p: rank for rank, p in enumerate(Priority)}, value=jobs.c.priority), workitems.c.created_at)
+
+
 def items(connection: Connection, condition: ColumnElement[bool], limit: int) -> list[Item]:
     """Workitems of which this holds, the most urgent and then the oldest first."""
     first_instance = (
@@ -45,7 +50,6 @@ def items(connection: Connection, condition: ColumnElement[bool], limit: int) ->
         .correlate(jobs)
         .scalar_subquery()
     )
-    urgency = case({p: rank for rank, p in enumerate(Priority)}, value=jobs.c.priority)
     query = (
         select(workitems, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.priority)
         .add_columns(without_slices(connection).label("findings"), instances.c.header)
@@ -54,10 +58,20 @@ def items(connection: Connection, condition: ColumnElement[bool], limit: int) ->
         .join(studies, studies.c.study_instance_uid == workitems.c.study_instance_uid)
         .outerjoin(instances, instances.c.sop_instance_uid == first_instance)
         .where(condition)
-        .order_by(urgency, workitems.c.created_at)
+        .order_by(*_ORDER)
         .limit(limit)
     )
     return [_item(row) for row in connection.execute(query)]
+
+
+def parts(connection: Connection, condition: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
+    """Conditions for `items` that together give every workitem of which this holds, in its order.
+
+    However many there are, few are in memory: each comes with its findings.
+    """
+    query = select(workitems.c.sop_instance_uid).join(jobs, jobs.c.id == workitems.c.job_id)
+    uids = connection.execute(query.where(condition).order_by(*_ORDER)).scalars().all()
+    return (workitems.c.sop_instance_uid.in_(uids[i : i + AT_ONCE]) for i in range(0, len(uids), AT_ONCE))
 
 
 def _item(row: Row) -> Item:

@@ -28,11 +28,10 @@ from sqlalchemy import (
 
 from node.domain.workitems import FILTERED, GLOBAL, Event, StepState
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.steps import Item, Values, items
+from node.store.steps import AT_ONCE, Item, Values, items, parts
 from node.store.tables import ups_events, ups_subscriptions, ups_watchers, workitems
 
 ALL = (GLOBAL, FILTERED)
-MOST_MATCHED = 1000
 LONGEST_ERROR = 500
 _LOCK = 0x757073  # "ups"; any number that nobody else takes
 _STATE, _READINESS = "00741000", "00404041"  # Procedure Step State, Input Readiness State
@@ -109,8 +108,12 @@ class Subscriptions:
             row = _row(ae, uid, lock, now) | {"matching": matching.keys if matching else null()}
             connection.execute(insert(ups_subscriptions).values(**row))
             if matching:
-                found = [i for i in items(connection, served(since), MOST_MATCHED) if matching.holds(i)]
-                rows = [(item.uid, item.state) for item in found]
+                rows = [
+                    (item.uid, item.state)
+                    for part in parts(connection, served(since))
+                    for item in items(connection, part, AT_ONCE)
+                    if matching.holds(item)
+                ]
             else:
                 query = select(workitems.c.sop_instance_uid, workitems.c.state).where(served(since))
                 rows = [(row.sop_instance_uid, row.state) for row in connection.execute(query)]

@@ -6,7 +6,7 @@ node.domain.workitems in the transaction that writes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Engine,
     Row,
     Select,
+    and_,
     exists,
     func,
     or_,
@@ -44,7 +45,7 @@ from node.domain.workitems import (
 from node.store.audit import Actor, add_entry
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.reviews import acknowledge
-from node.store.steps import Item, Values, items
+from node.store.steps import AT_ONCE, Item, Values, items, parts
 from node.store.subscriptions import born, report, served, state_report
 from node.store.tables import instances, jobs, objects, reviews, workitems
 
@@ -108,10 +109,15 @@ class Workitems:
                 add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
             return made
 
-    def listed(self, since: float, limit: int) -> list[Item]:
-        """Workitems changed since then or locked, the most urgent and then the oldest first."""
+    def listed(self, since: float, state: StepState | None = None) -> Iterator[Item]:
+        """Workitems changed since then or locked, the most urgent and then the oldest first; of one state."""
+        wanted = and_(served(since), workitems.c.state == state) if state else served(since)
         with reading(self._engine) as connection:
-            return items(connection, served(since), limit)
+            found = parts(connection, wanted)
+        for part in found:
+            with reading(self._engine) as connection:
+                some = items(connection, part, AT_ONCE)
+            yield from some
 
     def get(self, uid: str) -> Item | None:
         with reading(self._engine) as connection:

@@ -60,7 +60,6 @@ SERVED_FOR_S = 30 * 24 * 3600.0
 MADE_FOR_S = 24 * 3600.0
 """A study analysed longer ago gets no workitem: a service just turned on begins with today's."""
 MAKE_EVERY_S = 1.0
-MOST_SERVED = 1000
 LONGEST_PERFORMED = 256 * 1024
 LONGEST_KEYS = 16 * 1024
 NOT_MATCHED = ("ReceivingAE", "DeletionLock", "SpecificCharacterSet")
@@ -110,7 +109,9 @@ class Service:
         now = time.time()
         self.make(now)
         wants_inputs = "InputInformationSequence" in identifier
-        for item in self._records.workitems.listed(now - SERVED_FOR_S, MOST_SERVED):
+        asked = str(identifier.get("ProcedureStepState") or "").strip()
+        state = StepState(asked) if asked in tuple(StepState) else None  # what is done outnumbers the rest
+        for item in self._records.workitems.listed(now - SERVED_FOR_S, state):
             candidate = self._dataset(item, wants_inputs)
             if matches(identifier, candidate):
                 yield PENDING, answer(identifier, candidate)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import delete, update
+from sqlalchemy import delete, insert, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Consistency, Priority
@@ -17,7 +17,7 @@ from node.domain.workitems import FILTERED, GLOBAL
 from node.settings import Settings, Ups, Watcher
 from node.store.audit import Actor
 from node.store.records import Records
-from node.store.tables import instances, studies
+from node.store.tables import instances, studies, workitems
 from node.ups.service import SERVED_FOR_S, Service
 from tests.site import SUBDURAL, Site, findings
 
@@ -39,7 +39,7 @@ class Desk:
     def offered(self, at: float = 0.0) -> dict[str, str]:
         """State by workitem, after what is due then was done."""
         self.service.make(time.time() + at)
-        return {item.uid: item.state.value for item in self.records.workitems.listed(0, 99)}
+        return {item.uid: item.state.value for item in self.records.workitems.listed(0)}
 
     def act(self, action: int, uid: str, ae: str = "BOARD", **keys: Any) -> int:
         asked = Dataset()
@@ -184,7 +184,7 @@ def test_a_lock_keeps_a_workitem_and_its_records(desk: Desk) -> None:
         connection.execute(delete(instances))
         connection.execute(update(studies).values(files_removed_at=1.0))
     later = time.time() + SERVED_FOR_S + DAY_S
-    assert {i.uid for i in desk.records.workitems.listed(later - SERVED_FOR_S, 99)} == {kept}
+    assert {i.uid for i in desk.records.workitems.listed(later - SERVED_FOR_S)} == {kept}
     assert desk.records.keeping.forget(later) == 1
     assert desk.service.get(other, [])[0] == 0xC307 and desk.whole(kept).StudyInstanceUID == "1.1"
     assert desk.records.subscriptions.standing(["BOARD"])[0].locks == 1
@@ -222,3 +222,25 @@ def test_how_telling_a_subscriber_goes(desk: Desk, tmp_path: Path) -> None:
     assert (board.failing_since, board.told_at, board.waiting, board.given_up) == (None, 30.0, 0, 1)
     subscriptions.forget([])
     assert subscriptions.standing(["BOARD"])[0].given_up == 0
+
+
+def test_what_was_done_long_ago_crowds_out_nothing_new(desk: Desk) -> None:
+    """As many as 30 days bring to a large house: the newest is the one that matters."""
+    job = desk.site.composed("1.1", SUBDURAL)
+    (old,) = desk.offered()
+    desk.take(old)
+    with desk.records.engine.begin() as connection:
+        row = connection.execute(select(workitems)).one()._asdict()
+        done = {**row, "state": "COMPLETED", "job_id": job, "created_at": row["created_at"] - 9}
+        rows = [{**done, "sop_instance_uid": f"1.9.{n}", "offer": n} for n in range(2, 1203)]
+        connection.execute(insert(workitems), rows)
+    desk.site.composed("1.2", SUBDURAL, patient_id="P2")
+    (new,) = {uid for uid in desk.offered() if uid != old and not uid.startswith("1.9.")}
+    asked = Dataset()
+    asked.ProcedureStepState = "SCHEDULED"
+    assert [found.SOPInstanceUID for _, found in desk.service.find(asked)] == [new]
+    asked.ProcedureStepState = ""
+    everything = [found.SOPInstanceUID for _, found in desk.service.find(asked)]
+    assert len(everything) == len(set(everything)) == 1203 and everything[-2:] == [old, new]
+    assert desk.act(3, FILTERED, PatientID="P2", DeletionLock="FALSE") == 0x0000
+    assert desk.told() == [(new, "SCHEDULED")]

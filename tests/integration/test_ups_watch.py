@@ -97,9 +97,7 @@ class Place:
     def workitem(self, study: str) -> str:
         self.site.composed(study, SUBDURAL)
         self.service.make(time.time())
-        (uid,) = [
-            item.uid for item in self.records.workitems.listed(0, 99) if item.study_instance_uid == study
-        ]
+        (uid,) = [item.uid for item in self.records.workitems.listed(0) if item.study_instance_uid == study]
         return uid
 
     def take(self, uid: str) -> str:
@@ -319,7 +317,7 @@ def test_on_each_database(records: Records) -> None:
     subscriptions.subscribe_to_all("A", False, 0.0, 2.0)
     site.composed("1.1", SUBDURAL)
     assert service.make(time.time()) == 1
-    (item,) = records.workitems.listed(0, 9)
+    (item,) = records.workitems.listed(0)
     assert subscriptions.subscribe("B", item.uid, False, 3.0)
     assert not subscriptions.subscribe("B", "1.2.3", False, 3.0)
     assert told("A") == told("B") == [(item.uid, 1)]

@@ -33,7 +33,7 @@ def taken(service: Service, site: Site, records: Records) -> str:
     """A workitem that READER1 has."""
     site.composed("1.1", SUBDURAL, patient_id="PID-1")
     service.make(time.time())
-    (item,) = records.workitems.listed(0, 9)
+    (item,) = records.workitems.listed(0)
     asked = Dataset()
     asked.ProcedureStepState, asked.TransactionUID = "IN PROGRESS", "1.2.3"
     assert service.act(item.uid, 1, asked, Actor("READER1", "reader", "")) == 0
@@ -62,7 +62,7 @@ def test_an_admin_takes_a_workitem_back(
     assert entry["study_instance_uid"] == "1.1" and "AE READER1" in entry["detail"]
     assert press(client, action) == 409 and press(client, "/workitems/1.2.3.4/take-back") == 404
     service.make(time.time())
-    assert [item.offer for item in records.workitems.listed(0, 9) if item.state == "SCHEDULED"] == [2]
+    assert [item.offer for item in records.workitems.listed(0) if item.state == "SCHEDULED"] == [2]
 
 
 def test_subscribers_are_seen_with_what_is_wrong(

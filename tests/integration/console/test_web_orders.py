@@ -72,7 +72,7 @@ def test_a_claim_is_shown_and_hides_nothing(client: TestClient, records: Records
     Site(records).composed("1.1", SUBDURAL, patient_id="PID-1")
     service = Service(settings, records)
     service.make(time.time())
-    (item,) = records.workitems.listed(0, 10)
+    (item,) = records.workitems.listed(0)
     reader = Actor("READER1", "reader", "10.0.0.5")
     assert records.workitems.change(item.uid, StepState.IN_PROGRESS, "1.2.3.99", reader, time.time()) == 0
     assert "Being read by AE READER1" in client.get("/").text
