@@ -1,16 +1,19 @@
 """HL7 v2: the announcement as an unsolicited result, ORU^R01, over MLLP. Waits for the acknowledgement.
 
 The message control id (MSH-10) is the identifier of the alert, so that a resend can be recognised. AA and
-CA mean that the receiver has it; AE, AR, CE and CR are refusals, shown with its words.
+CA mean that the receiver has it; AE, AR, CE and CR are refusals, shown with its words. What was sent of a
+patient whose study it turned out not to be is sent again as wrong (OBX-11 W), after the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from node.channels.contract import Receipt, Rejected
 from node.channels.template import DEFAULT, Segment, Structured, escaped, filled, read_template
 from node.channels.words import headline, sentences
 from node.credentials import client_tls
-from node.domain.announcing import Announcement, Stage
+from node.domain.announcing import Announcement, Stage, Withdrawal
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import CLASSES, Priority
 from node.outputs import codes, wording
@@ -40,10 +43,16 @@ NAMES = (
     "sending_application", "sending_facility", "receiving_application", "receiving_facility", "patient_id",
     "patient_id_issuer", "patient_name", "birth_date", "accession_number", "study_uid", "series_uid",
     "study_description", "study_time", "made_time", "message_id", "headline", "text", "priority",
-    "reading_priority", "timing_priority", "result_status", "flag", "volume_ml", "side", "reason", "model",
-    "revision", "n",
+    "reading_priority", "timing_priority", "result_status", "observation_status", "flag", "volume_ml", "side",
+    "reason", "model", "revision", "n",
 )  # fmt: skip
 """What a template may ask for."""
+WITHDRAWN = (
+    "WITHDRAWN. What was sent before is not of this patient: the Patient ID of the images was corrected. "
+    "Nothing was found about this patient, neither a bleed nor its absence."
+)
+WRONG = {"headline": "WITHDRAWN", "result_status": "C", "observation_status": "W", "flag": "", "priority": ""}
+"""OBX-11 W (HL7 table 0085): post original as wrong, for example transmitted for the wrong patient."""
 
 
 class Hl7Channel:
@@ -61,8 +70,14 @@ class Hl7Channel:
         return f"{self._name} takes connections"
 
     def send(self, told: Announcement) -> Receipt:
+        receipt = self._sent(told)
+        for number, one in enumerate(told.withdraws, start=1):
+            self._sent(withdrawn(told, one, number), as_wrong=True)
+        return receipt
+
+    def _sent(self, told: Announcement, as_wrong: bool = False) -> Receipt:
         try:
-            text = message(told, self._settings, self._template())
+            text = message(told, self._settings, self._template(), as_wrong)
             data = text.encode(self._settings.codec, "replace")
             answer = self._run(self._exchange(data))
         except SettingsError as error:  # it was there at the start; an admin may put it back
@@ -148,8 +163,22 @@ def acknowledgement(answer: str) -> tuple[str, str, str]:
     return code, to, "; ".join(dict.fromkeys(word for word in words if word))[:300]
 
 
-def message(told: Announcement, settings: Hl7, template: tuple[Segment, ...]) -> str:
-    """The ORU^R01; segments end with carriage returns."""
+def withdrawn(told: Announcement, what: Withdrawal, number: int) -> Announcement:
+    """What was said of the wrong patient, under an identifier of its own that is the same in every resend."""
+    key = f"{told.identifier}|withdrawn|{number}"
+    identifier = hashlib.sha256(key.encode()).hexdigest()[: len(told.identifier)]
+    return replace(
+        told,
+        identifier=identifier,
+        subject=what.subject,
+        findings=what.findings,
+        corrects=None,
+        reading_priority=None,
+    )
+
+
+def message(told: Announcement, settings: Hl7, template: tuple[Segment, ...], as_wrong: bool = False) -> str:
+    """The ORU^R01; segments end with carriage returns. `as_wrong`: it takes back what it says."""
     header = {
         2: "^~\\&",
         7: _moment(told.made_at),
@@ -159,7 +188,11 @@ def message(told: Announcement, settings: Hl7, template: tuple[Segment, ...]) ->
         12: settings.version,
         18: settings.charset if settings.charset != "ASCII" else "",
     }
-    return filled(template, header, _values(told, settings), _classes(told))
+    values, classes = _values(told, settings), _classes(told)
+    if as_wrong:
+        values = {**values, **WRONG, "text": Structured(escaped(WITHDRAWN))}
+        classes = [{**one, "class_flag": ""} for one in classes]
+    return filled(template, header, values, classes)
 
 
 def _values(told: Announcement, settings: Hl7) -> Mapping[str, str]:
@@ -187,6 +220,7 @@ def _values(told: Announcement, settings: Hl7) -> Mapping[str, str]:
         "reading_priority": told.reading_priority or "",
         "timing_priority": TIMING[told.reading_priority] if told.reading_priority else "",
         "result_status": result_status(told),
+        "observation_status": result_status(told),
         "flag": "AA" if found.priority is Priority.STAT else "A" if found.priority is Priority.HIGH else "",
         "volume_ml": f"{mask.volume_ml:.1f}" if mask else "",
         "side": mask.side or "" if mask else "",
@@ -221,7 +255,7 @@ def result_status(told: Announcement) -> str:
     """OBX-11 and OBR-25 (HL7 tables 0085 and 0123)."""
     if told.stage is Stage.NOT_ANALYSED:
         return "X"
-    if told.corrects:
+    if told.corrects and not told.withdraws:  # of this patient nothing was said before
         return "C"
     return "P" if told.stage is Stage.PRELIMINARY else "F"
 

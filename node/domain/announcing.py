@@ -7,7 +7,7 @@ read. That priority is never lowered: what comes out less urgent later is told a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -78,6 +78,23 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Withdrawal:
+    """What was told of a patient whose study it is not: where results are filed by patient, take it back."""
+
+    subject: Subject
+    findings: Findings
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a channel was told of the study before: whether it was `tried`, and whether it surely arrived."""
+
+    told: Announcement
+    tried: bool
+    arrived: bool
+
+
+@dataclass(frozen=True)
 class Announcement:
     """One thing told once; a copy of everything it says, so that a resend says the same.
 
@@ -98,6 +115,7 @@ class Announcement:
     corrects: Correction | None = None
     test: bool = False
     """A message made by hand to try a channel."""
+    withdraws: tuple[Withdrawal, ...] = ()
 
     @property
     def urgent(self) -> bool:
@@ -105,7 +123,10 @@ class Announcement:
         return self.reading_priority in (Priority.STAT, Priority.HIGH)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "findings": self.findings.to_json()}
+        withdraws = [
+            {"subject": asdict(one.subject), "findings": one.findings.to_json()} for one in self.withdraws
+        ]
+        return {**asdict(self), "findings": self.findings.to_json(), "withdraws": withdraws}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Announcement:
@@ -119,6 +140,10 @@ class Announcement:
             "corrects": Correction(**{**corrects, "priority": _priority(corrects["priority"])})
             if corrects
             else None,
+            "withdraws": tuple(
+                Withdrawal(Subject(**one["subject"]), Findings.from_json(one["findings"]))
+                for one in data.get("withdraws", ())
+            ),
         }
         return cls(**read)
 
@@ -151,8 +176,26 @@ def is_news(
     return audience.follow_up and not again
 
 
+def withdrawals(before: Sequence[Earlier], patient_id: str) -> tuple[Withdrawal, ...]:
+    """Of what was told, oldest first, what still stands under another patient than the study's is by now."""
+    standing: dict[str, Withdrawal] = {}
+    for one in before:
+        if one.tried:
+            standing[one.told.subject.patient_id] = Withdrawal(one.told.subject, one.told.findings)
+        if one.arrived:
+            for gone in one.told.withdraws:
+                standing.pop(gone.subject.patient_id, None)
+    standing.pop(patient_id, None)
+    return tuple(standing.values())
+
+
 def announcement(
-    occasion: Occasion, stage: Stage, findings: Findings, last: Announcement | None, number: int
+    occasion: Occasion,
+    stage: Stage,
+    findings: Findings,
+    last: Announcement | None,
+    number: int,
+    withdraws: tuple[Withdrawal, ...] = (),
 ) -> Announcement:
     """What has to be said after `last`, as the channel's announcement `number` of the study."""
     told = last.reading_priority if last else None
@@ -168,6 +211,7 @@ def announcement(
         last_slice_at=occasion.last_slice_at,
         made_at=occasion.at,
         corrects=_corrected(findings, last),
+        withdraws=withdraws,
     )
 
 

@@ -9,9 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Update, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, func, or_, select, update
 
-from node.domain.announcing import Announcement, Audience, Occasion, Stage, Subject, announcement, is_news
+from node.domain.announcing import (
+    Announcement,
+    Audience,
+    Earlier,
+    Occasion,
+    Stage,
+    Subject,
+    announcement,
+    is_news,
+    withdrawals,
+)
 from node.domain.errors import IllegalTransition, TransientError
 from node.domain.findings import Findings
 from node.domain.instance import Instance
@@ -302,14 +312,26 @@ def _tell(
         row = connection.execute(newest.limit(1)).first()
         last = _readable(row.content) if row else None
         occasion, number = _occasion(connection, job_id, audience, now), row.number + 1 if row else 1
-        if not is_news(stage, findings, audience, last, occasion.subject.patient_id):
+        patient_id = occasion.subject.patient_id
+        if not is_news(stage, findings, audience, last, patient_id):
             return False
-        told = announcement(occasion, stage, findings, last, number)
+        withdraws = withdrawals(_before(connection, mine), patient_id) if row else ()
+        told = announcement(occasion, stage, findings, last, number, withdraws)
         if insert_if_absent(connection, alerts, _row(told, job_id, audience.name)):
             older = update(alerts).where(*mine, alerts.c.number < told.number)
             connection.execute(_moved(older, AlertEvent.NEWER_WORD))
             return True
     raise TransientError(f"study {study}: others keep announcing it to {audience.name}")
+
+
+def _before(connection: Connection, mine: Sequence[ColumnElement[bool]]) -> list[Earlier]:
+    """What can be read of all that the channel was told of the study, oldest first."""
+    found = connection.execute(select(alerts).where(*mine).order_by(alerts.c.number))
+    return [
+        Earlier(told, row.attempts > 0 or row.lease_until is not None, row.sent_at is not None)
+        for row in found
+        if (told := _readable(row.content)) is not None
+    ]
 
 
 def _readable(content: Row) -> Announcement | None:

@@ -15,16 +15,19 @@ from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.core import Message
 from hl7apy.parser import parse_message
 from pydantic import ValidationError
+from sqlalchemy import update
 
 from node.channels.contract import Rejected
 from node.channels.hl7v2 import Hl7Channel, acknowledgement, message, patient_name
 from node.channels.template import DEFAULT, escaped
 from node.channels.trial import trial
-from node.domain.announcing import Announcement, Stage
+from node.domain.announcing import Announcement, Stage, Withdrawal
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status
 from node.settings import Hl7, Settings
+from node.store.engine import writing
 from node.store.records import open_records
+from node.store.tables import studies
 from tests.alerting import alert_of, house, told
 from tests.certificates import make_certificate, server_context
 from tests.ports import free_port
@@ -316,6 +319,47 @@ def test_from_the_early_word_to_the_refusal_and_after(tmp_path: Path) -> None:
     assert of.states() == ["ACKNOWLEDGED"]
     assert engine.got[0].msh.msh_10.value == engine.got[1].msh.msh_10.value == row["identifier"]
     records.close()
+
+
+def test_what_was_sent_of_the_wrong_patient_is_taken_back(tmp_path: Path) -> None:
+    """After the result: time is brain. The receiver can file it, and strike the other."""
+    records = open_records(Settings(data_dir=tmp_path))
+    with EngineOfTheSite() as engine:
+        of = house(records, alert_of(Hl7, port=engine.port))
+        job = of.alarmed()
+        assert of.herald().round() == 0
+        with writing(records.engine) as connection:
+            connection.execute(update(studies).values(patient_id="PID-8"))
+        of.word(job, SUBDURAL, Stage.FINAL, now=1.0)
+        assert of.herald().round(lambda: 2.0) == 0
+    assert of.states() == ["ACKNOWLEDGED", "ACKNOWLEDGED"]
+    first, right, struck = engine.got
+
+    def patient(got: Message) -> str:
+        return str(got.oru_r01_patient_result.oru_r01_patient.pid.pid_3.pid_3_1.value)
+
+    assert [patient(one) for one in (first, right, struck)] == ["PID-7", "PID-8", "PID-7"]
+    assert len({one.msh.msh_10.value for one in engine.got}) == 3
+    assert {o.obx_11.value for o in observations(right).values()} == {"F"}
+    wrong = observations(struck)
+    assert {o.obx_11.value for o in wrong.values()} == {"W"} and set(wrong) == set(observations(first))
+    assert struck.oru_r01_patient_result.oru_r01_order_observation.obr.obr_25.value == "C"
+    assert "not of this patient" in wrong["19005-8"].parent.to_er7()
+    assert not any(o.obx_8.value for o in wrong.values()) and not wrong["260870009"].obx_5.value
+    records.close()
+
+
+def test_a_refused_withdrawal_is_tried_again_under_the_same_identifiers() -> None:
+    wrong = Withdrawal(replace(told().subject, patient_id="PID-6"), SUBDURAL)
+    news = replace(told(), withdraws=(wrong,))
+    with EngineOfTheSite() as engine:
+        answers = iter([ack("AA"), ack("AE", "|who is that"), ack("AA"), ack("AA")])
+        engine.answer = lambda got: next(answers)(got)
+        with pytest.raises(Rejected, match="who is that"):
+            channel(engine.port).send(news)
+        channel(engine.port).send(news)
+    sent = [one.msh.msh_10.value for one in engine.got]
+    assert sent[:2] == sent[2:] and sent[0] == news.identifier != sent[1] and len(sent[1]) <= 20
 
 
 def test_a_charset_nobody_speaks_is_refused() -> None:

@@ -11,11 +11,14 @@ from node.domain.announcing import (
     Announcement,
     Audience,
     Correction,
+    Earlier,
     Occasion,
     Stage,
     Subject,
+    Withdrawal,
     announcement,
     is_news,
+    withdrawals,
 )
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from tests.site import SUBDURAL, findings
@@ -98,6 +101,47 @@ def test_what_was_told_of_another_patient_is_told_again(patient: str, news: bool
     assert again.corrects == Correction(1, 1, Priority.STAT)
 
 
+def of(patient: str, *taken_back: str) -> Announcement:
+    """What was told of a patient, and of whom it took something back."""
+    last = told((FINAL, SUBDURAL))
+    gone = tuple(Withdrawal(Subject(patient_id=one), SUBDURAL) for one in taken_back)
+    return replace(last, subject=Subject(patient_id=patient), withdraws=gone)
+
+
+@pytest.mark.parametrize(
+    ("before", "patient", "standing"),
+    [
+        pytest.param([], "A", [], id="nothing was told"),
+        pytest.param([Earlier(of("A"), True, True)], "A", [], id="of the same patient"),
+        pytest.param([Earlier(of("A"), True, True)], "B", ["A"], id="of another"),
+        pytest.param([Earlier(of("A"), True, False)], "B", ["A"], id="it may have arrived"),
+        pytest.param([Earlier(of("A"), False, False)], "B", [], id="it never left"),
+        pytest.param(
+            [Earlier(of("A"), True, True), Earlier(of("B", "A"), True, True)],
+            "B",
+            [],
+            id="taken back already",
+        ),
+        pytest.param(
+            [Earlier(of("A"), True, True), Earlier(of("B", "A"), False, False)],
+            "B",
+            ["A"],
+            id="the word that took it back never left",
+        ),
+        pytest.param(
+            [Earlier(of("A"), True, True), Earlier(of("B", "A"), True, True)], "A", ["B"], id="and back again"
+        ),
+        pytest.param(
+            [Earlier(of("A"), True, True), Earlier(of("B", "A"), True, False)], "C", ["A", "B"], id="a third"
+        ),
+    ],
+)
+def test_what_stands_under_the_wrong_patient_is_taken_back(
+    before: list[Earlier], patient: str, standing: list[str]
+) -> None:
+    assert [one.subject.patient_id for one in withdrawals(before, patient)] == standing
+
+
 def test_a_priority_is_never_lowered() -> None:
     last = told((EARLY, SUBDURAL), (FINAL, SUBDURAL), (FINAL, revised(CLEAR)))
     assert (last.reading_priority, last.findings.priority) == (Priority.STAT, Priority.ROUTINE)
@@ -128,7 +172,14 @@ def test_without_a_result_there_is_no_priority() -> None:
 
 def test_it_reads_back_what_it_wrote() -> None:
     last = told((EARLY, SUBDURAL), (FINAL, revised(CLEAR)))
-    assert Announcement.from_json(json.loads(json.dumps(last.to_json()))) == last
+    for one in (last, of("A", "B")):
+        assert Announcement.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_what_an_older_version_wrote_takes_nothing_back() -> None:
+    written = told((FINAL, SUBDURAL)).to_json()
+    del written["withdraws"]
+    assert Announcement.from_json(written).withdraws == ()
 
 
 def test_the_identifier_is_short_and_of_its_own() -> None:
