@@ -55,6 +55,10 @@ class Desk:
             log.warning("study %s: its order cannot be looked up: %s", uid, error)
             self._orders.asked(uid, False, str(error), now)
             return False
+        except Exception as error:  # of this study, or its answer: HL7 and the other studies go on
+            log.exception("study %s: asking %s broke", uid, worklist.name)
+            self._orders.asked(uid, False, f"{type(error).__name__}; see the log of the order desk", now)
+            return True
         if priority is not None:
             self._orders.say(Said(Source.WORKLIST, priority, study.about, now, worklist.name))
             log.info("study %s was ordered %s (worklist)", uid, priority.value)

@@ -184,6 +184,26 @@ def test_each_study_is_asked_about_once(here: Records) -> None:
     assert asked and asked["answered"] and "STAT by worklist RIS" in asked["text"]
 
 
+def test_a_study_that_breaks_the_asking_keeps_nobody_else_from_being_asked(
+    here: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Worklist.priority_of
+
+    def priority_of(self: Worklist, study: Subject, day: str) -> Any:
+        if study.study_instance_uid == "1.1":
+            raise RuntimeError("The association with a peer SCP must be established")
+        return real(self, study, day)
+
+    monkeypatch.setattr(Worklist, "priority_of", priority_of)
+    for study in ("1.1", "1.2"):
+        Site(here).receive(study, f"{study}.1", accession_number="ACC1", patient_id="P1")
+    with Ris([item()]) as ris:
+        assert desk_of(here, ris).round(time.time()) == 2
+    broken, asked = here.orders.inquiry("1.1"), here.orders.inquiry("1.2")
+    assert broken and not broken["answered"] and "RuntimeError" in broken["text"]
+    assert asked and asked["answered"]
+
+
 def test_a_worklist_that_is_away_is_asked_a_few_times_and_shown(here: Records) -> None:
     Site(here).receive("1.2.3", "1.2.3.1", accession_number="ACC1")
     ris, now = Ris(), time.time()
