@@ -103,7 +103,9 @@ class Subscriptions:
         """
         uid = FILTERED if matching else GLOBAL
         with writing(self._engine) as connection:
-            _alone(connection)
+            alone(connection)
+            there = select(workitems.c.sop_instance_uid).where(served(since))
+            connection.execute(there.with_for_update()).all()  # who changes one now is told of, or seen below
             connection.execute(delete(ups_subscriptions).where(*_of_all(ae)))
             row = _row(ae, uid, lock, now) | {"matching": matching.keys if matching else null()}
             connection.execute(insert(ups_subscriptions).values(**row))
@@ -232,8 +234,7 @@ class Subscriptions:
 
 
 def born(connection: Connection, item: Item, matches: Callable[[Item, Values], bool], now: float) -> None:
-    """A workitem is new: who subscribed to all has subscribed to it, and is told."""
-    _alone(connection)
+    """A workitem is new: who subscribed to all has subscribed to it, and is told. Its maker is `alone`."""
     to_all = select(ups_subscriptions).where(ups_subscriptions.c.sop_instance_uid.in_(ALL))
     for row in connection.execute(to_all).all():
         if row.matching is None or matches(item, row.matching):
@@ -270,9 +271,9 @@ def state_report(state: str, **more: Values) -> Values:
     }
 
 
-def _alone(connection: Connection) -> None:
-    """Nobody subscribes to all while a workitem is made, else neither would see the other. SQLite's writers
-    are alone anyway."""
+def alone(connection: Connection) -> None:
+    """Nobody subscribes to all while workitems are made, else neither would see the other; nor does another
+    process make them. SQLite's writers are alone anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 

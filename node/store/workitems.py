@@ -46,7 +46,7 @@ from node.store.audit import Actor, add_entry
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.reviews import acknowledge
 from node.store.steps import AT_ONCE, Item, Values, items, parts
-from node.store.subscriptions import born, report, served, state_report
+from node.store.subscriptions import alone, born, report, served, state_report
 from node.store.tables import instances, jobs, objects, reviews, workitems
 
 WORKITEM = "workitem"
@@ -96,6 +96,7 @@ class Workitems:
             if not any(connection.execute(query.limit(1)).first() for query in _due(terms, now)):
                 return 0
         with writing(self._engine) as connection:
+            alone(connection)
             outdated, read, silent, lacking = _due(terms, now)
             made = sum(_offer(connection, row, terms, now) for row in connection.execute(lacking).all())
             for row in connection.execute(outdated).all():
@@ -105,8 +106,8 @@ class Workitems:
             for row in connection.execute(silent).all():
                 hours = terms.claim_s / 3600
                 why = f"taken back from AE {row.claimed_by}: nothing was heard of it for {hours:g} h"
-                _end(connection, row, Ended.TAKEN_BACK, why, now)
-                add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
+                if _end(connection, row, Ended.TAKEN_BACK, why, now):
+                    add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
             return made
 
     def listed(self, since: float, state: StepState | None = None) -> Iterator[Item]:
@@ -319,15 +320,22 @@ def _offer(connection: Connection, job: Row, terms: Terms, now: float) -> bool:
     return True
 
 
-def _end(connection: Connection, row: Row, ended: Ended, why: str, now: float) -> None:
-    """By the node itself: CANCELED, by way of IN PROGRESS (PS3.4 CC.2.2.3), and says why."""
+def _end(connection: Connection, row: Row, ended: Ended, why: str, now: float) -> bool:
+    """By the node itself: CANCELED, by way of IN PROGRESS (PS3.4 CC.2.2.3), and says why.
+
+    False when a reader was quicker: it is not as `row` says any more.
+    """
     uid = row.sop_instance_uid
+    present = _locked(connection, uid)
+    if present is None or (present.state, present.changed_at) != (row.state, row.changed_at):
+        return False
     if row.state == StepState.SCHEDULED:
         _move(connection, uid, StepState.IN_PROGRESS, now)
     at = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%S.%f+0000")
     said = {_REASON: {"vr": "LT", "Value": [why]}, _CANCELLED_AT: {"vr": "DT", "Value": [at]}}
     performed = {**row.performed, PROGRESS: {"vr": "SQ", "Value": [said]}}
     _move(connection, uid, StepState.CANCELED, now, performed=performed, ended=ended)
+    return True
 
 
 def _move(connection: Connection, uid: str, state: StepState, now: float, **values: Any) -> None:

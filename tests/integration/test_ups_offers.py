@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from node.domain.errors import IllegalTransition
 from node.domain.findings import Consistency, Priority
 from node.domain.workitems import FILTERED, GLOBAL
 from node.settings import Settings, Ups, Watcher
+from node.store import workitems as changing
 from node.store.audit import Actor
 from node.store.records import Records
 from node.store.tables import instances, studies, workitems
@@ -244,3 +247,51 @@ def test_what_was_done_long_ago_crowds_out_nothing_new(desk: Desk) -> None:
     assert len(everything) == len(set(everything)) == 1203 and everything[-2:] == [old, new]
     assert desk.act(3, FILTERED, PatientID="P2", DeletionLock="FALSE") == 0x0000
     assert desk.told() == [(new, "SCHEDULED")]
+
+
+class Meanwhile:
+    """A reader takes a workitem, and his transaction is open until something else has begun."""
+
+    def __init__(self, desk: Desk, uid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        taking, self._go_on = threading.Event(), threading.Event()
+        write = changing.add_entry
+
+        def slowly(*args: Any, **more: Any) -> None:
+            taking.set()
+            assert self._go_on.wait(20)
+            write(*args, **more)
+
+        monkeypatch.setattr(changing, "add_entry", slowly)
+        self._reader = threading.Thread(target=desk.take, args=(uid,))
+        self._reader.start()
+        assert taking.wait(20)
+
+    def does(self, what: Callable[[], object]) -> None:
+        other = threading.Thread(target=what)
+        other.start()
+        time.sleep(0.7)  # it waits for the reader, or does not look
+        self._go_on.set()
+        for thread in (self._reader, other):
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_what_a_reader_takes_at_that_moment_stays_his(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.site.composed("1.1", SUBDURAL)
+    (uid,) = desk.offered()
+    desk.site.receive("1.1", "1.1.1", images=1)
+    job = desk.site.decide("1.1", "1.1.1")
+    assert job is not None and desk.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    assert desk.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time())
+    Meanwhile(desk, uid, monkeypatch).does(lambda: desk.service.make(time.time()))
+    assert desk.offered()[uid] == "IN PROGRESS", "he was told that it is his"
+
+
+def test_who_subscribes_to_all_misses_no_change(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for study, uid, keys in (("1.1", GLOBAL, {}), ("1.2", FILTERED, {"ScheduledProcedureStepPriority": "*"})):
+        desk.site.composed(study, SUBDURAL)
+        (one,) = [u for u, state in desk.offered().items() if state == "SCHEDULED"]
+        with monkeypatch.context() as patch:
+            Meanwhile(desk, one, patch).does(lambda uid=uid, keys=keys: desk.act(3, uid, **keys))
+        assert desk.told()[-1] == (one, "IN PROGRESS")
+        assert desk.act(4, GLOBAL) == 0x0000
