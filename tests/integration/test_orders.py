@@ -195,8 +195,9 @@ def test_a_study_that_breaks_the_asking_keeps_nobody_else_from_being_asked(
         return real(self, study, day)
 
     monkeypatch.setattr(Worklist, "priority_of", priority_of)
+    site = Site(here)
     for study in ("1.1", "1.2"):
-        Site(here).receive(study, f"{study}.1", accession_number="ACC1", patient_id="P1")
+        site.receive(study, f"{study}.1", accession_number="ACC1", patient_id="P1")
     with Ris([item()]) as ris:
         assert desk_of(here, ris).round(time.time()) == 2
     broken, asked = here.orders.inquiry("1.1"), here.orders.inquiry("1.2")
