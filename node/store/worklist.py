@@ -236,11 +236,16 @@ def matching(words: str) -> ColumnElement[bool]:
 
 
 def _acknowledged(wanted: Wanted) -> Select[Any]:
+    """Studies whose word somebody acknowledged; of an earlier word it may well be said, too."""
+    is_word = or_(
+        and_(jobs.c.priority.in_(RAISED), _speaks()),
+        and_(~_is_raised(), jobs.c.id == _standing_id(studies)),
+    )
     query = (
         select(studies.c.study_instance_uid)
         .join(jobs, jobs.c.study_instance_uid == studies.c.study_instance_uid)
         .join(reviews, reviews.c.job_id == jobs.c.id)
-        .where(_counts(), studies.c.last_received_at >= wanted.since, jobs.c.canary == 0)
+        .where(_counts(), is_word, studies.c.last_received_at >= wanted.since, jobs.c.canary == 0)
         .order_by(reviews.c.acknowledged_at.desc())
     )
     match wanted.shown:
@@ -280,11 +285,9 @@ def _by_job(wanted: Wanted, *conditions: ColumnElement[bool]) -> Select[Any]:
 
 def _others(wanted: Wanted) -> Select[Any]:
     """Studies whose priority was not raised, by their last instance."""
-    word = jobs.alias("word")
-    raised = select(word.c.id).where(word.c.id == _word_id(studies), word.c.priority.in_(RAISED)).exists()
     query = (
         select(studies.c.study_instance_uid)
-        .where(~raised, studies.c.last_received_at >= wanted.since, studies.c.canary == 0)
+        .where(~_is_raised(), studies.c.last_received_at >= wanted.since, studies.c.canary == 0)
         .order_by(studies.c.last_received_at.desc())
     )
     if wanted.reading is Reading.BOTH:
@@ -294,12 +297,18 @@ def _others(wanted: Wanted) -> Select[Any]:
         select(reviews.c.job_id)
         .join(current, current.c.id == reviews.c.job_id)
         .where(
-            current.c.id == _current_id(studies),
+            current.c.id == _standing_id(studies),
             reviews.c.acknowledged_at >= func.coalesce(current.c.analysed_at, 0),
         )
         .exists()
     )
     return query.where(~read)
+
+
+def _is_raised() -> ColumnElement[bool]:
+    """Of a study: its newest word raised the priority."""
+    word = jobs.alias("word")
+    return select(word.c.id).where(word.c.id == _word_id(studies), word.c.priority.in_(RAISED)).exists()
 
 
 def _counts() -> ColumnElement[bool]:
@@ -344,6 +353,13 @@ def _current_id(of: Any) -> Any:
         .correlate(of)
         .scalar_subquery()
     )
+
+
+def _standing_id(of: Any) -> Any:
+    """That of `_current_id`; where every job was cancelled or replaced, the last one (`current_job`)."""
+    last = jobs.alias("last")
+    any_id = select(func.max(last.c.id)).where(last.c.study_instance_uid == of.c.study_instance_uid)
+    return func.coalesce(_current_id(of), any_id.correlate(of).scalar_subquery())
 
 
 def _rows(connection: Connection, uids: Sequence[str]) -> list[Row]:

@@ -51,6 +51,29 @@ def test_the_list_is_filtered_by_result_and_by_reading(site: Site) -> None:
     assert uids(records, since=time.time() + 5) == []
 
 
+def test_a_study_is_acknowledged_by_what_was_said_of_its_word(site: Site) -> None:
+    """Not by what was said of an earlier revision; and once, however often it was read."""
+    records = site.records
+    first = site.composed("1.1", SUBDURAL)
+    records.reviews.acknowledge(first, "anna", time.time())
+    site.receive("1.1", "1.1.1", images=1)
+    second = site.decide("1.1", "1.1.1")
+    assert second is not None and uids(records, reading=Reading.ACKNOWLEDGED) == ["1.1"], "it has no word yet"
+    assert records.jobs.claim(second, "worker", time.time() + 60, time.time())
+    assert records.jobs.store_analysis(second, "worker", SUBDURAL, "maps", time.time())
+    assert (uids(records), uids(records, reading=Reading.ACKNOWLEDGED)) == (["1.1"], [])
+    records.reviews.acknowledge(second, "anna", time.time())
+    assert (uids(records), uids(records, reading=Reading.ACKNOWLEDGED)) == ([], ["1.1"])
+
+
+def test_a_study_whose_only_job_was_cancelled_can_be_acknowledged(site: Site) -> None:
+    job = site.queued("1.1")
+    site.records.jobs.cancel(job)
+    assert uids(site.records) == ["1.1"]
+    site.records.reviews.acknowledge(job, "anna", time.time())
+    assert (uids(site.records), uids(site.records, reading=Reading.ACKNOWLEDGED)) == ([], ["1.1"])
+
+
 def test_the_list_is_paged_across_its_groups_without_a_gap(site: Site) -> None:
     for number in range(4):
         site.composed(f"1.{number}", SUBDURAL)
