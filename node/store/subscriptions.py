@@ -6,7 +6,7 @@ or nobody took it for a day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,12 +141,23 @@ class Subscriptions:
             connection.execute(delete(ups_subscriptions).where(*_of_all(ae)))
 
     def due(self, ae: str, now: float, limit: int) -> list[Due]:
-        """What `ae` is to be told now, in the order it happened; nothing while the first of it must wait."""
-        query = select(ups_events).where(ups_events.c.receiving_ae == ae).order_by(ups_events.c.id)
+        """What `ae` is to be told now, in its order; of one workitem nothing overtakes what waits."""
+        mine = ups_events.c.receiving_ae == ae
+        waits = (
+            select(ups_events.c.sop_instance_uid, func.min(ups_events.c.id).label("first"))
+            .where(mine, ups_events.c.next_try_at > now)
+            .group_by(ups_events.c.sop_instance_uid)
+            .subquery()
+        )
+        query = (
+            select(ups_events)
+            .outerjoin(waits, waits.c.sop_instance_uid == ups_events.c.sop_instance_uid)
+            .where(mine, or_(waits.c.first.is_(None), ups_events.c.id < waits.c.first))
+            .order_by(ups_events.c.id)
+            .limit(limit)
+        )
         with reading(self._engine) as connection:
-            rows = connection.execute(query.limit(limit)).all()
-        if rows and rows[0].next_try_at > now:
-            return []
+            rows = connection.execute(query).all()
         return [
             Due(row.id, row.sop_instance_uid, Event(row.event), row.content, row.attempts, row.created_at)
             for row in rows
@@ -168,11 +179,12 @@ class Subscriptions:
         with writing(self._engine) as connection:
             _watch(connection, ae, told_at=now, failing_since=None, last_error=None)
 
-    def went_wrong(self, ae: str, why: str, now: float) -> None:
-        """`ae` is away, or does not take an event."""
+    def went_wrong(self, ae: str, why: str, now: float, told: bool = False) -> None:
+        """`ae` is away, or does not take an event; others it was told."""
         with writing(self._engine) as connection:
             since = func.coalesce(ups_watchers.c.failing_since, now)
-            _watch(connection, ae, failing_since=since, last_error=why[:LONGEST_ERROR])
+            more = {"told_at": now} if told else {}
+            _watch(connection, ae, failing_since=since, last_error=why[:LONGEST_ERROR], **more)
 
     def standing(self, aes: Sequence[str]) -> list[Standing]:
         """How each of these stands, in that order."""
@@ -217,11 +229,12 @@ class Subscriptions:
             )
         return found
 
-    def wait(self, event_id: int, next_try_at: float) -> None:
-        """It was not taken."""
-        values = {"attempts": ups_events.c.attempts + 1, "next_try_at": next_try_at}
+    def wait(self, next_try_at: Mapping[int, float]) -> None:
+        """These events were not taken: when to try each of them again."""
         with writing(self._engine) as connection:
-            connection.execute(update(ups_events).where(ups_events.c.id == event_id).values(**values))
+            for event_id, at in next_try_at.items():
+                values = {"attempts": ups_events.c.attempts + 1, "next_try_at": at}
+                connection.execute(update(ups_events).where(ups_events.c.id == event_id).values(**values))
 
     def forget(self, known: Sequence[str]) -> None:
         """Of AE titles that the settings no longer name, and of workitems that are gone."""

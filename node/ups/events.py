@@ -1,7 +1,7 @@
 """Tells subscribers what became of workitems: UPS Event (PS3.4 CC.2.4), one association for what is due.
 
-The node is the SCP of this SOP class and asks for that role. What is not taken is tried again in order, and
-given up after a day; nothing here changes a workitem.
+The node is the SCP of this SOP class and asks for that role. What is not taken is tried again, in front of
+what follows on it of the same workitem, and given up after a day; nothing here changes a workitem.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -63,20 +63,28 @@ class Reporter:
         due = self._subscriptions.due(self._ae, now, MOST_AT_ONCE)
         if not due:
             return 0
-        taken = 0
+        left, taken, trouble = due, 0, ""
         try:
             assoc = self._associate()
             try:
-                for one in due:
-                    self._tell(assoc, one)
-                    self._subscriptions.told(one.id)
-                    taken += 1
+                while left:
+                    one = left[0]
+                    if refusal := self._tell(assoc, one):
+                        trouble = refusal
+                        self._later([one], trouble, now)
+                        left = [o for o in left if o.sop_instance_uid != one.sop_instance_uid]
+                    else:
+                        self._subscriptions.told(one.id)
+                        left, taken = left[1:], taken + 1
             finally:
                 let_go(assoc)
+        except _AwayError as error:
+            trouble = str(error)
+            self._later(left, trouble, now)
+        if trouble:
+            self._subscriptions.went_wrong(self._ae, trouble, now, told=taken > 0)
+        else:
             self._subscriptions.went_well(self._ae, now)
-        except _NotTakenError as error:
-            self._subscriptions.went_wrong(self._ae, str(error), now)
-            self._later(due[taken], str(error), now)
         return taken
 
     def _associate(self) -> Association:
@@ -85,11 +93,12 @@ class Reporter:
         try:
             assoc = self._peer.associate(contexts, ext_neg=[role])
         except TransientError as error:
-            raise _NotTakenError(str(error)) from error
+            raise _AwayError(str(error)) from error
         leave_responses(assoc)
         return assoc
 
-    def _tell(self, assoc: Association, one: Due) -> None:
+    def _tell(self, assoc: Association, one: Due) -> str:
+        """Why it was not taken; empty when it was. Raises _AwayError where the next would fare no better."""
         information = Dataset.from_json(one.content)
         information.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
         try:
@@ -102,25 +111,29 @@ class Reporter:
             )
         except (ValueError, RuntimeError) as error:
             step = "does it accept us in the role of SCP of UPS Event?"
-            raise _NotTakenError(f"{self._peer.name}: an event cannot be sent ({error}); {step}") from error
+            raise _AwayError(f"{self._peer.name}: an event cannot be sent ({error}); {step}") from error
         if "Status" not in status:
-            raise _NotTakenError(f"{self._peer.name} does not answer an event; is it busy or stuck?")
+            raise _AwayError(f"{self._peer.name} does not answer an event; is it busy or stuck?")
         if int(status.Status) != 0x0000:
-            raise _NotTakenError(f"{self._peer.name} answers an event with {words(status)}; its log says why")
+            return f"{self._peer.name} answers an event with {words(status)}; its log says why"
+        return ""
 
-    def _later(self, one: Due, why: str, now: float) -> None:
-        if now - one.created_at > GIVE_UP_S:
-            log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
-            self._subscriptions.give_up(one.id, self._ae)
-            return
-        if one.attempts == 0:
-            log.warning("event %d of workitem %s waits: %s", one.event, one.sop_instance_uid, why)
-        wait_s = min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)
-        self._subscriptions.wait(one.id, now + wait_s)
+    def _later(self, left: Sequence[Due], why: str, now: float) -> None:
+        """These were not taken."""
+        if left[0].attempts == 0:
+            log.warning("event %d of workitem %s waits: %s", left[0].event, left[0].sop_instance_uid, why)
+        again = {}
+        for one in left:
+            if now - one.created_at > GIVE_UP_S:
+                log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
+                self._subscriptions.give_up(one.id, self._ae)
+            else:
+                again[one.id] = now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)
+        self._subscriptions.wait(again)
 
 
-class _NotTakenError(Exception):
-    """The subscriber is away, or did not take an event."""
+class _AwayError(Exception):
+    """The subscriber is away, or takes no event at all."""
 
 
 def start_reporters(

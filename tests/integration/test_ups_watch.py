@@ -42,6 +42,8 @@ class Board:
     node: int
     heard: list[tuple[int, str, Dataset]] = field(default_factory=list)
     status: int = 0x0000
+    dislikes: int = 0
+    """An event type that it cannot cope with."""
 
     def __post_init__(self) -> None:
         ae = AE("BOARD")
@@ -59,6 +61,8 @@ class Board:
 
     def _hear(self, event: evt.Event) -> tuple[int, None]:
         assert event.request.AffectedSOPClassUID == UnifiedProcedureStepPush
+        if event.event_type == self.dislikes:
+            return 0x0110, None
         if self.status == 0x0000:
             uid = str(event.request.AffectedSOPInstanceUID)
             self.heard.append((event.event_type, uid, event.event_information))
@@ -267,6 +271,29 @@ def test_what_was_not_heard_is_told_later_in_order(place: Place, tmp_path: Path)
     board.close()
 
 
+def test_an_event_that_is_refused_holds_up_no_other_workitem(place: Place, board: Board) -> None:
+    board.dislikes = 3
+    first, second = place.workitem("1.1"), place.workitem("1.2")
+    board.subscribe(GLOBAL)
+    reader = Reader(place.port)
+    assert reader.act(first, "IN PROGRESS") == 0x0000
+    progress = Dataset()
+    progress.ProcedureStepProgress = "50"
+    assert reader.set(first, ProcedureStepProgressInformationSequence=[progress]) == 0x0000
+    assert reader.act(first, "CANCELED") == 0x0000
+    reader.assoc.release()
+    place.take(second)
+    now = time.time()
+    place.reporter.round(now)
+    told = [(uid, said.ProcedureStepState) for _, uid, said in board.heard]
+    assert told == [(u, "SCHEDULED") for u in (first, second)] + [(u, "IN PROGRESS") for u in (first, second)]
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert standing.waiting == 2 and standing.told_at == now and "0x0110" in standing.last_error
+    assert place.reporter.round(now + 1) == 0, "what follows on the refused one waits for it"
+    assert place.reporter.round(now + GIVE_UP_S + 10) == 0
+    assert place.reporter.round(now + GIVE_UP_S + 20) == 1 and board.states()[-1] == "CANCELED"
+
+
 def test_what_nobody_hears_for_a_day_is_given_up(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     board = Board(place.reporter._peer.destination.port, place.port)
     uid = place.workitem("1.1")
@@ -325,7 +352,7 @@ def test_on_each_database(records: Records) -> None:
     assert records.workitems.request_cancel(item.uid, {}, {"vr": "SQ", "Value": [{}]}, watcher, 4.0) == 0
     assert told("A") == told("B") == [(item.uid, 1)] * 3
     (first, *_) = subscriptions.due("A", 1e12, 1)
-    subscriptions.wait(first.id, 1e11)
+    subscriptions.wait({first.id: 1e11})
     assert subscriptions.due("A", 5.0, 9) == [], "nothing overtakes"
     subscriptions.told(first.id)
     assert len(told("A")) == 2
