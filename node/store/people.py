@@ -153,7 +153,7 @@ class People:
                 return wait_s
             for row in rows:
                 count = row._mapping["count"] + 1
-                delay_s = min(2.0 ** (count - FREE_TRIES), caps_s[row.key])
+                delay_s = min(2.0 ** min(count - FREE_TRIES, 30), caps_s[row.key])
                 one = update(login_failures).where(login_failures.c.key == row.key)
                 next_at = now + delay_s if count >= FREE_TRIES else now
                 connection.execute(one.values(count=count, next_at=next_at))

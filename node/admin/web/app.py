@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,6 +55,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+log = logging.getLogger(__name__)
 TRANSPORT = "max-age=31536000"
 
 
@@ -175,6 +178,16 @@ def _add_errors(app: FastAPI, site: Site) -> None:
             visitor = getattr(request.state, "visitor", None)
             return HTMLResponse(site.refusal(visitor, 409, str(error)), 409)
         return JSONResponse({"detail": str(error)}, 409)
+
+    @app.exception_handler(DataError)
+    def unfit(request: Request, error: DataError) -> Response:
+        """PostgreSQL takes no NUL, no text and no number beyond its column, where SQLite finds nothing."""
+        log.warning("%r cannot be asked of the database: %s", request.url.path, error.orig)
+        text = "something in this request is too long, too large, or holds a character that no text has"
+        if is_page(request):
+            visitor = getattr(request.state, "visitor", None)
+            return HTMLResponse(site.refusal(visitor, 400, text), 400)
+        return JSONResponse({"detail": text}, 400)
 
     @app.exception_handler(TransientError)
     def unavailable(request: Request, error: TransientError) -> Response:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
-from sqlalchemy import delete, update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from node.admin import passwords
@@ -24,7 +24,9 @@ from node.domain.permissions import Role, lesser
 from node.settings import Proxy, Settings, Web
 from node.store import tables
 from node.store.audit import Actor
+from node.store.engine import open_engine
 from node.store.records import Records
+from tests.postgres import Postgres
 from tests.site import SUBDURAL, Site
 
 SECRET = "correct horse battery"
@@ -154,6 +156,54 @@ def test_guessing_is_slowed_down_by_address_and_by_user(node: Records) -> None:
     waits = [node.people.try_login({"address:x": 900.0}, now) for _ in range(6)]
     assert waits[:5] == [0.0] * 5 and waits[5] > 0
     assert node.people.try_login({"address:x": 900.0}, now - 7200) == 0.0, "a clock set back locks nobody out"
+
+
+def test_guessing_for_days_locks_nobody_out(node: Records) -> None:
+    """Once a minute, as a script with an old password does: 17 hours are a thousand tries."""
+    now = time.time()
+    with node.engine.begin() as connection:
+        row = {"key": "user:anna", "count": 1200, "next_at": now - 1}
+        connection.execute(insert(tables.login_failures).values(**row))
+    assert login.log_in(node, "anna", "wrong password", "192.0.2.1", now).status == 401
+    assert login.log_in(node, "anna", SECRET, "192.0.2.2", now + 61).status == 200
+
+
+@pytest.fixture
+def on_postgres(settings: Settings, postgres: Postgres, blank_postgres: str) -> Iterator[TestClient]:
+    """A browser on the machine of a node without users, on PostgreSQL."""
+    url = postgres.create(blank_postgres)
+    records = Records(open_engine(url))
+    with TestClient(make_app(settings, records), base_url="http://127.0.0.1:8080", headers=HTML) as client:
+        yield client
+    records.close()
+    postgres.drop(url)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/?q=%00",
+        "/study/a%00b",
+        f"/study/{'1.' * 100}1",
+        "/header/%00",
+        "/audit?who=%00",
+        "/api/v1/studies/%00",
+    ],
+)
+def test_what_no_column_can_hold_is_refused_in_words(on_postgres: TestClient, path: str) -> None:
+    """PostgreSQL knows no NUL, and no text longer than its column."""
+    answer = on_postgres.get(path)
+    assert answer.status_code == 400 and "too long, too large" in answer.text
+
+
+def test_forms_with_what_no_column_can_hold_are_refused_in_words(on_postgres: TestClient) -> None:
+    token = csrf_of(on_postgres.get("/").text)
+    for path, form in (
+        ("/deliveries/retry", {"ids": "99999999999999"}),
+        ("/gaps/fetch", {"ids": "99999999999999"}),
+        ("/login", {"name": "a\0b", "password": "x"}),
+    ):
+        assert on_postgres.post(path, data={"csrf": token, **form}).status_code == 400, path
 
 
 def test_a_session_ends_by_logout_time_password_and_removal(browser: Browser, node: Records) -> None:
