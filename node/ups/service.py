@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -76,6 +77,7 @@ class Service:
         self._records = records
         named = next((d.ae_title for d in settings.destination if d.ae_title), "")
         self._retrieve_ae = settings.ups.retrieve_ae_title or named
+        self._zone = ZoneInfo(settings.web.time_zone) if settings.web.time_zone else None
         self._watchers = frozenset(watcher.ae_title for watcher in settings.ups.watcher)
 
     def make(self, now: float) -> int:
@@ -113,7 +115,7 @@ class Service:
         state = StepState(asked) if asked in tuple(StepState) else None  # what is done outnumbers the rest
         for item in self._records.workitems.listed(now - SERVED_FOR_S, state):
             candidate = self._dataset(item, wants_inputs)
-            if matches(identifier, candidate):
+            if matches(identifier, candidate, self._zone):
                 yield PENDING, answer(identifier, candidate)
 
     def get(self, uid: str, tags: Sequence[BaseTag]) -> tuple[int, Dataset | None]:
@@ -229,7 +231,7 @@ class Service:
         return SUCCESS
 
     def _holds(self, keys: Dataset, item: Item) -> bool:
-        return matches(keys, self._dataset(item, False))
+        return matches(keys, self._dataset(item, False), self._zone)
 
     def _dataset(self, item: Item, with_inputs: bool) -> Dataset:
         performed = Dataset.from_json(item.performed)

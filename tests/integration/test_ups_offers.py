@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydicom.dataset import Dataset
@@ -16,10 +19,10 @@ from sqlalchemy import delete, insert, select, update
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Consistency, Priority
 from node.domain.workitems import FILTERED, GLOBAL
-from node.settings import Settings, Ups, Watcher
+from node.settings import Settings, Ups, Watcher, Web
 from node.store import workitems as changing
 from node.store.audit import Actor
-from node.store.records import Records
+from node.store.records import Records, open_records
 from node.store.tables import instances, studies, workitems
 from node.ups.service import SERVED_FOR_S, Service
 from tests.site import SUBDURAL, Site, findings
@@ -225,6 +228,18 @@ def test_how_telling_a_subscriber_goes(desk: Desk, tmp_path: Path) -> None:
     assert (board.failing_since, board.told_at, board.waiting, board.given_up) == (None, 30.0, 0, 1)
     subscriptions.forget([])
     assert subscriptions.standing(["BOARD"])[0].given_up == 0
+
+
+def test_today_is_the_day_of_who_asks(tmp_path: Path) -> None:
+    """Somewhere it is another day than in UTC, at any time."""
+    utc = datetime.now(UTC)
+    name = "Etc/GMT-14" if utc.hour >= 11 else "Etc/GMT+12"
+    settings = Settings(data_dir=tmp_path, ups=Ups(), web=Web(time_zone=name))
+    with closing(open_records(settings)) as records:
+        Site(records).composed("1.1", SUBDURAL)
+        asked = Dataset()
+        asked.ScheduledProcedureStepStartDateTime = utc.astimezone(ZoneInfo(name)).strftime("%Y%m%d")
+        assert len(list(Service(settings, records).find(asked))) == 1
 
 
 def test_what_was_done_long_ago_crowds_out_nothing_new(desk: Desk) -> None:

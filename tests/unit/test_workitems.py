@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zoneinfo import ZoneInfo
+
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -125,6 +127,26 @@ def key(**values: object) -> Dataset:
 )  # fmt: skip
 def test_keys_match_as_the_standard_says(asked: Dataset, found: bool) -> None:
     assert matches(asked, served(WORK, "AI triage", "", Dataset())) is found
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "found"),
+    [  # of the workitem: 2026-09-21 14:13:20 UTC, 23:13:20 in Tokyo, 02:13:20 of the 22nd in Auckland
+        ("20260921", {}, True), ("2026092123", {}, True), ("2026092114", {}, False),
+        ("20260921230000-", {}, True), ("-20260921230000", {}, False), ("20260922-", {}, False),
+        ("20260921140000+0000-20260921150000+0000", {}, True), ("2026092114+0000", {}, True),
+        ("20260922+1200", {}, True), ("20260921+1200", {}, False), ("20260921091320-0500", {}, True),
+        ("20260921090000.5-0500-20260921091320.000000-0500", {}, True), ("20260921-0500-", {}, True),
+        ("20260922", {"TimezoneOffsetFromUTC": "+1200"}, True),
+        ("20260921", {"TimezoneOffsetFromUTC": "+1200"}, False),
+        ("2026", {}, True), ("2026-2027", {}, True), ("2025-20260921", {}, True), ("-", {}, True),
+        ("yesterday", {}, False), ("20260921-yesterday", {}, False),
+    ],
+)  # fmt: skip
+def test_times_are_compared_in_the_zone_of_who_asks(asked: str, more: dict[str, str], found: bool) -> None:
+    """By its offset, else by that of the question, else in the node's own zone."""
+    wanted = key(ScheduledProcedureStepStartDateTime=asked, **more)
+    assert matches(wanted, served(WORK, "AI triage", "", Dataset()), ZoneInfo("Asia/Tokyo")) is found
 
 
 def test_an_answer_holds_the_keys_and_no_more() -> None:
