@@ -271,7 +271,8 @@ def _noted(connection: Connection, archive: str, one: Missing, now: float) -> in
     mine = [gaps.c[name] == value for name, value in key.items()]
     number = connection.execute(select(gaps.c.id).where(*mine)).scalar_one()
     connection.execute(update(gaps).where(gaps.c.id == number).values(**seen))
-    connection.execute(_move(GapEvent.SEEN_AGAIN).where(gaps.c.id == number).values(first_seen_at=now))
+    anew = {"first_seen_at": now, "asked_by": None, "attempts": 0, "last_error": None}
+    connection.execute(_move(GapEvent.SEEN_AGAIN).where(gaps.c.id == number).values(**anew))
     return int(number)
 
 

@@ -162,6 +162,17 @@ def test_a_prior_that_came_meanwhile_is_closed(settings: Settings, records: Reco
     assert (records.gaps.get(gap["id"]) or {})["state"] == "CLOSED"
 
 
+def test_what_the_archive_holds_again_is_missing_anew(settings: Settings, records: Records) -> None:
+    """It left a study out once; nothing of what was said then is true any more."""
+    gap = compare(settings, records)["LOST study"]
+    records.gaps.want([gap["id"]], "anna", time.time())
+    assert records.gaps.forget_missing_there("pacs", DAYS, []) == 2
+    assert (records.gaps.get(gap["id"]) or {})["last_error"] == "the archive holds it no longer"
+    again = compare(settings, records)["LOST study"]
+    assert (again["id"], again["state"]) == (gap["id"], "OPEN")
+    assert (again["last_error"], again["asked_by"], again["attempts"]) == (None, None, 0)
+
+
 def test_a_dismissed_gap_stays_dismissed(settings: Settings, records: Records) -> None:
     gap = compare(settings, records)["LOST prior"]
     records.gaps.dismiss(gap["id"])
