@@ -167,8 +167,8 @@ class Backlog:
             return len(self._held) < self.most and used + largest <= self.bounds.look_ahead_mb * 2**20
 
     @contextmanager
-    def _step(self, held: Held) -> Iterator[None]:
-        """A step of one job. What goes wrong ends the job, and it is no longer in hand."""
+    def _step(self, held: Held, *, is_last: bool = False) -> Iterator[None]:
+        """A step of one job. What goes wrong ends the job, as the last step does: it is no longer in hand."""
         is_done = False
         try:
             with self.hands.outcome(held.job), self.hands.watched(held.job):
@@ -177,7 +177,7 @@ class Backlog:
         except TransientError as error:  # the lease runs out, and another worker takes the job
             log.error("job %d: what came of it cannot be told: %s", held.job.id, error)
         finally:
-            if not is_done:
+            if is_last or not is_done:
                 self._let_go(held)
 
     def _read(self, some: list[Held]) -> None:
@@ -230,13 +230,12 @@ class Backlog:
 
     def _finish(self, some: list[Held]) -> None:
         (held,) = some
-        with self._step(held):
+        with self._step(held, is_last=True):
             assert held.known is not None and held.loaded is not None
             analysis = complete(held.known, alert_s=held.alert_s)
             acquisition: Acquisition = held.loaded.acquisition
             self.hands.store(held.job, Finished(held.known.early, analysis, acquisition, held.loaded.load_s))
             log.info("job %d: analysed", held.job.id)
-        self._let_go(held)
 
     def _still_ours(self, held: Held) -> bool:
         """False, and let go, when the job was cancelled or superseded, or its lease was lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -220,6 +221,21 @@ def test_one_that_cannot_be_read_fails_and_the_others_go_on(node: Full) -> None:
     assert node.states(ids) == [JobState.ANALYSED, JobState.FAILED, JobState.ANALYSED]
     failed = node.job(ids[1])
     assert failed.reason and failed.reason.code == "FILE_MISSING"
+
+
+def test_one_whose_result_cannot_be_written_is_let_go_once(
+    node: Full, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(node.spool, "write", write)
+    (job_id,) = node.wait(1)
+    node.worker.run(job_id)
+    node.backlog.wait_idle()
+    node.backlog.close()
+    assert node.states([job_id]) == [JobState.QUEUED]
+    assert node.worker.jobs_done == 1 and "finish-" not in caplog.text
 
 
 def test_what_was_cancelled_while_it_was_in_hand_is_not_begun(node: Full) -> None:
