@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, case, func, select
+from sqlalchemy import Case, ColumnElement, Connection, Row, case, func, select
 
 from node.domain.findings import Priority
 from node.domain.workitems import StepState
@@ -39,7 +39,12 @@ class Item:
     header: Values
 
 
-_ORDER = (case({p: rank for rank, p in enumerate(Priority)}, value=jobs.c.priority), workitems.c.created_at)
+def urgency(of: Any) -> Case[int]:
+    """The rank of a job's priority: 0 is the most urgent."""
+    return case({p: rank for rank, p in enumerate(Priority)}, value=of.c.priority)
+
+
+_ORDER = (urgency(jobs), workitems.c.created_at)
 
 
 def items(connection: Connection, condition: ColumnElement[bool], limit: int) -> list[Item]:

@@ -45,7 +45,7 @@ from node.domain.workitems import (
 from node.store.audit import Actor, add_entry
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.reviews import acknowledge
-from node.store.steps import AT_ONCE, Item, Values, items, parts
+from node.store.steps import AT_ONCE, Item, Values, items, parts, urgency
 from node.store.subscriptions import alone, born, report, served, state_report
 from node.store.tables import instances, jobs, objects, reviews, workitems
 
@@ -64,7 +64,7 @@ REQUIRED_OF_PERFORMED = {
 """Final state requirements of COMPLETED, PS3.4 Table CC.2.5-3."""
 NODE = Actor("ichnode", "node", "")
 """Who acts where nobody pressed a button."""
-_STANDING = [state for state in JobState if state not in (JobState.SUPERSEDED, JobState.CANCELLED)]
+_STANDING = [state for state in JobState if state is not JobState.CANCELLED]
 
 
 @dataclass(frozen=True)
@@ -249,22 +249,34 @@ class Workitems:
 
 def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any], Select[Any]]:
     """Workitems that are outdated, that were read elsewhere, that a reader forgot; and jobs without one."""
-    newer = workitems.alias("newer")
+    newer, its_job, my_job = workitems.alias("newer"), jobs.alias("its_job"), jobs.alias("my_job")
     mine = workitems.c.state == StepState.SCHEDULED
     outdated = or_(
         exists().where(
             newer.c.study_instance_uid == workitems.c.study_instance_uid,
             newer.c.job_id > workitems.c.job_id,
+            its_job.c.id == newer.c.job_id,
+            my_job.c.id == workitems.c.job_id,
+            urgency(its_job) <= urgency(my_job),
         ),
         exists().where(jobs.c.id == workitems.c.job_id, jobs.c.state == JobState.CANCELLED),
     )
     forgotten = workitems.c.changed_at < (now - terms.claim_s if terms.claim_s else 0.0)
     offered = workitems.c.job_id == jobs.c.id
+    later = jobs.alias("later_word")
+    made_way = jobs.c.state == JobState.SUPERSEDED  # its word stands until a later one speaks
+    spoken = exists().where(
+        later.c.study_instance_uid == jobs.c.study_instance_uid,
+        later.c.id > jobs.c.id,
+        later.c.priority.is_not(None),
+        later.c.state != JobState.CANCELLED,
+    )
     of_job = (jobs.c.id, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.study_instance_uid)
     lacking = select(*of_job).where(
         jobs.c.priority.in_(terms.priorities),
         jobs.c.canary == 0,
         jobs.c.state.in_(_STANDING),
+        ~(made_way & spoken),
         jobs.c.id.in_(_recent(terms.since)),
         ~exists().where(offered, or_(workitems.c.ended.is_(None), workitems.c.ended.not_in(OFFERED_AGAIN))),
         ~exists().where(newer.c.study_instance_uid == jobs.c.study_instance_uid, newer.c.job_id > jobs.c.id),

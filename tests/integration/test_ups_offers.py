@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import delete, insert, select, update
 
 from node.domain.errors import IllegalTransition
-from node.domain.findings import Consistency, Priority
+from node.domain.findings import Consistency, Priority, Reason
 from node.domain.workitems import FILTERED, GLOBAL
 from node.settings import Settings, Ups, Watcher, Web
 from node.store import workitems as changing
@@ -97,6 +97,47 @@ def test_what_was_read_before_it_could_be_offered_never_is(desk: Desk) -> None:
     job = desk.site.composed("1.1", SUBDURAL)
     desk.records.reviews.acknowledge(job, "anna", time.time() + 1)
     assert desk.offered() == {}
+
+
+def revised(desk: Desk, study: str) -> int:
+    """One more image came: the series is analysed again."""
+    desk.site.receive(study, f"{study}.1", images=1)
+    job = desk.site.decide(study, f"{study}.1")
+    assert job is not None and desk.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    return job
+
+
+def test_an_alarm_is_offered_though_more_images_came_at_once(desk: Desk) -> None:
+    """The console shows it until a later word; so do readers hear of it, whatever comes of the later job."""
+    first = desk.site.running("1.1")
+    assert desk.records.jobs.store_priority(first, "worker", Priority.STAT)
+    second = revised(desk, "1.1")
+    (uid,) = desk.offered()
+    assert desk.records.jobs.fail(second, Reason("X", "y"))
+    assert desk.offered() == {uid: "SCHEDULED"}
+    third = revised(desk, "1.1")
+    assert desk.records.jobs.store_analysis(third, "worker", SUBDURAL, "maps", time.time())
+    assert sorted(desk.offered().values()) == ["CANCELED", "SCHEDULED"]
+
+
+def test_what_said_less_later_was_never_offered_for_its_earlier_word(desk: Desk) -> None:
+    first = desk.site.running("1.1")
+    assert desk.records.jobs.store_priority(first, "worker", Priority.STAT)
+    second = revised(desk, "1.1")
+    assert desk.records.jobs.store_analysis(second, "worker", findings(), "maps", time.time())
+    assert desk.offered() == {}
+
+
+def test_a_later_result_that_alarms_less_takes_nothing_back(records: Records) -> None:
+    desk = Desk(records, items="all")
+    desk.site.composed("1.1", SUBDURAL)
+    (alarm,) = desk.offered()
+    job = revised(desk, "1.1")
+    assert desk.records.jobs.store_analysis(job, "worker", findings(), "maps", time.time())
+    offered = desk.offered()
+    assert offered[alarm] == "SCHEDULED" and len(offered) == 2
+    desk.records.reviews.acknowledge(job, "anna", time.time() + 1)
+    assert set(desk.offered().values()) == {"CANCELED"}, "who read the later result read it all"
 
 
 def test_what_a_reader_has_stays_his_when_it_is_read_in_the_console(desk: Desk) -> None:
