@@ -103,8 +103,10 @@ def _chosen_series(row: Row, wanted: str) -> str:
 
 
 def classes(stack: Stack | None, word: Row | None) -> list[Row]:
-    """Each class with its probability; one that the model does not tell is said so."""
-    findings = words.read_findings(word["findings"]) if word else None
+    """Each class with its probability, if the model tells it; none of a job that was cancelled."""
+    if word is None or word["state"] == JobState.CANCELLED:
+        return []
+    findings = words.read_findings(word["findings"])
     if findings is None or not findings.classes:
         return []
     rows = []

@@ -62,6 +62,8 @@ def result(status: str, job: Row | None, known: Findings | None = None) -> Resul
     """
     if job is None and status == "NOTHING TO ANALYSE":
         return _no_result("No series fits the analysis; open the study for the reason of each.")
+    if job is not None and job["state"] == JobState.CANCELLED:
+        return _no_result("Cancelled by an admin.")
     reason = (job or {}).get("reason_text") or ""
     if job is not None and job["findings"]:
         return _of_findings(known or read_findings(job["findings"]), reason)
@@ -73,8 +75,6 @@ def result(status: str, job: Row | None, known: Findings | None = None) -> Resul
         return Result(verdict.name, wording.HEADLINES[verdict], notes=notes)
     if job is not None and job["state"] == JobState.FAILED:
         return _no_result(reason or "No reason was recorded.")
-    if job is not None and job["state"] == JobState.CANCELLED:
-        return _no_result("Cancelled by an admin.")
     note = f"Last attempt: {reason}" if reason else ""
     return Result("WAITING", WAITING_WORDS.get(status, status.capitalize()), notes=(note,) if note else ())
 

@@ -68,6 +68,16 @@ def test_an_alarm_stands_from_the_first_word_of_the_classifier(client: TestClien
     assert "First word of the classifier" in client.get("/").text
 
 
+def test_what_was_found_by_a_cancelled_job_is_no_result(client: TestClient, site: Site) -> None:
+    """It goes nowhere, and must not look like a negative one."""
+    job = site.analysed("1.1", findings(), patient_id="PID-7")
+    site.records.jobs.cancel(job)
+    for path in ("/", "/study/1.1"):
+        page = client.get(path).text
+        assert "Cancelled by an admin." in page and "h-not_detected" not in page, path
+        assert 'class="probabilities"' not in page
+
+
 def test_an_alarm_is_kept_while_a_newer_revision_is_analysed(client: TestClient, site: Site) -> None:
     site.composed("1.1", SUBDURAL, patient_id="PID-7")
     site.receive("1.1", "1.1.1", images=1)
