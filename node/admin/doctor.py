@@ -63,6 +63,8 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield _check("audit", lambda: _audit(settings))
     if not settings.destination:
         yield Check("destinations", False, "there is none: add a [[destination]] to the settings")
+    elif unsent := _without_destination(settings):
+        yield Check("destinations", False, unsent)
     if settings.orders.worklist.ae_title:
         worklist = Worklist(settings.orders.worklist, settings.scp.ae_title)
         yield _check("worklist", lambda: _echo(worklist))
@@ -290,6 +292,21 @@ def _probe(alert: AnyAlert, settings: Settings) -> str:
     channel = channel_of(alert, settings)
     channel.check()
     return channel.probe()
+
+
+def _without_destination(settings: Settings) -> str:
+    """Results that wait for a destination which the settings no longer name; empty where there are none."""
+    names = {destination.name for destination in settings.destination}
+    try:
+        records = open_records(settings)
+        found = records.console.destinations(())
+        records.close()
+    except IchnodeError:
+        return ""  # the check of the database tells it
+    waiting = [
+        f"{of['pending']} to {name}" for name, of in found.items() if of["pending"] and name not in names
+    ]
+    return f"{', '.join(waiting)} wait, and no [[destination]] has that name" if waiting else ""
 
 
 def _without_channel(settings: Settings) -> str:

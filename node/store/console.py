@@ -96,21 +96,19 @@ class Console:
         return found[0] if found else None
 
     def destinations(self, names: Sequence[str]) -> dict[str, Row]:
-        """Backlog, last sending and last echo of each."""
+        """Backlog, last sending and last echo of each, and of others that have a backlog."""
         backlog = (
             select(deliveries.c.destination, deliveries.c.state, deliveries.c.urgent, func.count())
-            .where(deliveries.c.destination.in_(names), deliveries.c.state.in_(UNSENT))
+            .where(deliveries.c.state.in_(UNSENT))
             .group_by(deliveries.c.destination, deliveries.c.state, deliveries.c.urgent)
         )
-        found: dict[str, Row] = {
-            name: {"pending": 0, "given_up": 0, "urgent": 0, "last_sent_at": None, "echo": None, "error": ""}
-            for name in names
-        }
+        found = {name: _nothing() for name in names}
         with reading(self._engine) as connection:
             for name, state, urgent, count in connection.execute(backlog):
-                found[name]["pending" if state == DeliveryState.PENDING else "given_up"] += count
-                found[name]["urgent"] += count if urgent else 0
-            for name in names:
+                of = found.setdefault(name, _nothing())
+                of["pending" if state == DeliveryState.PENDING else "given_up"] += count
+                of["urgent"] += count if urgent else 0
+            for name in found:
                 last = select(func.max(deliveries.c.sent_at)).where(deliveries.c.destination == name)
                 found[name]["last_sent_at"] = connection.execute(last).scalar()
                 troubled = (
@@ -120,7 +118,7 @@ class Console:
                     .limit(1)
                 )
                 found[name]["error"] = connection.execute(troubled).scalar() or ""
-            for row in connection.execute(select(echoes).where(echoes.c.destination.in_(names))):
+            for row in connection.execute(select(echoes).where(echoes.c.destination.in_(list(found)))):
                 found[row.destination]["echo"] = dict(row._mapping)
         return found
 
@@ -164,6 +162,10 @@ class Console:
     def _rows(self, query: Select[Any]) -> list[Row]:
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _nothing() -> Row:
+    return {"pending": 0, "given_up": 0, "urgent": 0, "last_sent_at": None, "echo": None, "error": ""}
 
 
 def _is_late(sent_before: Mapping[str, float]) -> ColumnElement[bool]:

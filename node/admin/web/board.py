@@ -23,8 +23,8 @@ def gather(site: Site, now: float) -> Row:
     """The context of the queue's page."""
     records, settings = site.records, site.settings
     console = records.console
-    names = [d.name for d in settings.destination]
-    standing = console.destinations(names)
+    by_name = {d.name: d for d in settings.destination}
+    standing = console.destinations(list(by_name))
     paused = records.pauses.all()
     return {
         "counts": console.counts(),
@@ -37,8 +37,13 @@ def gather(site: Site, now: float) -> Row:
         "pending": console.unsent(DeliveryState.PENDING, SHOWN),
         "given_up": console.unsent(DeliveryState.FAILED, SHOWN),
         "destinations": [
-            {"settings": d, **standing[d.name], "paused": paused.get(pauses.of_destination(d.name))}
-            for d in settings.destination
+            {
+                "name": name,
+                "settings": by_name.get(name),
+                "paused": paused.get(pauses.of_destination(name)),
+                **of,
+            }
+            for name, of in standing.items()
         ],
         "channels": channels(site, paused),
         "alerts_pending": records.alerts.unsent(AlertState.PENDING, SHOWN),

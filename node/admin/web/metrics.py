@@ -90,7 +90,7 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     jobs: list[Sample] = [("", {"state": s.value}, counts["jobs"].get(s.value, 0)) for s in JobState]
     yield "jobs", "Jobs in each state.", jobs
     unsent: list[Sample] = []
-    for name in names:
+    for name in standing:
         for state, key in ((DeliveryState.PENDING, "pending"), (DeliveryState.FAILED, "given_up")):
             unsent.append(("", {"destination": name, "state": state.value}, standing[name][key]))
     yield "deliveries_unsent", "Deliveries waiting (PENDING) or given up (FAILED).", unsent
@@ -99,7 +99,7 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         for name, count in console.count_uncommitted(board.commitment_due(site, now)).items()
     ]
     yield "deliveries_uncommitted", "Sent, and no storage commitment although it was asked for twice.", late
-    positive: list[Sample] = [("", {"destination": name}, standing[name]["urgent"]) for name in names]
+    positive: list[Sample] = [("", {"destination": name}, of["urgent"]) for name, of in standing.items()]
     yield "deliveries_unsent_positive", "Of those, results that should change the order of reading.", positive
     age = now - oldest["created_at"] if oldest else 0.0
     yield (

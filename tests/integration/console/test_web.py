@@ -12,13 +12,14 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from node.admin.doctor import examine
 from node.admin.web import pages, words
 from node.admin.web.plots import along_slices, by_hour, waterfall
 from node.domain.canary import State
 from node.domain.errors import TransientError
 from node.domain.findings import Priority, Reason
 from node.domain.lifecycle import JobState
-from node.settings import AuditRepository, Canary, Settings
+from node.settings import AuditRepository, Canary, Destination, Settings
 from node.store.audit_queue import AUDITED, AuditQueue, Event
 from node.store.records import Records, open_records
 from tests import factories
@@ -66,6 +67,18 @@ def test_an_alarm_stands_from_the_first_word_of_the_classifier(client: TestClien
     job = site.running("1.1", patient_id="PID-7")
     assert site.records.jobs.store_priority(job, "worker", Priority.STAT)
     assert "First word of the classifier" in client.get("/").text
+
+
+def test_results_for_a_destination_that_is_gone_are_shown_as_such(settings: Settings, site: Site) -> None:
+    """It was renamed: nobody sends them any more, and their study keeps its files."""
+    site.composed("1.1", SUBDURAL)
+    renamed = Settings(data_dir=settings.data_dir, destination=(Destination(name="new", ae_title="PACS"),))
+    client = browser(renamed, site.records)
+    assert "no [[destination]] has this name any more" in client.get("/queue").text
+    assert 'deliveries_unsent{destination="pacs",state="PENDING"} 1' in client.get("/metrics").text
+    assert client.get("/api/v1/status").json()["destinations"]["pacs"]["urgent"] == 1
+    (told,) = [check.text for check in examine(renamed) if check.name == "destinations"]
+    assert told == "1 to pacs wait, and no [[destination]] has that name"
 
 
 def test_what_was_found_by_a_cancelled_job_is_no_result(client: TestClient, site: Site) -> None:
