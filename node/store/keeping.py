@@ -50,6 +50,7 @@ from node.store.tables import (
     shadows,
     studies,
     ups_events,
+    ups_subscriptions,
     workitems,
 )
 
@@ -357,7 +358,9 @@ def _forget(connection: Connection, uids: Sequence[str]) -> None:
     """Every record of studies whose instances have none any more, but what was counted."""
     quality.forget(connection, uids)
     of_studies = select(jobs.c.id).where(jobs.c.study_instance_uid.in_(uids))
+    offered = select(workitems.c.sop_instance_uid).where(workitems.c.study_instance_uid.in_(uids))
     for table, key in (
+        (ups_subscriptions, ups_subscriptions.c.sop_instance_uid.in_(offered)),
         (alerts, alerts.c.study_instance_uid.in_(uids)),
         (deliveries, deliveries.c.job_id.in_(of_studies)),
         (objects, objects.c.job_id.in_(of_studies)),

@@ -37,6 +37,8 @@ class Reviews:
 
 def acknowledge(connection: Connection, job_id: int, who: str, now: float) -> bool:
     """False when somebody did so before, and the word has not changed since."""
+    one_at_a_time = select(jobs.c.id).where(jobs.c.id == job_id).with_for_update()
+    connection.execute(one_at_a_time).all()
     word = connection.execute(
         select(jobs.c.analysed_at, reviews.c.acknowledged_at)
         .outerjoin(reviews, reviews.c.job_id == jobs.c.id)

@@ -234,7 +234,8 @@ def test_a_lock_keeps_a_workitem_and_its_records(desk: Desk) -> None:
     assert {i.uid for i in desk.records.workitems.listed(later - SERVED_FOR_S)} == {kept}
     assert desk.records.keeping.forget(later) == 1
     assert desk.service.get(other, [])[0] == 0xC307 and desk.whole(kept).StudyInstanceUID == "1.1"
-    assert desk.records.subscriptions.standing(["BOARD"])[0].locks == 1
+    (board,) = desk.records.subscriptions.standing(["BOARD"])
+    assert (board.locks, board.workitems) == (1, 1), "nobody is subscribed to what is gone"
     assert desk.act(4, kept) == 0x0000
     assert desk.records.keeping.forget(later) == 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
@@ -64,6 +66,20 @@ def test_a_study_is_acknowledged_by_what_was_said_of_its_word(site: Site) -> Non
     assert (uids(records), uids(records, reading=Reading.ACKNOWLEDGED)) == (["1.1"], [])
     records.reviews.acknowledge(second, "anna", time.time())
     assert (uids(records), uids(records, reading=Reading.ACKNOWLEDGED)) == ([], ["1.1"])
+
+
+def test_of_many_who_acknowledge_at_once_each_is_answered(site: Site) -> None:
+    """A button pressed twice, or two readers: the first counts, and nobody gets an error."""
+    for number in range(5):
+        job = site.composed(f"1.{number}", SUBDURAL)
+        barrier = threading.Barrier(6)
+
+        def press(who: str, job: int = job, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait(20)
+            return site.records.reviews.acknowledge(job, who, time.time())
+
+        with ThreadPoolExecutor(6) as pool:
+            assert sorted(pool.map(press, "abcdef")) == [False] * 5 + [True]
 
 
 def test_a_study_whose_only_job_was_cancelled_can_be_acknowledged(site: Site) -> None:
