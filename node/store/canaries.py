@@ -139,11 +139,12 @@ class Canaries:
 
     def expect(self, model_sha256: str, outcome: Outcome, who: str, now: float) -> None:
         """From now on this is what the model makes of the phantom."""
-        row = {"model_sha256": model_sha256, "outcome": outcome.to_json()}
+        values = {"outcome": outcome.to_json(), "recorded_at": now, "recorded_by": who}
         with writing(self._engine) as connection:
-            mine = canary_expectations.c.model_sha256 == model_sha256
-            connection.execute(delete(canary_expectations).where(mine))
-            connection.execute(insert(canary_expectations).values(**row, recorded_at=now, recorded_by=who))
+            row = {"model_sha256": model_sha256, **values}
+            if not insert_if_absent(connection, canary_expectations, row):
+                mine = canary_expectations.c.model_sha256 == model_sha256
+                connection.execute(update(canary_expectations).where(mine).values(**values))
 
     def outdated(self, keep: int) -> list[Row]:
         """Finished ones beyond the newest `keep`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, case, delete, false, func, insert, or_, select
+from sqlalchemy import ColumnElement, Engine, Select, and_, case, false, func, or_, select, update
 
 from node.domain.lifecycle import DeliveryState, JobState
 from node.domain.orders import OrderPriority
-from node.store.engine import reading, writing
+from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import SOURCE
 from node.store.tables import deliveries, echoes, instances, jobs, objects, series, studies
 
@@ -128,10 +128,11 @@ class Console:
         return {row["destination"]: row for row in rows}
 
     def echoed(self, destination: str, ok: bool, text: str, now: float) -> None:
+        values = {"at": now, "ok": int(ok), "text": text[:2000]}
         with writing(self._engine) as connection:
-            connection.execute(delete(echoes).where(echoes.c.destination == destination))
-            row = {"destination": destination, "at": now, "ok": int(ok), "text": text[:2000]}
-            connection.execute(insert(echoes).values(**row))
+            if not insert_if_absent(connection, echoes, {"destination": destination, **values}):
+                mine = echoes.c.destination == destination
+                connection.execute(update(echoes).where(mine).values(**values))
 
     def times(self, since: float) -> list[Row]:
         """When what was analysed since then had come, was analysed, and was first sent; the newest first."""

@@ -82,6 +82,19 @@ def test_of_many_who_acknowledge_at_once_each_is_answered(site: Site) -> None:
             assert sorted(pool.map(press, "abcdef")) == [False] * 5 + [True]
 
 
+def test_of_many_who_test_a_destination_at_once_each_is_answered(site: Site) -> None:
+    barrier = threading.Barrier(6)
+
+    def press(number: int) -> None:
+        barrier.wait(20)
+        for _ in range(10):
+            site.records.console.echoed("pacs", True, f"answered in {number} ms", 1.0)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(press, range(6)))
+    assert site.records.console.destinations(["pacs"])["pacs"]["echo"]["text"].startswith("answered")
+
+
 def test_a_study_whose_only_job_was_cancelled_can_be_acknowledged(site: Site) -> None:
     job = site.queued("1.1")
     site.records.jobs.cancel(job)
