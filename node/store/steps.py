@@ -10,7 +10,7 @@ from sqlalchemy import Case, ColumnElement, Connection, Row, case, func, select
 
 from node.domain.findings import Priority
 from node.domain.workitems import StepState
-from node.store.tables import instances, jobs, studies, workitems
+from node.store.tables import instances, jobs, series, studies, workitems
 from node.store.worklist import without_slices
 
 Values = dict[str, Any]
@@ -57,10 +57,11 @@ def items(connection: Connection, condition: ColumnElement[bool], limit: int) ->
     )
     query = (
         select(workitems, jobs.c.series_instance_uid, jobs.c.revision, jobs.c.priority)
-        .add_columns(without_slices(connection).label("findings"), instances.c.header)
+        .add_columns(without_slices(connection).label("findings"), instances.c.header, series.c.kept_header)
         .add_columns(studies.c.patient_id, studies.c.patient_name, studies.c.accession_number)
         .join(jobs, jobs.c.id == workitems.c.job_id)
         .join(studies, studies.c.study_instance_uid == workitems.c.study_instance_uid)
+        .join(series, series.c.series_instance_uid == jobs.c.series_instance_uid)
         .outerjoin(instances, instances.c.sop_instance_uid == first_instance)
         .where(condition)
         .order_by(*_ORDER)
@@ -97,5 +98,5 @@ def _item(row: Row) -> Item:
         claimed_at=row.claimed_at,
         offer=row.offer,
         study=study | {"accession_number": row.accession_number},
-        header=row.header or {},
+        header=row.header or row.kept_header or {},
     )

@@ -243,9 +243,10 @@ class Service:
         return served(work, self._ups.worklist_label, self._retrieve_ae, performed)
 
     def _inputs(self, item: Item) -> tuple[Input, ...]:
+        """The source images first; without them where retention took them away."""
         slices, reports = self._records.workitems.inputs(item)
-        source = Input(item.series_instance_uid, tuple(slices))
-        return (source, *(Input(uid, tuple(made)) for uid, made in reports.items()))
+        found = {item.series_instance_uid: slices, **reports}
+        return tuple(Input(uid, tuple(objects)) for uid, objects in found.items() if objects)
 
 
 def _wants_lock(given: Dataset) -> bool:

@@ -240,6 +240,18 @@ def test_a_lock_keeps_a_workitem_and_its_records(desk: Desk) -> None:
     assert desk.records.keeping.forget(later) == 1
 
 
+def test_a_workitem_says_who_it_is_though_retention_took_the_images(desk: Desk) -> None:
+    job = desk.site.composed("1.1", SUBDURAL, patient_birth_date="19700101", issuer_of_patient_id="HOUSE")
+    (uid,) = desk.offered()
+    desk.records.deliveries.sent(desk.site.delivery_of(job), "0x0000", time.time())
+    (study,) = desk.records.keeping.removable(time.time() + 1, ())
+    assert desk.records.keeping.begin(study, (), "watermark", (), time.time())
+    ds = desk.whole(uid)
+    assert (ds.PatientBirthDate, ds.IssuerOfPatientID) == ("19700101", "HOUSE")
+    (report,) = ds.InputInformationSequence
+    assert len(report.ReferencedSOPSequence) == 1, "and names no series without an object"
+
+
 def test_a_lock_on_all_is_one_on_those_to_come(desk: Desk) -> None:
     """What was said of one workitem stands, whatever is said of all (PS3.4 CC.2.3)."""
     desk.site.composed("1.1", SUBDURAL)
