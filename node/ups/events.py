@@ -33,6 +33,8 @@ LOOK_S = 0.5
 MOST_AT_ONCE = 100
 WAIT_S, LONGEST_WAIT_S = 2.0, 600.0
 GIVE_UP_S = 24 * 3600.0
+FOR_GOOD = (0x0112, 0x0113, 0x0114, 0x0115, 0x0118, 0x0119, 0x0211, 0x0212)
+"""No such instance, event type, argument or class (PS3.7 C.5): another try gets the same answer."""
 
 
 class Reporter:
@@ -63,26 +65,32 @@ class Reporter:
         due = self._subscriptions.due(self._ae, now, MOST_AT_ONCE)
         if not due:
             return 0
-        left, taken, trouble = due, 0, ""
+        left, taken, trouble, refused = due, 0, "", ""
         try:
             assoc = self._associate()
             try:
                 while left:
                     one = left[0]
-                    if refusal := self._tell(assoc, one):
-                        trouble = refusal
-                        self._later([one], trouble, now)
-                        left = [o for o in left if o.sop_instance_uid != one.sop_instance_uid]
-                    else:
+                    status = self._tell(assoc, one)
+                    if int(status.Status) == 0x0000:
                         self._subscriptions.told(one.id)
                         left, taken = left[1:], taken + 1
+                        continue
+                    why = f"{self._peer.name} answers an event with {words(status)}; its log says why"
+                    if int(status.Status) in FOR_GOOD:
+                        self._give_up(one, why)
+                        left, refused = left[1:], why
+                    else:
+                        trouble = why
+                        self._later([one], why, now)
+                        left = [o for o in left if o.sop_instance_uid != one.sop_instance_uid]
             finally:
                 let_go(assoc)
         except _AwayError as error:
             trouble = str(error)
             self._later(left, trouble, now)
-        if trouble:
-            self._subscriptions.went_wrong(self._ae, trouble, now, told=taken > 0)
+        if trouble or not taken:
+            self._subscriptions.went_wrong(self._ae, trouble or refused, now, told=taken > 0)
         else:
             self._subscriptions.went_well(self._ae, now)
         return taken
@@ -97,8 +105,8 @@ class Reporter:
         leave_responses(assoc)
         return assoc
 
-    def _tell(self, assoc: Association, one: Due) -> str:
-        """Why it was not taken; empty when it was. Raises _AwayError where the next would fare no better."""
+    def _tell(self, assoc: Association, one: Due) -> Dataset:
+        """What it is answered with. Raises _AwayError where the next would fare no better."""
         information = Dataset.from_json(one.content)
         information.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
         try:
@@ -114,9 +122,7 @@ class Reporter:
             raise _AwayError(f"{self._peer.name}: an event cannot be sent ({error}); {step}") from error
         if "Status" not in status:
             raise _AwayError(f"{self._peer.name} does not answer an event; is it busy or stuck?")
-        if int(status.Status) != 0x0000:
-            return f"{self._peer.name} answers an event with {words(status)}; its log says why"
-        return ""
+        return status
 
     def _later(self, left: Sequence[Due], why: str, now: float) -> None:
         """These were not taken."""
@@ -125,11 +131,14 @@ class Reporter:
         again = {}
         for one in left:
             if now - one.created_at > GIVE_UP_S:
-                log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
-                self._subscriptions.give_up(one.id, self._ae)
+                self._give_up(one, why)
             else:
                 again[one.id] = now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)
         self._subscriptions.wait(again)
+
+    def _give_up(self, one: Due, why: str) -> None:
+        log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
+        self._subscriptions.give_up(one.id, self._ae)
 
 
 class _AwayError(Exception):

@@ -43,7 +43,9 @@ class Board:
     heard: list[tuple[int, str, Dataset]] = field(default_factory=list)
     status: int = 0x0000
     dislikes: int = 0
-    """An event type that it cannot cope with."""
+    """An event type that it cannot cope with…"""
+    saying: int = 0x0110
+    """…and how it says so."""
 
     def __post_init__(self) -> None:
         ae = AE("BOARD")
@@ -62,7 +64,7 @@ class Board:
     def _hear(self, event: evt.Event) -> tuple[int, None]:
         assert event.request.AffectedSOPClassUID == UnifiedProcedureStepPush
         if event.event_type == self.dislikes:
-            return 0x0110, None
+            return self.saying, None
         if self.status == 0x0000:
             uid = str(event.request.AffectedSOPInstanceUID)
             self.heard.append((event.event_type, uid, event.event_information))
@@ -292,6 +294,29 @@ def test_an_event_that_is_refused_holds_up_no_other_workitem(place: Place, board
     assert place.reporter.round(now + 1) == 0, "what follows on the refused one waits for it"
     assert place.reporter.round(now + GIVE_UP_S + 10) == 0
     assert place.reporter.round(now + GIVE_UP_S + 20) == 1 and board.states()[-1] == "CANCELED"
+
+
+def test_an_event_that_is_refused_for_good_is_not_tried_again(place: Place, board: Board) -> None:
+    """No such event type: what follows of the same workitem need not wait a day for that."""
+    board.dislikes, board.saying = 3, 0x0113
+    uid = place.workitem("1.1")
+    board.subscribe(uid)
+    reader = Reader(place.port)
+    assert reader.act(uid, "IN PROGRESS") == 0x0000
+    progress = Dataset()
+    progress.ProcedureStepProgress = "50"
+    assert reader.set(uid, ProcedureStepProgressInformationSequence=[progress]) == 0x0000
+    assert reader.act(uid, "CANCELED") == 0x0000
+    reader.assoc.release()
+    assert place.reporter.round(time.time()) == 3
+    assert board.states() == ["SCHEDULED", "IN PROGRESS", "CANCELED"]
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert (standing.waiting, standing.given_up, standing.failing_since) == (0, 1, None)
+    board.dislikes = 1
+    board.subscribe(uid)
+    assert place.reporter.round(time.time()) == 0
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert standing.given_up == 2 and "0x0113" in standing.last_error, "it takes none at all"
 
 
 def test_what_nobody_hears_for_a_day_is_given_up(place: Place, caplog: pytest.LogCaptureFixture) -> None:
