@@ -10,7 +10,7 @@ import copy
 import re
 from datetime import datetime, timedelta, timezone
 
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code
@@ -84,7 +84,7 @@ def copied(ds: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
     """A copy of the element that shares nothing with `ds`; text stays as the bytes that were read."""
     raw = ds.get_item(tag)
     if isinstance(raw, RawDataElement):
-        vr = raw.VR or dictionary_VR(tag)
+        vr = raw.VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else None)
         if vr in _TEXT_VRS:
             return raw._replace(VR=vr)
     return copy.deepcopy(ds[tag])
@@ -134,8 +134,8 @@ def _copy_patient_and_study(ds: Dataset, source: Dataset) -> None:
 
 
 def _patient_tags(ds: Dataset) -> list[BaseTag]:
-    """Without iterating over elements, since that would decode them."""
-    return [tag for tag in tuple(ds.keys()) if tag.group in _PATIENT_GROUPS]
+    """Without iterating over elements, since that would decode them; no group lengths (PS3.5 7.2)."""
+    return [tag for tag in tuple(ds.keys()) if tag.group in _PATIENT_GROUPS and tag.element]
 
 
 def _set_times(ds: Dataset, context: Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,18 @@ def as_received(series: Sequence[Dataset]) -> list[Dataset]:
     return [pydicom.dcmread(io.BytesIO(written(ds))) for ds in series]
 
 
+def as_received_implicit(series: Sequence[Dataset], first: bytes) -> list[Dataset]:
+    """The same in Implicit VR Little Endian; `first` is what stands before the patient's elements."""
+    found = []
+    for ds in series:
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        stream = io.BytesIO()
+        pydicom.dcmwrite(stream, ds, implicit_vr=True, little_endian=True, enforce_file_format=True)
+        before, tag, after = stream.getvalue().partition(b"\x10\x00\x10\x00")  # PatientName
+        found.append(pydicom.dcmread(io.BytesIO(before + first + tag + after)))
+    return found
+
+
 def everything(context: Context) -> list[Dataset]:
     return [ds for made in build_all(context).values() for ds in made]
 
@@ -72,6 +85,20 @@ def test_the_patient_stays_as_in_the_source(script: str, from_files: bool) -> No
         assert read.get_item("PatientName").value == raw
         assert read.get("SpecificCharacterSet") == as_received(series)[0].get("SpecificCharacterSet")
         assert str(read.PatientName) == name
+
+
+@pytest.mark.parametrize(
+    "first",
+    [struct.pack("<HHII", 0x10, 0, 4, 100), struct.pack("<HHI2s", 0x10, 0x0B, 2, b"ab")],
+    ids=["group length", "element that no dictionary knows"],
+)
+def test_elements_of_the_patient_that_tell_no_vr_are_survived(first: bytes) -> None:
+    series = as_received_implicit(ct_series(), first)
+    assert series[0].keys() & {0x00100000, 0x0010000B}
+    for ds in everything(context_for(series)):
+        read = pydicom.dcmread(io.BytesIO(written(ds)))
+        assert read.PatientID == series[0].PatientID
+        assert 0x00100000 not in read
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientAge", "StudyDescription", "AccessionNumber"])
