@@ -62,8 +62,8 @@ def _page(context: Context) -> Dataset:
     origin = (
         f"Series {number if number is not None else '?'}  ·  {count} slices  ·  revision {findings.revision}"
     )
-    longest = max(int(value(first, "Rows") or 0), int(value(first, "Columns") or 0))
-    side = min(1024, max(512, longest))
+    sides = [found[0] for keyword in ("Rows", "Columns") if (found := numbers(first, keyword, 1))]
+    side = int(min(1024, max([512, *sides])))
     rgb = summary.render(findings, context.made_at, context.software_version, origin, side)
     ds = _capture(context, context.uid("sc"))
     ds.InstanceNumber = 1

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -18,6 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.frames import UNREADABLE
 from node.outputs import codes
 from node.outputs.context import Context
 from node.outputs.source import TYPE_2
@@ -92,9 +95,14 @@ def copied(ds: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
 
 def copy_elements(target: Dataset, source: Dataset, keywords: tuple[str, ...]) -> None:
     """Copy those of `keywords` that the source has."""
-    for keyword in keywords:
-        if keyword in source:
-            target[keyword] = copied(source, Tag(keyword))
+    _copy_tags(target, source, [Tag(keyword) for keyword in keywords if keyword in source])
+
+
+def _copy_tags(target: Dataset, source: Dataset, tags: Iterable[BaseTag]) -> None:
+    """What cannot be read is left out, so that no result is lost for it."""
+    for tag in tags:
+        with suppress(*UNREADABLE):
+            target[tag] = copied(source, tag)
 
 
 def software_versions(context: Context) -> tuple[str, str, str]:
@@ -120,8 +128,7 @@ def code_item(code: Code) -> Dataset:
 def _copy_patient_and_study(ds: Dataset, source: Dataset) -> None:
     for tag in _patient_tags(ds):
         del ds[tag]
-    for tag in _patient_tags(source):
-        ds[tag] = copied(source, tag)
+    _copy_tags(ds, source, _patient_tags(source))
     copy_elements(ds, source, _STUDY)
     if "FrameOfReferenceUID" in ds:
         ds.PositionReferenceIndicator = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings
 from node.domain.instance import SliceRef
-from node.frames import frame_headers, is_multiframe
+from node.frames import UNREADABLE, frame_headers, is_multiframe
 from node.outputs.references import Names, name_sources
 from node.outputs.uids import derived
 
@@ -192,7 +193,7 @@ def value(ds: Dataset, keyword: str) -> Any:
     """The element's value, or None where it is absent or cannot be read."""
     try:
         return ds.get(keyword)
-    except (ValueError, TypeError, OverflowError, LookupError, AttributeError):
+    except (AttributeError, TypeError, *UNREADABLE):
         return None
 
 
@@ -219,13 +220,14 @@ def _clone(ds: Dataset, orientation: Sequence[float] | None, thickness_mm: float
         setattr(clone, keyword, None)
     for keyword in _LOSSY:
         if found := value(ds, keyword):
-            setattr(clone, keyword, found)
+            with suppress(ValueError):  # a ratio of "10:1" say, which is no number
+                setattr(clone, keyword, found)
     clone.Modality = "CT"
     clone.SamplesPerPixel, clone.PhotometricInterpretation = 1, "MONOCHROME2"
     clone.BitsAllocated, clone.BitsStored, clone.HighBit, clone.PixelRepresentation = 16, 16, 15, 1
     for keyword in ("Rows", "Columns"):
-        if found := value(ds, keyword):
-            setattr(clone, keyword, int(found))
+        if found := numbers(ds, keyword, 1):
+            setattr(clone, keyword, int(found[0]))
     if spacing := numbers(ds, "PixelSpacing", 2):
         clone.PixelSpacing = spacing
     if position := numbers(ds, "ImagePositionPatient", 3):

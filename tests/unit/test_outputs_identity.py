@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, Reason
@@ -122,6 +124,34 @@ def test_absent_and_empty_headers_are_survived(changes: dict[str, Any]) -> None:
         read = pydicom.dcmread(io.BytesIO(written(ds)))
         for keyword in ("PatientID", "PatientName", "StudyDate", "StudyID", "AccessionNumber"):
             assert keyword in read, f"{keyword} is type 2"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "vr", "content"),
+    [
+        ("LossyImageCompressionRatio", "DS", b"10:1"),
+        ("PregnancyStatus", "US", b"\x01"),
+        ("Rows", "US", b"\x00\x01\x00\x01"),
+        ("Rows", "US", b"\x01"),
+    ],
+)
+def test_broken_headers_cost_no_report(keyword: str, vr: str, content: bytes) -> None:
+    series = as_received(ct_series(LossyImageCompression="01"))
+    tag = Tag(keyword)
+    for ds in series:
+        ds[tag] = RawDataElement(tag, vr, len(content), content, 0, False, True)
+    made = everything(context_for(series, not_analysed(series)))
+    assert {pydicom.dcmread(io.BytesIO(written(ds))).Modality for ds in made} == {"SR", "CT"}
+
+
+def test_a_ratio_of_compression_that_is_no_number_costs_no_object() -> None:
+    tag, ratio = Tag("LossyImageCompressionRatio"), b"10:1"
+    series = as_received(ct_series(LossyImageCompression="01"))
+    for ds in series:
+        ds[tag] = RawDataElement(tag, "DS", len(ratio), ratio, 0, False, True)
+    made = everything(context_for(series))
+    assert {ds.Modality for ds in made} == {"SEG", "SR", "CT"}
+    assert all(ratio in written(ds) for ds in made if ds.Modality == "CT")
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
