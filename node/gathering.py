@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from node import __version__
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import JobState
+from node.frames import UNREADABLE
 from node.maps import unpack
 from node.outputs.context import Context, Predecessor, PriorReport
 from node.outputs.report import REPORTS, expected
@@ -47,10 +48,30 @@ class Gathering:
             text = f"these objects could not be built and are missing: {', '.join(lost)}"
             findings = replace(findings, warnings=(*findings.warnings, text))
         self._records.held.require_reach(job.series_instance_uid, self._spool.depot.disk)
-        paths = self._spool.fetch(self._records.arrivals.paths(job.series_instance_uid))
-        return self._context(job, findings, paths)
+        return self._context(job, findings, self._source(job))
 
-    def _context(self, job: Job, findings: Findings, paths: Sequence[Path]) -> Context:
+    def _source(self, job: Job) -> list[Dataset]:
+        """The images of the series; of one that was not analysed those that can be read.
+
+        A broken file is often why it was not, and must not keep the report back that says so.
+        """
+        paths = self._records.arrivals.paths(job.series_instance_uid)
+        try:
+            return read_source(self._spool.fetch(paths))
+        except PermanentError:
+            found = [] if job.state is JobState.ANALYSED else self._legible(paths)
+            if not found:
+                raise
+            return found
+
+    def _legible(self, paths: Sequence[str]) -> list[Dataset]:
+        found: list[Dataset] = []
+        for path in paths:
+            with suppress(PermanentError):
+                found += read_source(self._spool.fetch([path]))
+        return found
+
+    def _context(self, job: Job, findings: Findings, datasets: Sequence[Dataset]) -> Context:
         maps = None
         if job.state is JobState.ANALYSED and job.maps_path:
             (file,) = self._spool.fetch([job.maps_path])
@@ -58,7 +79,7 @@ class Gathering:
         earlier = {name: self._records.jobs.predecessor(job, name) for name in self._reports}
         return Context(
             findings=findings,
-            source=Source.ordered(read_source(paths), findings, hounsfield),
+            source=Source.ordered(datasets, findings, hounsfield),
             made_at=datetime.fromtimestamp(job.analysed_at or job.created_at, UTC),
             software_version=__version__,
             masks=maps.masks if maps else None,
@@ -118,7 +139,7 @@ def read_source(paths: Iterable[Path]) -> list[Dataset]:
     for path in paths:
         try:
             datasets.append(dcmread(path, defer_size=DEFER_BYTES))
-        except (OSError, InvalidDicomError) as error:
+        except (OSError, *UNREADABLE) as error:
             text = f"{path.name} cannot be read: {error}; send the study again"
             raise PermanentError("SOURCE_UNREADABLE", text) from error
     return datasets

@@ -319,6 +319,22 @@ def test_a_report_that_cannot_be_built_either_is_not_tried_for_ever(
     assert place.job(job.id).state is JobState.FAILED
 
 
+@pytest.mark.parametrize("what", ["gone", "rotten"])
+def test_a_job_that_failed_for_a_broken_file_says_so_in_the_pacs(what: str, place: Place) -> None:
+    job = place.failed(reason=Reason("FILE_UNREADABLE", "1.dcm cannot be read as DICOM"))
+    first = place.spool.absolute(place.records.arrivals.paths(job.series_instance_uid)[0])
+    if what == "gone":
+        first.unlink()
+    else:
+        first.write_bytes(b"not DICOM" * 30)
+    place.composer.round()
+    (report,) = place.objects(job.id)["sr"]
+    texts = [str(element.value) for element in report.iterall() if element.VR == "UT"]
+    assert any("cannot be read as DICOM" in text for text in texts)
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert len(study.ReferencedSeriesSequence[0].ReferencedSOPSequence) == SLICES - 1
+
+
 @pytest.mark.parametrize("what", ["maps", "source"])
 def test_a_file_that_is_gone_ends_in_words(what: str, place: Place) -> None:
     job, _ = place.analysed()
