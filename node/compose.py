@@ -242,7 +242,8 @@ def run(
 ) -> None:
     """Compose what waits while it `leads`, until `stopping(seconds)` (which waits that long) says so.
 
-    Who has had nothing to compose for REHEARSED_AFTER_S rehearses once, and who stands by does, too.
+    Who has had nothing to compose for REHEARSED_AFTER_S rehearses once, and who stands by does, too. Whatever
+    goes wrong is written to the log: a composer that ended would take the couriers of its process down.
     """
     wait_s, began, is_warm = TICK_S, time.monotonic(), False
     while not stopping(wait_s):
@@ -257,4 +258,7 @@ def run(
                 gc.freeze()  # tables and code stay for good, and need not be gone through amid a result
         except TransientError as error:
             log.error("composing waits: %s", error)
+            wait_s = PAUSE_S
+        except Exception:
+            log.exception("composing broke; it goes on")
             wait_s = PAUSE_S

@@ -610,14 +610,15 @@ def test_stored_objects_are_whole_dicom_files(place: Place) -> None:
         assert encode(dcmread(BytesIO(content))) == content
 
 
-def test_the_composer_goes_on_after_a_round_without_a_database(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [TransientError("database: gone"), ZeroDivisionError("nobody thought of")])
+def test_the_composer_goes_on_after_a_round_that_broke(
+    error: Exception, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds: list[int] = []
 
     def broken_round(*_: object) -> int:
         rounds.append(1)
-        raise TransientError("database: gone")
+        raise error
 
     monkeypatch.setattr(place.composer, "round", broken_round)
     compose.run(place.composer, lambda seconds: len(rounds) >= 3)
