@@ -117,7 +117,7 @@ def not_analysed(job: Job) -> Findings:
     reason = job.reason or Reason("UNKNOWN", "no reason was recorded; see the log of the node")
     if is_urgent(job.priority):
         alarm = f"the classifier had proposed priority {job.priority} before the analysis failed"
-        reason = Reason(reason.code, f"{reason.text}; {alarm}")
+        reason = Reason(reason.code, f"{alarm}: {reason.text}")  # first: a page cuts a long reason off
     nobody = ModelIdentity("ichnode", __version__, "")
     return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
 

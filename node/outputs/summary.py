@@ -105,7 +105,7 @@ def _refusal(page: _Page, findings: Findings) -> None:
     page.y += 14
     page.put(_LEFT, "NOT ANALYSED because:", 16, AMBER, bold=True)
     page.y += 26
-    page.paragraph(reason_words(findings), 16)
+    page.paragraph(reason_words(findings), 16, lines=8)  # the report holds them all
     page.y += 8
     page.put(_LEFT, f"Reason code: {findings.reason.code if findings.reason else 'UNKNOWN'}", 12, FAINT)
     page.y += 34

@@ -15,7 +15,7 @@ from node.domain.findings import (
 )
 from node.outputs import summary
 from node.outputs.wording import millilitres, moment, priority_words, probability_words
-from tests.factories import GROWN, MADE_AT, MEASURED, analysed, ct_series
+from tests.factories import GROWN, MADE_AT, MEASURED, analysed, ct_series, not_analysed
 
 
 def positive(**changes: Any) -> Findings:
@@ -91,6 +91,14 @@ def test_remarks_end_above_the_footer_and_say_when_there_are_more(
     after = [words for words, height in said if height > footer]
     assert all(words.startswith(("Model", "RESEARCH")) for words in after), after
     assert ("… more remarks in the report" in text_of(said)) == (remarks > 0)
+
+
+def test_a_long_reason_ends_above_the_footer(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = not_analysed(ct_series(2, 16), text="pixel data of one image cannot be decoded, " * 20)
+    said = page(monkeypatch, findings)
+    footer = next(height for words, height in said if words.startswith("Series 2"))
+    (*_, last) = [height for words, height in said if words.endswith(("AI.", "…"))]
+    assert last + 16 <= footer
 
 
 @pytest.mark.parametrize(
