@@ -16,6 +16,7 @@ from sqlalchemy import (
     case,
     exists,
     null,
+    or_,
     select,
     update,
 )
@@ -262,8 +263,12 @@ class Jobs:
             return object_of(row) if row else None
 
     def earlier_alarm(self, job: Job) -> tuple[int, Priority] | None:
-        """Revision and priority of the latest earlier revision that was reported as urgent."""
+        """Revision and priority of the latest earlier revision that was reported as urgent.
+
+        One that was to be analysed again was reported before, whatever became of that.
+        """
         urgent = (Priority.STAT, Priority.HIGH)
+        was_reported = or_(jobs.c.reported_at.is_not(None), exists().where(objects.c.job_id == jobs.c.id))
         with reading(self._engine) as connection:
             row = connection.execute(
                 select(jobs.c.revision, jobs.c.priority)
@@ -271,7 +276,7 @@ class Jobs:
                     jobs.c.series_instance_uid == job.series_instance_uid,
                     jobs.c.revision < job.revision,
                     jobs.c.priority.in_(urgent),
-                    jobs.c.reported_at.is_not(None),
+                    was_reported,
                 )
                 .order_by(jobs.c.revision.desc())
             ).first()

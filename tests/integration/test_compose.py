@@ -593,6 +593,17 @@ def test_an_alarm_is_never_lowered_in_silence(now: str, place: Place) -> None:
     }
 
 
+def test_an_alarm_of_a_job_that_was_to_be_analysed_again_is_not_lowered_in_silence_either(place: Place) -> None:
+    first, _ = place.analysed()
+    place.composer.round()
+    place.records.jobs.reanalyse(first.id)
+    second, _ = place.analysed(revision=2, probability=0.02)
+    assert place.job(first.id).state is JobState.SUPERSEDED
+    place.composer.round()
+    (report,) = place.objects(second.id)["sr"]
+    assert "revision 1 of this series was reported as STAT" in words(report)
+
+
 @pytest.mark.parametrize(("before", "now"), [(0.02, 0.02), (0.02, 0.9), (0.9, 0.9)])
 def test_nothing_is_said_of_an_alarm_that_is_not_lowered(before: float, now: float, place: Place) -> None:
     place.analysed(probability=before)
