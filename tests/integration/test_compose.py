@@ -593,7 +593,7 @@ def test_an_alarm_is_never_lowered_in_silence(now: str, place: Place) -> None:
     }
 
 
-def test_an_alarm_of_a_job_that_was_to_be_analysed_again_is_not_lowered_in_silence_either(place: Place) -> None:
+def test_an_alarm_of_a_job_to_be_analysed_again_is_not_lowered_in_silence_either(place: Place) -> None:
     first, _ = place.analysed()
     place.composer.round()
     place.records.jobs.reanalyse(first.id)
