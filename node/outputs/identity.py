@@ -101,7 +101,7 @@ def copy_elements(target: Dataset, source: Dataset, keywords: tuple[str, ...]) -
 def _copy_tags(target: Dataset, source: Dataset, tags: Iterable[BaseTag]) -> None:
     """What cannot be read is left out, so that no result is lost for it."""
     for tag in tags:
-        with suppress(*UNREADABLE):
+        with suppress(OSError, *UNREADABLE):  # pydicom's word for a sequence cut off
             target[tag] = copied(source, tag)
 
 

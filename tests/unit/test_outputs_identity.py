@@ -131,6 +131,7 @@ def test_absent_and_empty_headers_are_survived(changes: dict[str, Any]) -> None:
     [
         ("LossyImageCompressionRatio", "DS", b"10:1"),
         ("PregnancyStatus", "US", b"\x01"),
+        ("OtherPatientIDsSequence", "SQ", b"\x00"),
         ("Rows", "US", b"\x00\x01\x00\x01"),
         ("Rows", "US", b"\x01"),
     ],
