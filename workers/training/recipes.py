@@ -167,8 +167,10 @@ RECIPES: tuple[Recipe, ...] = (
         stages=(
             Stage("first", 32, 1e-3, steps=300, phantom_share=0.2, ema=0.99),
             Stage("second", 32, 8e-4, steps=240, phantom_share=0.2, ema=0.99),
+            Stage("third", 32, 8e-4, steps=240, phantom_share=0.2, ema=0.99),
         ),
         members=2,
+        scanners=2,
     ),
     Recipe(
         "rim",
@@ -179,10 +181,12 @@ RECIPES: tuple[Recipe, ...] = (
         stages=(
             Stage("first", 32, 1e-3, steps=300, phantom_share=0.25, positive_share=0.4, ema=0.98),
             Stage("second", 32, 8e-4, steps=240, phantom_share=0.25, positive_share=0.4, ema=0.98),
+            Stage("third", 32, 8e-4, steps=240, phantom_share=0.25, positive_share=0.4, ema=0.98),
         ),
         members=2,
         widths=(16, 32, 64),
         phantoms=200,
+        scanners=2,
         augmentation=RIM,
     ),
     Recipe(
@@ -214,6 +218,7 @@ RECIPES: tuple[Recipe, ...] = (
         (Stage("fit", 32, 3e-4, steps=240, phantom_share=0.2, positive_share=0.4, ema=0.99),),
         kept=11,
         phantoms=200,
+        scanners=2,
     ),
     Recipe(
         "efficientnet-3slice",
