@@ -21,6 +21,7 @@ from node.admin.web.site import Site
 from node.settings import Destination, Settings, load
 from node.store.engine import migrate
 from node.store.records import Records
+from tests.peers import requires
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = ("ichnode.service", "ichnode@.service")
@@ -159,8 +160,7 @@ class TestCompose:
 
     def test_docker_compose_takes_it(self) -> None:
         """Debian's, which knows no `name:`; it reads the file and starts nothing."""
-        if shutil.which("docker-compose") is None:
-            pytest.skip("not on the PATH: docker-compose")
+        requires("docker-compose")
         options = ["--env-file", "env.example", "-f", "compose.yaml"]
         profiles = [word for p in ("cpu", "gpu", "pacs", "monitoring") for word in ("--profile", p)]
         checked = run("docker-compose", *options, *profiles, "config", cwd=self.file.parent)
@@ -394,8 +394,7 @@ class TestFigures:
             assert rule["annotations"].keys() == {"summary", "action"}, "what is wrong, and what to do"
 
     def test_prometheus_takes_its_files(self) -> None:
-        if shutil.which("promtool") is None:
-            pytest.skip("not on the PATH: promtool")
+        requires("promtool")
         checked = run("promtool", "check", "config", DEPLOY / "prometheus/prometheus.yml")
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
