@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 from node import broker, canary, certificates, promotion
 from node.admin.listing import when
@@ -23,7 +24,7 @@ from node.query import Archivist
 from node.scan import MISSING, Fate, summary
 from node.settings import AnyAlert, Settings, Tls
 from node.spool import spool_of
-from node.store.records import open_records
+from node.store.records import Records, open_records
 
 INCIDENT_DAYS = 7
 MOST_SKEW_S = 60
@@ -297,28 +298,26 @@ def _probe(alert: AnyAlert, settings: Settings) -> str:
 def _without_destination(settings: Settings) -> str:
     """Results that wait for a destination which the settings no longer name; empty where there are none."""
     names = {destination.name for destination in settings.destination}
-    try:
-        records = open_records(settings)
-        found = records.console.destinations(())
-        records.close()
-    except IchnodeError:
-        return ""  # the check of the database tells it
-    waiting = [
-        f"{of['pending']} to {name}" for name, of in found.items() if of["pending"] and name not in names
-    ]
-    return f"{', '.join(waiting)} wait, and no [[destination]] has that name" if waiting else ""
+    return _for_nobody(settings, lambda records: records.console.destinations(()), names, "[[destination]]")
 
 
 def _without_channel(settings: Settings) -> str:
     """Alerts that wait for a channel which the settings no longer name; empty where there are none."""
     names = {alert.name for alert in settings.alert}
+    return _for_nobody(settings, lambda records: records.alerts.channels(()), names, "[[alert]]")
+
+
+def _for_nobody(
+    settings: Settings, standing: Callable[[Records], dict[str, dict[str, Any]]], names: set[str], what: str
+) -> str:
+    """What waits, by name, and for nobody in `names`."""
     try:
         records = open_records(settings)
-        found = records.alerts.channels(())
+        found = standing(records)
         records.close()
     except IchnodeError:
         return ""  # the check of the database tells it
     waiting = [
         f"{of['pending']} to {name}" for name, of in found.items() if of["pending"] and name not in names
     ]
-    return f"{', '.join(waiting)} wait, and no [[alert]] has that name" if waiting else ""
+    return f"{', '.join(waiting)} wait, and no {what} has that name" if waiting else ""

@@ -273,17 +273,22 @@ def test_what_was_not_heard_is_told_later_in_order(place: Place, tmp_path: Path)
     board.close()
 
 
+def taken_and_cancelled(place: Place, uid: str) -> None:
+    """By a reader who got half way."""
+    reader = Reader(place.port)
+    assert reader.act(uid, "IN PROGRESS") == 0x0000
+    progress = Dataset()
+    progress.ProcedureStepProgress = "50"
+    assert reader.set(uid, ProcedureStepProgressInformationSequence=[progress]) == 0x0000
+    assert reader.act(uid, "CANCELED") == 0x0000
+    reader.assoc.release()
+
+
 def test_an_event_that_is_refused_holds_up_no_other_workitem(place: Place, board: Board) -> None:
     board.dislikes = 3
     first, second = place.workitem("1.1"), place.workitem("1.2")
     board.subscribe(GLOBAL)
-    reader = Reader(place.port)
-    assert reader.act(first, "IN PROGRESS") == 0x0000
-    progress = Dataset()
-    progress.ProcedureStepProgress = "50"
-    assert reader.set(first, ProcedureStepProgressInformationSequence=[progress]) == 0x0000
-    assert reader.act(first, "CANCELED") == 0x0000
-    reader.assoc.release()
+    taken_and_cancelled(place, first)
     place.take(second)
     now = time.time()
     place.reporter.round(now)
@@ -301,13 +306,7 @@ def test_an_event_that_is_refused_for_good_is_not_tried_again(place: Place, boar
     board.dislikes, board.saying = 3, 0x0113
     uid = place.workitem("1.1")
     board.subscribe(uid)
-    reader = Reader(place.port)
-    assert reader.act(uid, "IN PROGRESS") == 0x0000
-    progress = Dataset()
-    progress.ProcedureStepProgress = "50"
-    assert reader.set(uid, ProcedureStepProgressInformationSequence=[progress]) == 0x0000
-    assert reader.act(uid, "CANCELED") == 0x0000
-    reader.assoc.release()
+    taken_and_cancelled(place, uid)
     assert place.reporter.round(time.time()) == 3
     assert board.states() == ["SCHEDULED", "IN PROGRESS", "CANCELED"]
     (standing,) = place.records.subscriptions.standing(["BOARD"])
