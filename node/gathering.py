@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from node import __version__
 from node.domain.errors import PermanentError
-from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
+from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status, most_urgent
 from node.domain.lifecycle import JobState
 from node.frames import UNREADABLE
 from node.maps import unpack
@@ -123,13 +123,16 @@ def not_analysed(job: Job) -> Findings:
 
 
 def not_lowered_in_silence(findings: Findings, earlier: tuple[int, Priority] | None) -> Findings:
-    """With a warning, where an earlier revision of the series was more urgent than this one."""
-    order = list(Priority)
-    if earlier is None or (findings.priority and order.index(findings.priority) <= order.index(earlier[1])):
+    """With a warning, where an earlier revision of the series, or an earlier analysis of this one, was more
+    urgent.
+    """
+    if earlier is None or findings.priority is most_urgent(findings.priority, earlier[1]):
         return findings
     revision, priority = earlier
     now = f"is {findings.priority}" if findings.priority else "was not analysed"
     text = f"revision {revision} of this series was reported as {priority}; this one {now}. Read the images"
+    if revision == findings.revision:
+        text = f"this revision of the series was reported as {priority} before; now it {now}. Read the images"
     return replace(findings, warnings=(*findings.warnings, text))
 
 

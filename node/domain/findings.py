@@ -46,6 +46,12 @@ class Priority(StrEnum):
     ROUTINE = "ROUTINE"
 
 
+def most_urgent(*priorities: Priority | None) -> Priority | None:
+    """Of those that are known; None where none is."""
+    known = [priority for priority in priorities if priority is not None]
+    return min(known, key=list(Priority).index, default=None)
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """Which weights decided: `sha256` is the hex digest of the weights file."""

@@ -16,7 +16,6 @@ from sqlalchemy import (
     case,
     exists,
     null,
-    or_,
     select,
     update,
 )
@@ -24,7 +23,7 @@ from sqlalchemy import (
 from node.domain.acquisition import Acquisition
 from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
-from node.domain.findings import Findings, Priority, Reason
+from node.domain.findings import Findings, Priority, Reason, most_urgent
 from node.domain.lifecycle import JOBS, JobEvent, JobState, SeriesState, after, sources
 from node.store import pauses, quality
 from node.store.alerts import tell
@@ -59,6 +58,8 @@ class Job:
     maps_path: str | None
     is_canary: bool = False
     """Of the node's own phantom: alarms nobody, counts nowhere."""
+    reported_priority: Priority | None = None
+    """The most urgent one that was reported so far, whatever a later analysis of it says."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,11 @@ class Jobs:
 
         `routing` says why each destination gets what it gets, where there are rules.
         """
-        values = {"reported_at": now, "routing": null() if routing is None else dict(routing)}
+        values = {
+            "reported_at": now,
+            "routing": null() if routing is None else dict(routing),
+            "reported_priority": most_urgent(job.priority, job.reported_priority),
+        }
         with writing(self._engine) as connection:
             if job.state == JobState.ANALYSED:
                 statement = _move(job.id, JobEvent.OBJECTS_STORED).values(**values)
@@ -263,24 +268,24 @@ class Jobs:
             return object_of(row) if row else None
 
     def earlier_alarm(self, job: Job) -> tuple[int, Priority] | None:
-        """Revision and priority of the latest earlier revision that was reported as urgent.
+        """Revision and priority of the gravest alarm that was reported of the series up to this revision.
 
-        One that was to be analysed again was reported before, whatever became of that.
+        Of alarms as grave, the latest. One that was to be analysed again was reported before, whatever
+        became of that; so was what an earlier analysis of this very revision said.
         """
-        urgent = (Priority.STAT, Priority.HIGH)
-        was_reported = or_(jobs.c.reported_at.is_not(None), exists().where(objects.c.job_id == jobs.c.id))
         with reading(self._engine) as connection:
             row = connection.execute(
-                select(jobs.c.revision, jobs.c.priority)
+                select(jobs.c.revision, jobs.c.reported_priority)
                 .where(
                     jobs.c.series_instance_uid == job.series_instance_uid,
-                    jobs.c.revision < job.revision,
-                    jobs.c.priority.in_(urgent),
-                    was_reported,
+                    jobs.c.revision <= job.revision,
+                    jobs.c.reported_priority.in_((Priority.STAT, Priority.HIGH)),
                 )
-                .order_by(jobs.c.revision.desc())
+                .order_by(
+                    case((jobs.c.reported_priority == Priority.STAT, 0), else_=1), jobs.c.revision.desc()
+                )
             ).first()
-            return (row.revision, Priority(row.priority)) if row else None
+            return (row.revision, Priority(row.reported_priority)) if row else None
 
     def known_objects(self, job_id: int) -> dict[str, NewObject]:
         """Objects already stored for a job, by SOP Instance UID."""
@@ -420,6 +425,7 @@ def _job(row: Row) -> Job:
         findings=Findings.from_json(row.findings) if row.findings else None,
         maps_path=row.maps_path,
         is_canary=bool(row.canary),
+        reported_priority=Priority(row.reported_priority) if row.reported_priority else None,
     )
 
 

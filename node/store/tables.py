@@ -145,6 +145,7 @@ jobs = Table(
     Column("rung_stat", Integer),  # in which queue its doorbell rang last: 1 STAT, 0 routine
     Column("canary", Integer, nullable=False, server_default="0"),  # as that of its study
     Column("ordered", String(16), nullable=False, server_default=""),  # as order_priority of its study
+    Column("reported_priority", String(16)),  # the most urgent one that a report of it went out with
     UniqueConstraint("series_instance_uid", "revision", name="one_job_a_revision"),
     Index("jobs_by_state", "state", "created_at"),
     Index("jobs_in_line", "state", "attempts", "ordered", "created_at", "id"),

@@ -22,6 +22,7 @@ from node.admin import backup as backups
 from node.admin.backup import MANIFEST, back_up, bring_back
 from node.admin.cli import main
 from node.domain.errors import PermanentError, SettingsError
+from node.domain.findings import Priority
 from node.domain.lifecycle import JobState
 from node.scan import MISSING, Fate, Scan
 from node.settings import Settings
@@ -263,7 +264,7 @@ VALUES: dict[str, Any] = {
     "study_instance_uid": "1.2", "series_instance_uid": "1.2.3", "sop_instance_uid": "1.2.3.4",
     "association_id": "a1", "job_id": 1, "user_name": "anna", "state": "QUEUED", "modality": "CT",
     "revision": 1, "patient_id": "PID-1", "path": "incoming/1.2/1.2.3/1.2.3.4.dcm", "sha256": "ab" * 32,
-    "priority": "STAT", "findings": None, "reason_code": None,
+    "priority": "STAT", "reported_priority": "STAT", "findings": None, "reason_code": None,
 }  # fmt: skip
 KEYS = {"associations": {"id": "a1"}, "users": {"name": "anna"}, "deliveries": {"state": "PENDING"},
         "series": {"state": "ACCEPTED"}}  # fmt: skip
@@ -336,4 +337,14 @@ class TestUpgrade:
         assert records.console.counts()["deliveries"] == {"PENDING": 1}
         assert records.deliveries.take_due("x", 1e9, 2e9)
         records.views.beat("settle@h:0:1:1", "settle", {}, 1.0)
+        records.close()
+
+    def test_an_alarm_reported_before_is_known_as_one(self, database_url: str) -> None:
+        engine = open_engine(database_url)
+        raise_to(engine, "0025")
+        fill(engine)
+        migrate(engine)
+        records = Records(engine)
+        job = records.jobs.get(1)
+        assert job and records.jobs.earlier_alarm(job) == (1, Priority.STAT)
         records.close()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from sqlalchemy import select
 from node import compose, gathering
 from node.compose import Composer
 from node.domain.errors import TransientError
-from node.domain.findings import Findings, Priority, Reason
+from node.domain.findings import (
+    CLASSES,
+    ClassFinding,
+    Findings,
+    ModelIdentity,
+    Priority,
+    Reason,
+    SegmentationFinding,
+)
 from node.domain.lifecycle import JobState
 from node.headers import read_instance
 from node.maps import Maps, pack
@@ -38,6 +46,12 @@ from node.store.tables import deliveries, objects
 from tests.factories import analysed, bleed, ct_series
 
 SLICES = 6
+OTHER_MODEL = ModelIdentity("other", "2", "b" * 64)
+LESS: dict[str, Any] = {
+    "priority": Priority.ROUTINE,
+    "classes": {name: ClassFinding(0.02, False) for name in CLASSES},
+    "segmentation": SegmentationFinding(0.0, ()),
+}
 PACS = Destination(name="pacs", ae_title="PACS")
 VIEWER = Destination(name="viewer", ae_title="VIEWER", outputs=("sr", "sc"))
 
@@ -74,19 +88,33 @@ class Place:
         return job_id, series
 
     def analysed(
-        self, name: str = "series", revision: int = 1, probability: float = 0.9, **attributes: Any
+        self,
+        name: str = "series",
+        revision: int = 1,
+        probability: float = 0.9,
+        priority: Priority | None = None,
+        **attributes: Any,
     ) -> tuple[Job, Findings]:
-        """…and analysed, its maps in the spool."""
+        """…and analysed, its maps in the spool; of that priority instead of the one that follows."""
         job_id, series = self.queued(name, revision, **attributes)
         masks = bleed(SLICES, 32) if probability >= 0.5 else np.zeros((SLICES, 32, 32), bool)
         scores = {"any": probability, "subdural": probability}
         found = analysed(series, scores, masks=masks, revision=revision)
+        found = replace(found, priority=priority or found.priority)
         claimed = self.records.jobs.claim(job_id, "w:1", 1e12, 7.0)
         assert claimed
         path = self.spool.job_path(job_id, claimed.attempts, "maps.npz")
         self.spool.write(path, (pack(Maps(masks, np.full((SLICES, 8, 8), 200, np.uint8))),))
         assert self.records.jobs.store_analysis(job_id, "w:1", found, path, 1_790_000_000.0)
         return self.job(job_id), found
+
+    def analysed_again(self, job: Job, found: Findings) -> None:
+        """The job, put back into the queue, comes to these findings."""
+        assert self.records.jobs.claim(job.id, "w:2", 1e12, 8.0)
+        path = self.spool.job_path(job.id, 2, "maps.npz")
+        maps = Maps(np.zeros((SLICES, 32, 32), bool), np.full((SLICES, 8, 8), 200, np.uint8))
+        self.spool.write(path, (pack(maps),))
+        assert self.records.jobs.store_analysis(job.id, "w:2", found, path, 1_790_000_900.0)
 
     def failed(
         self,
@@ -601,6 +629,55 @@ def test_an_alarm_of_a_job_to_be_analysed_again_is_not_lowered_in_silence_either
     assert place.job(first.id).state is JobState.SUPERSEDED
     place.composer.round()
     (report,) = place.objects(second.id)["sr"]
+    assert "revision 1 of this series was reported as STAT" in words(report)
+
+
+@pytest.mark.parametrize("now", ["negative", "failed"])
+def test_an_alarm_is_not_lowered_in_silence_by_another_model_either(now: str, place: Place) -> None:
+    job, found = place.analysed()
+    place.composer.round()
+    place.records.jobs.reanalyse(job.id)
+    place.analysed_again(job, replace(found, **LESS, model=OTHER_MODEL))
+    if now == "failed":
+        place.records.jobs.fail(job.id, Reason("COMPOSE_FAILED", "the volume is gone"))
+    place.composer.round()
+    report = max(place.objects(job.id)["sr"], key=lambda ds: str(ds.ContentDate + ds.ContentTime))
+    assert "this revision of the series was reported as STAT before" in words(report)
+    assert all(row.urgent for row in place.deliveries())
+
+
+def test_an_alarm_of_a_failed_job_is_not_lowered_in_silence_when_it_is_tried_again(place: Place) -> None:
+    job = place.failed(priority=Priority.STAT)
+    place.composer.round()
+    place.records.jobs.retry(job.id)
+    series = ct_series(SLICES, rows=32, name="series")
+    place.analysed_again(job, analysed(series, masks=np.zeros((SLICES, 32, 32), bool)))
+    place.composer.round()
+    report = max(place.objects(job.id)["sr"], key=lambda ds: str(ds.ContentDate + ds.ContentTime))
+    assert "this revision of the series was reported as STAT before" in words(report)
+
+
+def test_a_newer_revision_tells_of_an_alarm_that_another_model_had_lowered(place: Place) -> None:
+    job, found = place.analysed()
+    place.composer.round()
+    place.records.jobs.reanalyse(job.id)
+    place.analysed_again(job, replace(found, **LESS, model=OTHER_MODEL))
+    place.composer.round()
+    second, _ = place.analysed(revision=2, probability=0.02)
+    place.composer.round()
+    (report,) = place.objects(second.id)["sr"]
+    assert "revision 1 of this series was reported as STAT" in words(report)
+
+
+def test_of_several_alarms_the_gravest_is_told(place: Place) -> None:
+    place.analysed()
+    place.composer.round()
+    second, _ = place.analysed(revision=2, priority=Priority.HIGH)
+    place.composer.round()
+    assert place.job(second.id).priority is Priority.HIGH
+    third, _ = place.analysed(revision=3, probability=0.02)
+    place.composer.round()
+    (report,) = place.objects(third.id)["sr"]
     assert "revision 1 of this series was reported as STAT" in words(report)
 
 
