@@ -370,8 +370,10 @@ def web(settings: Settings) -> None:
         ssl_certfile=tls.cert or None,
         ssl_keyfile=tls.key or None,
     )
-    with beating(records, "web"):
-        uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+    # it raises the signal that ended it once more, and sees one that came before it listened for any
+    with _heard_by(server.handle_exit), beating(records, "web"):
+        server.run()
     records.close()
 
 
@@ -456,12 +458,19 @@ def stopping() -> Iterator[Callable[[float], bool]]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _heard_by(on_signal):
         yield asked.wait
+
+
+@contextlib.contextmanager
+def _heard_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT go to `handler` while the block runs."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 @contextlib.contextmanager

@@ -62,11 +62,18 @@ class Child:
         if self.process is not None and self.process.poll() is not None:
             if now - self.started_at > RESTART_AT_MOST_S:
                 self.deaths = 0
-            delay = min(RESTART_AFTER_S * 2**self.deaths, RESTART_AT_MOST_S)
-            log.error("%s ended with status %s; again in %.0f s", self.name, self.process.returncode, delay)
-            self.deaths, self.restart_at, self.process = self.deaths + 1, now + delay, None
+            self._put_off(f"ended with status {self.process.returncode}", now)
+            self.process = None
         if self.process is None and now >= self.restart_at:
-            self.start()
+            try:
+                self.start()
+            except OSError as error:  # no memory for one more process: the others go on
+                self._put_off(f"cannot be started: {error}", now)
+
+    def _put_off(self, why: str, now: float) -> None:
+        delay = min(RESTART_AFTER_S * 2 ** min(self.deaths, 30), RESTART_AT_MOST_S)
+        log.error("%s %s; again in %.0f s", self.name, why, delay)
+        self.deaths, self.restart_at = self.deaths + 1, now + delay
 
     def signal_all(self, number: signal.Signals) -> None:
         """To the child and whatever it started."""

@@ -5,8 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+
+from node.settings import Settings
+from node.store.records import open_records
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a child of its parent's end"
@@ -46,3 +52,17 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
 def test_word_of_the_end_is_not_lost_between_fork_and_exec() -> None:
     done = _run(HEARD_TOO_EARLY)
     assert done.stdout == f"{-signal.SIGTERM}\n", done.stderr
+
+
+def test_the_web_role_takes_its_leave(tmp_path: Path) -> None:
+    """Told to stop it ends with 0, and no process that is gone stands on the console."""
+    port = free_port()
+    (tmp_path / "ichnode.toml").write_text(f'data_dir = "data"\nweb = {{ port = {port} }}\n')
+    records = open_records(Settings(data_dir=tmp_path / "data"))
+    process = subprocess.Popen([sys.executable, "-m", "node", "web"], cwd=tmp_path)
+    while not records.views.processes(0) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert records.views.processes(0) == []
+    records.close()
