@@ -29,14 +29,13 @@ class Event(IntEnum):
 
 
 class Ended(StrEnum):
-    """Why the node itself ended a workitem; after the last two its job may be offered again."""
+    """Why the node itself ended a workitem: its job may be offered again where that holds no more."""
 
     NEWER = "NEWER"  # a newer revision has one, or an admin cancelled the job
     READ = "READ"  # its study was acknowledged in the console
     TAKEN_BACK = "TAKEN_BACK"  # from who took it: by an admin, or since nothing was heard for long
 
 
-OFFERED_AGAIN = (Ended.READ, Ended.TAKEN_BACK)
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
 """The well-known instance that stands for all workitems, those to come included (PS3.4 CC.2.3.2)."""
 FILTERED = "1.2.840.10008.5.1.4.34.5.1"

@@ -32,7 +32,6 @@ from node.domain.findings import Priority
 from node.domain.lifecycle import JobState
 from node.domain.workitems import (
     NOBODY_HEARS,
-    OFFERED_AGAIN,
     SUCCESS,
     Ended,
     Event,
@@ -255,7 +254,7 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
         exists().where(
             newer.c.study_instance_uid == workitems.c.study_instance_uid,
             newer.c.job_id > workitems.c.job_id,
-            its_job.c.id == newer.c.job_id,
+            _counts(newer, its_job),
             my_job.c.id == workitems.c.job_id,
             urgency(its_job) <= urgency(my_job),
         ),
@@ -278,8 +277,12 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
         jobs.c.state.in_(_STANDING),
         ~(made_way & spoken),
         jobs.c.id.in_(_recent(terms.since)),
-        ~exists().where(offered, or_(workitems.c.ended.is_(None), workitems.c.ended.not_in(OFFERED_AGAIN))),
-        ~exists().where(newer.c.study_instance_uid == jobs.c.study_instance_uid, newer.c.job_id > jobs.c.id),
+        ~exists().where(offered, workitems.c.ended.is_(None)),
+        ~exists().where(
+            newer.c.study_instance_uid == jobs.c.study_instance_uid,
+            newer.c.job_id > jobs.c.id,
+            _counts(newer, its_job),
+        ),
         ~_was_read(jobs.c.study_instance_uid, jobs.c.id),
     )
     return (
@@ -290,12 +293,21 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
     )
 
 
+def _counts(newer: Any, its_job: Any) -> ColumnElement[bool]:
+    """Of a workitem and its job: it takes the place of older ones of its study.
+
+    That of a cancelled job does where a reader has it, or ended it: he was shown the study.
+    """
+    in_hand = and_(newer.c.state != StepState.SCHEDULED, newer.c.ended.is_(None))
+    return and_(its_job.c.id == newer.c.job_id, or_(its_job.c.state != JobState.CANCELLED, in_hand))
+
+
 def _recent(since: float) -> CompoundSelect[Any]:
     """Jobs made since then, and those of workitems that ended since and may be offered again; by indexes."""
     made, ended = jobs.alias("made"), workitems.alias("ended_one")
     return union_all(
         select(made.c.id).where(made.c.state.in_(_STANDING), made.c.created_at >= since),
-        select(ended.c.job_id).where(ended.c.changed_at >= since, ended.c.ended.in_(OFFERED_AGAIN)),
+        select(ended.c.job_id).where(ended.c.changed_at >= since, ended.c.ended.is_not(None)),
     )
 
 

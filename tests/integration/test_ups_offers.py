@@ -128,6 +128,57 @@ def test_what_said_less_later_was_never_offered_for_its_earlier_word(desk: Desk)
     assert desk.offered() == {}
 
 
+def test_an_alarm_is_offered_again_when_what_replaced_it_is_cancelled(desk: Desk) -> None:
+    """The console shows it again, and so must the reading worklist."""
+    desk.site.composed("1.1", SUBDURAL)
+    (first,) = desk.offered()
+    later = revised(desk, "1.1")
+    assert desk.records.jobs.store_priority(later, "worker", Priority.STAT)
+    desk.offered()
+    states = desk.offered()
+    (second,) = set(states) - {first}
+    assert states == {first: "CANCELED", second: "SCHEDULED"}
+    desk.records.jobs.cancel(later)
+    desk.offered()
+    states = desk.offered()
+    (third,) = set(states) - {first, second}
+    assert states == {first: "CANCELED", second: "CANCELED", third: "SCHEDULED"}
+    assert desk.offered(at=60) == states, "and then all is quiet"
+
+
+def test_an_alarm_of_a_cancelled_job_is_offered_again_when_that_is_tried_again(desk: Desk) -> None:
+    job = desk.site.running("1.1")
+    assert desk.records.jobs.store_priority(job, "worker", Priority.STAT)
+    (first,) = desk.offered()
+    desk.records.jobs.cancel(job)
+    assert desk.offered() == {first: "CANCELED"}
+    desk.records.jobs.retry(job)
+    assert desk.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    assert desk.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time())
+    states = desk.offered()
+    assert states.pop(first) == "CANCELED" and list(states.values()) == ["SCHEDULED"]
+
+
+@pytest.mark.parametrize("ended_by", [None, "CANCELED"])
+def test_what_a_reader_took_of_a_job_that_is_cancelled_brings_nothing_back(
+    ended_by: str | None, desk: Desk
+) -> None:
+    desk.site.composed("1.1", SUBDURAL)
+    (first,) = desk.offered()
+    later = revised(desk, "1.1")
+    assert desk.records.jobs.store_priority(later, "worker", Priority.STAT)
+    desk.offered()
+    (second,) = set(desk.offered()) - {first}
+    transaction = desk.take(second)
+    if ended_by:
+        asked = Dataset()
+        asked.ProcedureStepState, asked.TransactionUID = ended_by, transaction
+        assert desk.service.act(second, 1, asked, READER) == 0x0000
+    desk.records.jobs.cancel(later)
+    desk.offered()
+    assert desk.offered() == {first: "CANCELED", second: ended_by or "IN PROGRESS"}
+
+
 def test_a_later_result_that_alarms_less_takes_nothing_back(records: Records) -> None:
     desk = Desk(records, items="all")
     desk.site.composed("1.1", SUBDURAL)
