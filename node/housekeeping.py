@@ -29,6 +29,8 @@ SILENT_S = 60.0
 SWEEP_AFTER_S = 7 * DAY_S
 KEEP_ORDERS_S = 30 * DAY_S
 """An order that met no study for so long is forgotten."""
+KEEP_COMPARISONS_S = 30 * DAY_S
+"""A comparison with an archive that was made so long ago, and what is missing no longer."""
 LONGEST_LEASE_S = 600.0
 
 
@@ -63,6 +65,7 @@ class Housekeeper:
         if self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
             self._records.orders.forget(now - KEEP_ORDERS_S)
+            self._records.gaps.sweep(now - KEEP_COMPARISONS_S)
             self._next_sweep = self._elapsed() + SCAN_EVERY_S
         self._retention.finish()  # a scan would take what is left of a removal for new
         if self._elapsed() >= self._next_scan:

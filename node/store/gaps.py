@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Update, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Update, delete, func, insert, or_, select, update
 
 from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import GAPS, GapEvent, GapState, SeriesState, after, sources
@@ -227,6 +227,20 @@ class Gaps:
         query = query.order_by(gaps.c.study_date.desc(), gaps.c.id).limit(limit)
         with reading(self._engine) as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+    def sweep(self, before: float) -> None:
+        """Forget what was over before then: comparisons, and what is CLOSED.
+
+        Of each archive the newest stays, and the newest that was due by the clock: its turn is over.
+        """
+        of_archive = (comparisons.c.archive, comparisons.c.slot.is_(None))
+        newest = select(func.max(comparisons.c.id)).group_by(*of_archive)
+        over = (comparisons.c.finished_at < before, comparisons.c.id.not_in(newest))
+        fetched_long_ago = or_(gaps.c.fetched_at.is_(None), gaps.c.fetched_at < before)
+        closed = (gaps.c.state == GapState.CLOSED, gaps.c.last_seen_at < before, fetched_long_ago)
+        with writing(self._engine) as connection:
+            connection.execute(delete(comparisons).where(*over))
+            connection.execute(delete(gaps).where(*closed))
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How much is missing, by archive and kind."""

@@ -58,6 +58,7 @@ UNDECIDED = (SeriesState.RECEIVING, SeriesState.COMPLETE)
 AT_WORK = (JobState.QUEUED, JobState.RUNNING, JobState.ANALYSED)
 REPORTED = (JobState.COMPOSED, JobState.FAILED)
 UNDELIVERED = (DeliveryState.PENDING, DeliveryState.FAILED)
+BEING_FETCHED = (GapState.WANTED, GapState.FETCHED)
 SCANS_KEPT = 100
 LONGEST_COMMITMENT_S = 90 * 86400.0
 """An answer to a question that is older still comes to nobody."""
@@ -366,6 +367,7 @@ def _forget(connection: Connection, uids: Sequence[str]) -> None:
         (objects, objects.c.job_id.in_(of_studies)),
         (jobs, jobs.c.study_instance_uid.in_(uids)),
         (series, series.c.study_instance_uid.in_(uids)),
+        (gaps, and_(gaps.c.study_instance_uid.in_(uids), gaps.c.state.not_in(BEING_FETCHED))),
         (incidents, incidents.c.study_instance_uid.in_(uids)),
         (studies, studies.c.study_instance_uid.in_(uids)),
     ):

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from node import scan
 from node import spool as node_spool
@@ -27,6 +27,7 @@ from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import GapState, JobState, SeriesState
 from node.domain.orders import OrderPriority, Said, Source, Subject
+from node.domain.reconciliation import ArchivedStudy, Kind, Missing
 from node.fingerprint import file_digest
 from node.headers import read_instance
 from node.housekeeping import SILENT_S, Housekeeper
@@ -44,7 +45,7 @@ from node.store.engine import writing
 from node.store.incidents import Code
 from node.store.jobs import NewObject
 from node.store.records import Records, open_records
-from node.store.tables import deliveries, gaps, instances, ups_events
+from node.store.tables import comparisons, deliveries, gaps, instances, ups_events
 from node.wholeness import Announced
 from tests.factories import ct_series
 from tests.queueing import Ring, ringing
@@ -634,6 +635,10 @@ class TestSmallVolume:
         assert place.receive(ct_series(1, rows=16, name="a")[0]) == NO_ROOM
 
 
+def lacking(study: str, series: str = "") -> Missing:
+    return Missing(Kind.SERIES if series else Kind.STUDY, ArchivedStudy(study, "P1"), series, "", 4, 0)
+
+
 class TestHousekeeper:
     def test_times_in_the_future_are_taken_back(self, place: Place) -> None:
         """The clock was an hour ahead and has been set right."""
@@ -683,6 +688,49 @@ class TestHousekeeper:
         Housekeeper(Settings(), place.records, place.spool).round(place.now + 40 * DAY_S)
         assert not place.records.orders.of_study("1.2.3")
         assert not place.records.commitments.find("1.1")
+
+    def test_old_comparisons_are_forgotten_but_the_newest(self, place: Place) -> None:
+        """One each five minutes is a hundred thousand rows a year."""
+        kept, days, long_ago = place.records.gaps, ("20261101", "20261102"), place.now - 50 * DAY_S
+        for archive, slot in (("pacs", "1"), ("pacs", "2"), ("pacs", None), ("pacs", None), ("old", None)):
+            kept.ask(archive, days, "anna", long_ago, slot)
+            asked = kept.take("w:1", long_ago, [archive])
+            assert asked
+            kept.finish(asked, long_ago, 1, 0)
+        kept.begin("slow", days, "anna", "w:1", long_ago)
+        Housekeeper(Settings(), place.records, place.spool).round(place.now)
+        with place.records.engine.connect() as connection:
+            left = connection.execute(select(comparisons.c.archive, comparisons.c.slot)).all()
+        newest_by_clock = ("pacs", "2")  # which is not to be made again
+        assert set(map(tuple, left)) == {newest_by_clock, ("pacs", None), ("old", None), ("slow", None)}
+        assert len(left) == 4
+
+    def test_what_is_missing_no_longer_is_forgotten(self, place: Place) -> None:
+        kept, now = place.records.gaps, place.now
+        for name, seen_days_ago in (("open", 40), ("long", 40), ("late", 40), ("new", 1)):
+            (number,) = kept.note("pacs", [name], [lacking(name)], now - seen_days_ago * DAY_S)
+            if name == "late":  # somebody had it fetched yesterday
+                kept.want([number], "anna", now)
+                gap = kept.take_wanted(["pacs"], now, now + 9)
+                assert gap
+                kept.retrieved(gap, now - DAY_S)
+            if name != "open":
+                kept.note("pacs", [name], [], now)
+        Housekeeper(Settings(), place.records, place.spool).round(now)
+        assert {r["study_instance_uid"] for r in kept.rows(tuple(GapState))} == {"open", "late", "new"}
+
+    def test_what_is_missing_of_a_forgotten_study_is_forgotten_unless_it_is_fetched(
+        self, place: Place
+    ) -> None:
+        study = place.study("a")
+        place.delivered(study)
+        two = [lacking(study, "1.1"), lacking(study, "1.2")]
+        _, wanted = place.records.gaps.note("pacs", [study], two, place.now)
+        place.records.gaps.want([wanted], "anna", place.now)
+        place.removed()
+        place.removed(later_s=31 * DAY_S, keep_days=1, keep_records_days=30)
+        assert place.records.views.studies() == []
+        assert [row["state"] for row in place.records.gaps.rows(tuple(GapState))] == ["WANTED"]
 
     def test_a_listener_that_fell_silent_elsewhere_is_closed_after_a_while(self, place: Place) -> None:
         elapsed = [0.0]
