@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
+from urllib3.exceptions import ProtocolError
 
 from node import https, transcode
 from node.credentials import secret
@@ -21,6 +22,7 @@ from node.domain.errors import SettingsError, TransientError
 from node.scu import (
     CONNECTION_TIMEOUT_S,
     RESPONSE_TIMEOUT_S,
+    AssociationBroke,
     Outcome,
     Parcel,
     prepared,
@@ -31,10 +33,15 @@ from node.settings import Destination, Encoding
 REQUEST_BYTES = 16 * 2**20
 """Objects go together in one request up to this size: less memory, and less to repeat."""
 JSON = "application/dicom+json"
+PROCESSING_FAILURE = 0x0110
 NOT_THIS_SYNTAX = (0xC122, 0x0122)
 """Referenced Transfer Syntax not supported, SOP class not supported: PS3.18 Table I.2-2."""
 ABOUT_THE_OBJECTS = (400, 409, 411, 413, 415, 422, 500)
 """Another object may fare better; every other refusal is about the service or about us."""
+FAILURES = {"FailedSOPSequence": b"00081198", "OtherFailuresSequence": b"0008119A"}
+"""What tells of instances that were not stored, with its tag (PS3.18 Annex I)."""
+BROKE_DOWN = (502, 504)
+"""What stands before the service says that it ended, or did not answer: the objects may be why."""
 
 
 class WebPeer:
@@ -69,8 +76,8 @@ class WebPeer:
     def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
         """Send in requests of some megabytes; an Outcome for each parcel that was tried.
 
-        Raises TransientError when the service is away or refuses us: what got no Outcome by then was
-        not accepted.
+        Raises TransientError when the service is away or refuses us, AssociationBroke when it breaks down
+        at a parcel that was sent alone: what got no Outcome by then was not accepted.
         """
         with self._open() as session:
             for group in _grouped(parcels):
@@ -83,9 +90,17 @@ class WebPeer:
             raise TransientError(str(error)) from error
 
     def _send_group(self, session: requests.Session, group: Sequence[Parcel]) -> Iterator[Outcome]:
-        outcomes = self._store(session, group, self.destination.transfer_syntax)
-        if len(group) > 1 and all(_refused_as_a_whole(outcome) for outcome in outcomes):
-            outcomes = [o for parcel in group for o in self._send_group(session, [parcel])]
+        """In one request; one by one where that is refused as a whole, breaks down or cannot be made."""
+        try:
+            outcomes = self._store(session, group, self.destination.transfer_syntax)
+        except (AssociationBroke, InvalidDicomError):
+            if len(group) == 1:
+                raise
+            outcomes = []
+        if len(group) > 1 and all(_refused_as_a_whole(outcome) for outcome in outcomes if outcome.status):
+            for parcel in group:
+                yield from self._send_group(session, [parcel])
+            return
         for parcel, outcome in zip(group, outcomes, strict=True):
             if (
                 _wrong_syntax(outcome)
@@ -102,7 +117,11 @@ class WebPeer:
         syntaxes: Sequence[Encoding],
         plainly: bool = False,
     ) -> list[Outcome]:
-        """One request; an Outcome for each of `group`, in order. `plainly`: nothing stays compressed."""
+        """One request; an Outcome for each of `group`, in order. `plainly`: nothing stays compressed.
+
+        Raises AssociationBroke with the first of them, and InvalidDicomError where one of several cannot be
+        encoded.
+        """
         readable: dict[int, Dataset] = {}
         outcomes: dict[int, Outcome] = {}
         for parcel in group:
@@ -113,12 +132,21 @@ class WebPeer:
                 text = f"{parcel.file.name} cannot be read: {error}"
                 outcomes[parcel.key] = Outcome(parcel.key, False, "", text)
         if readable:
-            answer, details = self._post(session, list(readable.values()))
-            for key, ds in readable.items():
-                outcomes[key] = outcome_of(key, str(ds.SOPInstanceUID), answer, details)
+            outcomes |= self._stored(session, readable)
         return [outcomes[parcel.key] for parcel in group]
 
-    def _post(self, session: requests.Session, datasets: list[Dataset]) -> tuple[requests.Response, Dataset]:
+    def _stored(self, session: requests.Session, datasets: dict[int, Dataset]) -> dict[int, Outcome]:
+        try:
+            answer, details = self._post(session, datasets)
+        except InvalidDicomError as error:
+            if len(datasets) > 1:
+                raise
+            return {key: Outcome(key, False, "", f"it cannot be sent: {error}") for key in datasets}
+        return {key: outcome_of(key, str(ds.SOPInstanceUID), answer, details) for key, ds in datasets.items()}
+
+    def _post(
+        self, session: requests.Session, datasets: dict[int, Dataset]
+    ) -> tuple[requests.Response, Dataset]:
         """The response and its Store Instances Response Module (PS3.18 Annex I)."""
         got: list[requests.Response] = []
         client = DICOMwebClient(
@@ -131,20 +159,32 @@ class WebPeer:
         client.set_http_retry_params(retry=False)
         details = Dataset()
         try:
-            details = client.store_instances(datasets)
+            details = client.store_instances(list(datasets.values()))
         except requests.HTTPError as error:
-            if error.response is None or error.response.status_code not in ABOUT_THE_OBJECTS:
-                text = _http(error.response) if error.response is not None else str(error)
-                raise TransientError(f"{self.name}: {text}") from error
+            self._require_about_the_objects(error, next(iter(datasets)))
         except requests.RequestException as error:
+            if _broke_down(error):
+                raise AssociationBroke(next(iter(datasets)), self._away(error)) from error
             raise TransientError(self._away(error)) from error
-        except (ValueError, KeyError, SyntaxError):
-            pass  # stored or not stands in the status; the words about it cannot be read
+        except (ValueError, KeyError, SyntaxError, TypeError, AttributeError) as error:
+            if not got:
+                raise InvalidDicomError(str(error)) from error
+            # stored or not stands in the status; the words about it cannot be read
         return got[-1], details if len(details) else _details(got[-1])
+
+    def _require_about_the_objects(self, error: requests.HTTPError, first: int) -> None:
+        """Raises TransientError where no object would fare better, AssociationBroke where one may be why."""
+        status = error.response.status_code if error.response is not None else 0
+        if status in ABOUT_THE_OBJECTS:
+            return
+        text = f"{self.name}: {_http(error.response) if error.response is not None else error}"
+        raise (AssociationBroke(first, text) if status in BROKE_DOWN else TransientError(text)) from error
 
     def _away(self, error: Exception) -> str:
         if isinstance(error, requests.exceptions.SSLError):
             return f"{self.name}: TLS failed, is the authority of its certificate in tls.ca? {error}"
+        if isinstance(error, requests.TooManyRedirects) and error.response is not None:
+            return f"{self.name}: {_http(error.response)}; it points elsewhere, check the url"
         return https.unreachable(self.name, error)
 
 
@@ -152,15 +192,15 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
     """What a response says of one instance: PS3.18 10.5.3 and Annex I."""
     for item in details.get("FailedSOPSequence") or []:
         if item.get("ReferencedSOPInstanceUID") == sop_instance_uid:
-            reason = int(item.get("FailureReason") or 0x0110)
+            reason = _number(item, "FailureReason") or PROCESSING_FAILURE
             return Outcome(key, False, f"0x{reason:04X}", f"not stored, failure reason 0x{reason:04X}")
     stored = details.get("ReferencedSOPSequence") or []
     for item in stored:
         if item.get("ReferencedSOPInstanceUID") == sop_instance_uid:
-            warning = int(item.get("WarningReason") or 0)
+            warning = _number(item, "WarningReason")
             text = f"warning reason 0x{warning:04X}" if warning else ""
             return Outcome(key, True, f"0x{warning:04X}" if warning else "0x0000", text)
-    if answer.status_code == 200 and not stored:
+    if answer.status_code == 200 and not stored and not _tells_of_failures(answer, details):
         return Outcome(key, True, "HTTP 200")
     text = f"{_http(answer)}, without a word about this instance" if answer.ok else _http(answer)
     return Outcome(key, False, f"HTTP {answer.status_code}", text)
@@ -168,11 +208,20 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
 
 def _session(destination: Destination) -> requests.Session:
     session = https.session(destination.tls, f"destination {destination.name}")
+    session.max_redirects = 0  # a POST would become the GET of a page (RFC 9110 15.4), and its 200 a success
     if destination.token:
         session.auth = https.Bearer(secret(destination.token))
     elif destination.username:
         session.auth = (destination.username, secret(destination.password))
     return session
+
+
+def _broke_down(error: requests.RequestException) -> bool:
+    """The service was reached, and then ended the connection or did not answer: the objects may be why."""
+    if isinstance(error, requests.ReadTimeout | requests.exceptions.ChunkedEncodingError):
+        return True
+    cause = error.args[0] if type(error) is requests.ConnectionError and error.args else None
+    return isinstance(cause, ProtocolError | OSError)
 
 
 def _grouped(parcels: Sequence[Parcel]) -> Iterator[list[Parcel]]:
@@ -200,6 +249,21 @@ def _details(answer: requests.Response) -> Dataset:
         return Dataset.from_json(body[0] if isinstance(body, list) else body)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return Dataset()
+
+
+def _tells_of_failures(answer: requests.Response, details: Dataset) -> bool:
+    """Of whatever instance; also where nobody can read what it says of them."""
+    if len(details):
+        return any(details.get(keyword) for keyword in FAILURES)
+    return any(tag in answer.content for tag in FAILURES.values())
+
+
+def _number(item: Dataset, keyword: str) -> int:
+    """0 for what is none."""
+    try:
+        return int(item.get(keyword) or 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _refused_as_a_whole(outcome: Outcome) -> bool:

@@ -11,6 +11,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Thread
 from typing import Any
 
@@ -136,6 +137,8 @@ class TestOrthanc:
             carrier_to(web(f"{orthanc.root}/somewhere"), "ICHNODE").echo()
 
 
+CUT = 0
+"""In place of a status: the connection is cut."""
 Respond = Callable[[list[FileDataset]], tuple[int, Any]]
 
 
@@ -162,12 +165,24 @@ class Service:
                 service.headers.append(self.headers)
                 service.requests.append(datasets)
                 status, answer = service.respond(datasets)
+                if status == CUT:
+                    self.connection.shutdown(SHUT_RDWR)
+                    return
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
+                if 300 <= status < 400:
+                    self.send_header("Location", f"{service.url}/login")
                 self.send_header("Content-Type", service.content_type)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                """What a portal shows to whoever is not signed in."""
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -253,7 +268,7 @@ class TestAnswers:
         assert place.states() == [SENT, PENDING, SENT, SENT]
         assert place.rows()[1].last_status == f"HTTP {status}"
 
-    @pytest.mark.parametrize("status", [401, 403, 404, 429, 502, 503])
+    @pytest.mark.parametrize("status", [401, 403, 404, 429, 503])
     def test_a_service_that_is_away_or_refuses_us_makes_everything_wait(
         self, status: int, place: Place
     ) -> None:
@@ -311,6 +326,103 @@ class TestAnswers:
             assert place.courier(web(service.url, transfer_syntax="rle")).round(lambda: T0)
             assert service.sizes() == [3, 1]
         assert place.states() == [SENT] * 3
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_a_page_to_which_the_service_points_instead_has_stored_nothing(
+        self, status: int, place: Place
+    ) -> None:
+        place.compose("pacs", count=1)
+        with Service(lambda _: (status, b"")) as service:
+            assert not place.courier(web(service.url)).round(lambda: T0)
+            assert service.sizes() == [1]
+        assert place.states() == [PENDING]
+        assert f"HTTP {status}" in place.rows()[0].last_error
+        assert "points elsewhere, check the url" in place.rows()[0].last_error
+
+    @pytest.mark.parametrize("status", [CUT, 502, 504])
+    def test_an_object_at_which_the_service_breaks_down_holds_up_no_other(
+        self, status: int, place: Place
+    ) -> None:
+        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
+            poison = any(ds.InstanceNumber == 2 for ds in datasets)
+            return (status, b"") if poison else taken(datasets)
+
+        place.compose("pacs", count=4)
+        with Service(respond) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, PENDING, SENT, SENT]
+
+    @pytest.mark.parametrize("status", [CUT, 502, 504])
+    def test_a_service_that_breaks_down_at_everything_is_left_alone_for_now(
+        self, status: int, place: Place
+    ) -> None:
+        place.compose("pacs", count=9)
+        with Service(lambda _: (status, b"")) as service:
+            assert not place.courier(web(service.url)).round(lambda: T0)
+            assert service.sizes() == [9, 1, 8, 1]
+        assert place.states() == [PENDING] * 9
+        assert [row.attempts for row in place.rows()] == [1, 1, *[0] * 7]
+
+    def test_a_broken_file_keeps_no_refused_request_from_being_tried_object_by_object(
+        self, place: Place
+    ) -> None:
+        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
+            poison = any(ds.InstanceNumber == 2 for ds in datasets)
+            return (400, b"") if poison else taken(datasets)
+
+        place.compose("pacs", count=4)
+        place.spool.absolute(f"outgoing/1/{place.rows()[0].sop_instance_uid}.dcm").write_bytes(b"rot")
+        with Service(respond) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [PENDING, PENDING, SENT, SENT]
+
+    def test_an_object_that_cannot_be_encoded_holds_up_no_other(self, place: Place) -> None:
+        place.compose("pacs")
+        file = place.spool.absolute(f"outgoing/1/{place.rows()[1].sop_instance_uid}.dcm")
+        whole = file.read_bytes()
+        stray = b"\x02\x00\x16\x00AE\x06\x00ELSE  "  # group 0002 has no place in a data set (PS3.10 7.1)
+        file.write_bytes(whole + stray)
+        with Service(taken) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, PENDING, SENT]
+        assert "cannot be sent" in place.rows()[1].last_error
+
+    @pytest.mark.parametrize("body", [b"[{}]", b'{"00081199": 7}', b'{"00081199": "x"}', b"null", b"3"])
+    def test_an_ok_with_words_that_nobody_understands_counts(self, body: bytes, place: Place) -> None:
+        place.compose("pacs", count=1)
+        with Service(lambda _: (200, body), content_type="application/dicom+json") as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT]
+
+    def test_an_answer_in_a_list_is_read_too(self, place: Place) -> None:
+        place.compose("pacs")
+        with Service(
+            lambda all_: (202, [taken(all_[:2])[1]]), content_type="application/dicom+json"
+        ) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, SENT, PENDING]
+
+    @pytest.mark.parametrize("reason", [{"vr": "US", "Value": [0xA700]}, {"vr": "US", "Value": ["0xA700"]}])
+    @pytest.mark.parametrize("tag", ["00081198", "0008119A"])
+    def test_an_ok_that_tells_of_a_failure_is_not_believed(self, tag: str, reason: Any, place: Place) -> None:
+        failed = {tag: {"vr": "SQ", "Value": [{FAILURE: reason}]}}
+        place.compose("pacs", count=1)
+        with Service(lambda _: (200, failed)) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [PENDING]
+
+    @pytest.mark.parametrize("value", ["0xA700", "42752 42753", ""])
+    def test_a_reason_that_is_no_number_is_a_failure_all_the_same(self, value: str, place: Place) -> None:
+        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
+            told = sequence([(datasets[0], FAILURE, 1), *((ds, "", 0) for ds in datasets[1:])])
+            told["00081198"]["Value"][0][FAILURE] = {"vr": "LO", "Value": [value]}
+            return 202, told
+
+        place.compose("pacs")
+        with Service(respond) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [PENDING, SENT, SENT]
+        assert place.rows()[0].last_status == "0x0110"
 
     def test_a_file_that_is_gone_does_not_hold_up_the_rest(self, place: Place) -> None:
         place.compose("pacs")
