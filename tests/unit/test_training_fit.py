@@ -92,6 +92,18 @@ def test_a_checkpoint_of_other_settings_is_refused(bloody: Series, tmp_path: Pat
         _fit(_recipe(), _stage(2), Corpus((), [bloody]), checkpoint)
 
 
+def test_a_checkpoint_that_learned_from_other_patients_is_refused(bloody: Series, tmp_path: Path) -> None:
+    """Another set, or other folds, in the same folder: its network may have seen whom it is to judge."""
+    checkpoint = tmp_path / "run.ckpt"
+    taught, stop = [bloody], [replace(bloody, patient="stops")]
+    _fit(_recipe(), _stage(1), Corpus(taught, (), stop), checkpoint)
+    other = replace(bloody, patient="other")
+    for corpus in (Corpus([other], (), stop), Corpus([bloody, other], (), stop), Corpus(taught, (), [other])):
+        with pytest.raises(PermanentError, match=r"other patients; remove it"):
+            _fit(_recipe(), _stage(1), corpus, checkpoint)
+    _fit(_recipe(), _stage(1), Corpus(taught, (), stop), checkpoint)
+
+
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half a file"])
 def test_a_broken_checkpoint_is_named_with_what_to_do(bloody: Series, tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / "run.ckpt"

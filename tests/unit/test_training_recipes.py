@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from workers.models.slicewise import SequencePipeline
 from workers.phantom import volume
 from workers.preprocess import View
 from workers.training import fit, recipes, sequence_fit, ship, train
-from workers.training.datasets import phantom_series
+from workers.training.datasets import Series, phantom_series
 from workers.training.learners import learner
 from workers.training.plan import Plan
 from workers.training.recipes import RECIPES
@@ -29,6 +31,14 @@ from workers.training.sources import Source
 
 LIGHT = [one.name for one in RECIPES if "seresnext" not in one.family]
 HEAVY = [one.name for one in RECIPES if "seresnext" in one.family]
+
+
+def _others(folder: Path, view: View) -> Iterator[Series]:
+    """Four more patients, of another set."""
+    return (replace(one, patient=f"o{n}") for n, one in enumerate(islice(patients(folder, view), 4)))
+
+
+OTHERS = Source("others", "others", "nobody", "none", _others)
 
 
 @pytest.fixture
@@ -88,6 +98,32 @@ def test_a_second_run_trains_nothing_anew(tmp_path: Path, monkeypatch: pytest.Mo
     assert first is not None and again is not None
     assert again.summary["study"]["any"]["auc"] == first.summary["study"]["any"]["auc"]
     assert same == shipped
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_set_that_is_added_is_learned_from_or_refused_but_never_passed_over(tmp_path: Path) -> None:
+    """In the folder of an earlier run, which knew neither the set nor these folds."""
+    ship.run(_plan("cnn-baseline", tmp_path), _silent)
+    for changes in ({"data": ((MADE, tmp_path), (OTHERS, tmp_path))}, {"folds": 4}):
+        with pytest.raises(PermanentError, match="other patients"):
+            ship.run(_plan("cnn-baseline", tmp_path, **changes), _silent)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_sidecar_names_the_patients_of_each_of_several_sets(tmp_path: Path) -> None:
+    ship.run(_plan("cnn-baseline", tmp_path, data=((MADE, tmp_path), (OTHERS, tmp_path))), _silent)
+    facts = json.loads((tmp_path / "cnn-baseline" / "cnn-baseline.json").read_text())
+    told = {one["name"]: one["patients"] for one in facts["training_data"]}
+    assert told == {
+        "made": [f"p{number}" for number in range(PATIENTS)],
+        "others": [f"o{number}" for number in range(4)],
+    }
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_fold_in_which_there_is_nobody_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="fewer --folds"):
+        ship.run(_plan("cnn-baseline", tmp_path, folds=5), _silent)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -166,6 +202,27 @@ def test_the_sequence_model_learns_what_lies_in_the_features() -> None:
     stage = replace(one.stages[0], steps=12, batch=4, learning_rate=3e-3)
     fitted = sequence_fit.fit_sequence(reader, series, one, stage, seed=1)
     assert np.mean(fitted.history.training[-3:]) < np.mean(fitted.history.training[:3])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_killed_while_it_wrote_the_sequence_model_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = fit.Fitted({"weight": torch.ones(2)}, fit.History())
+    monkeypatch.setattr(train, "pipeline", lambda *_: object.__new__(SequencePipeline))
+    monkeypatch.setattr(train, "fit_sequence", lambda *_: trained)
+
+    def once() -> train.State:
+        return train._sequence(_plan("sequence", tmp_path), [{}, {}], fit.Corpus((), ()), "final", 1, _silent)
+
+    def killed(state: object, path: Path) -> None:
+        path.write_bytes(b"PK half a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", killed)
+        once()
+    assert torch.equal(once()["weight"], torch.ones(2)) and torch.equal(once()["weight"], torch.ones(2))
 
 
 def test_crops_keep_their_slices_together_and_padding_counts_nothing() -> None:

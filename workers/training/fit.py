@@ -49,6 +49,14 @@ class Corpus:
     def slices(self) -> int:
         return sum(len(one.pictures) for one in (self.real or self.phantoms))
 
+    def digest(self) -> str:
+        """Of whose series teach and whose stop the training; phantoms are nobody's."""
+        told = [
+            [(one.patient, one.name, len(one.pictures)) for one in part]
+            for part in (self.real, self.validation)
+        ]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
+
 
 @dataclass
 class History:
@@ -144,10 +152,10 @@ class Run:
     def fit(self, corpus: Corpus, checkpoint: Path | None = None, progress: Progress | None = None) -> Fitted:
         """Train to the last step or until patience ends, resuming `checkpoint` if it is there.
 
-        Raises PermanentError CHECKPOINT_FOREIGN when that was made by other settings.
+        Raises PermanentError CHECKPOINT_FOREIGN when that was made by other settings, or of other patients.
         """
         if checkpoint and checkpoint.exists():
-            self._load(checkpoint)
+            self._load(checkpoint, corpus)
         sampler = Sampler(corpus, self.stage, self.learner.neighbours)
         steps = self.stage.length(corpus.slices)
         epoch = max(1, min(steps, corpus.slices // self.stage.batch))
@@ -160,7 +168,7 @@ class Run:
                 self._validate(corpus.validation)
             over = self.step == steps or self._stalled()
             if checkpoint and (self.step % CHECKPOINT_EVERY == 0 or over):
-                self._save(checkpoint, over)
+                self._save(checkpoint, corpus, over)
         return Fitted(self._weights(), self.history)
 
     def _stalled(self) -> bool:
@@ -252,11 +260,11 @@ class Run:
         facts = repr((decides, asdict(self.stage), self.seed)) + self.learner.origin
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    def _save(self, path: Path, over: bool) -> None:
+    def _save(self, path: Path, corpus: Corpus, over: bool) -> None:
         """What it takes to go on, which is less once the run is over."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self._digest(),
+            "patients": corpus.digest(),
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average if self.stage.ema else None,
@@ -264,17 +272,19 @@ class Run:
             "optimiser": None if over else self.optimiser.state_dict(),
             "history": asdict(self.history),
         }
-        temporary = path.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        write_checkpoint(path, state)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, corpus: Corpus) -> None:
         state = read_checkpoint(path, self.device)
-        if state.get("settings") != self._digest():
-            raise PermanentError(
-                "CHECKPOINT_FOREIGN",
-                f"{path} was made by other settings; remove it, or give another --out",
-            )
+        same = {
+            "by other settings": state.get("settings") == self._digest(),
+            # checkpoints of versions that did not note their patients are taken at their name
+            "of other patients": state.get("patients") in (None, corpus.digest()),
+        }
+        for how, holds in same.items():
+            if not holds:
+                text = f"{path} was made {how}; remove it, or give another --out"
+                raise PermanentError("CHECKPOINT_FOREIGN", text)
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.average, self.best = state["average"] or self._copy(), state["best"]
@@ -282,6 +292,14 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
         told = [(int(step), float(loss), float(auc)) for step, loss, auc in state["history"]["validation"]]
         self.history = History(list(state["history"]["training"]), told)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """The whole state or, when it is killed, what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(path)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

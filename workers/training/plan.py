@@ -91,11 +91,12 @@ class Plan:
 
     def real(self, view: View) -> list[Series]:
         """Every series of the data, prepared once for each view."""
-        found: list[Series] = []
-        for source, folder in self.data:
-            place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
-            found += cached(self._cache / key(f"{source.kind}-{place}", view), source.read(folder, view))
-        return found
+        return [one for source, folder in self.data for one in self.of_set(source, folder, view)]
+
+    def of_set(self, source: Source, folder: Path, view: View) -> list[Series]:
+        """Those of one set."""
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
+        return cached(self._cache / key(f"{source.kind}-{place}", view), source.read(folder, view))
 
     def read(self, view: View) -> Iterator[Series]:
         """The same in the same order, read anew and kept nowhere."""

@@ -120,10 +120,11 @@ def _sources(plan: Plan, outcome: Outcome | None) -> list[dict[str, Any]]:
         found.append({"name": "synthetic phantoms", "seeds": seeds})
     if outcome is None:
         return found
-    names = patients(outcome.parts[0].plan.real(outcome.parts[0].pipeline.view))
-    for source, _ in plan.data:
+    first = outcome.parts[0]
+    for source, folder in plan.data:
         facts = {"name": source.name, "citation": source.citation, "licence": source.licence}
-        found.append({**facts, "patients": names if len(plan.data) == 1 else []})
+        names = patients(first.plan.of_set(source, folder, first.pipeline.view))
+        found.append({**facts, "patients": names})
     return found
 
 

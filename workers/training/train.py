@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from node.domain.errors import PermanentError
@@ -23,7 +22,7 @@ from workers.preprocess import View
 from workers.training import curves
 from workers.training.datasets import Series
 from workers.training.evaluate import folds
-from workers.training.fit import Corpus, Fitted, Progress, Run, read_checkpoint
+from workers.training.fit import Corpus, Fitted, Progress, Run, read_checkpoint, write_checkpoint
 from workers.training.learners import identity, learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
@@ -72,9 +71,17 @@ def average(same: Sequence[Prediction]) -> Prediction:
 
 
 def cross_validate(plan: Plan, watch: Watch) -> Validated:
-    """Out-of-fold predictions of the chosen folds; every recipe has the same folds of the same patients."""
+    """Out-of-fold predictions of the chosen folds; every recipe has the same folds of the same patients.
+
+    Raises PermanentError TOO_FEW_PATIENTS where one of them has nobody to judge or to learn from.
+    """
     real = plan.real(view_of(plan.recipe))
     divided = folds(real, plan.folds, plan.seed)
+    empty = [number for number in plan.chosen_folds if not divided[number]]
+    if empty:
+        raise PermanentError(
+            "TOO_FEW_PATIENTS", f"fold {empty[0]} has nobody to judge; give more data or fewer --folds"
+        )
     order = [index for number in plan.chosen_folds for index in divided[number]]
     place = {index: rank for rank, index in enumerate(order)}
     parts = [[place[index] for index in divided[number]] for number in plan.chosen_folds]
@@ -198,8 +205,7 @@ def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed
     stage = plan.recipe.stages[0]
     fitted = fit_sequence(reader, corpus.real, plan.recipe, stage, seed, watch(f"sequence {name}"))
     curves.draw(fitted.history, f"sequence: {name}", plan.folder / "curves" / f"{name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(fitted.weights, path)
+    write_checkpoint(path, fitted.weights)
     return fitted.weights
 
 
