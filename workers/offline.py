@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,15 +50,23 @@ class Result:
 
 
 def read_folder(folder: Path) -> Folder:
-    """Raises PermanentError when the folder holds no DICOM file, or more than one study."""
+    """Copies of a file count once.
+
+    Raises PermanentError when the folder holds no DICOM file, more than one study, or files that differ and
+    say that they are the same SOP instance.
+    """
     paths: dict[str, list[Path]] = {}
     instances: dict[str, list[Instance]] = {}
+    by_uid: dict[str, Path] = {}
     strangers = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
             instance = read_instance(path)
         except PermanentError:
             strangers.append(path)
+            continue
+        if (known := by_uid.setdefault(instance.sop_instance_uid, path)) is not path:
+            _require_copy(known, path)
             continue
         paths.setdefault(instance.series_instance_uid, []).append(path)
         instances.setdefault(instance.series_instance_uid, []).append(instance)
@@ -71,6 +80,13 @@ def read_folder(folder: Path) -> Folder:
             "SEVERAL_STUDIES", f"{folder} holds {len(studies)} studies; give a folder with one of them"
         )
     return Folder(paths, instances, tuple(strangers))
+
+
+def _require_copy(known: Path, path: Path) -> None:
+    """Which of two that differ is right nobody can tell."""
+    if not filecmp.cmp(known, path, shallow=False):
+        text = f"{known} and {path} differ, and bear the same SOP Instance UID; keep one of them"
+        raise PermanentError("CONTENT_DIFFERS", text)
 
 
 def analyse_folder(folder: Path, out: Path, settings: Settings, say: Say) -> Result:
