@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own (moto's, over HTTP), which can go away and come back with what it holds.
+"""What the tests ask of an S3 server, and one of their own (moto's), which can go away and come back.
 
 `python -m tests.s3 PORT` is the server: SIGUSR1 closes its port, SIGUSR2 opens it again. It is stopped by its
 process id. Moto holds objects in memory and, unless told to, looks at no signature.
@@ -29,30 +29,26 @@ GONE, BACK = signal.SIGUSR1, signal.SIGUSR2
 
 
 class S3Server:
-    """One server with one bucket."""
+    """One server with one bucket, whoever made it."""
 
-    def __init__(self, log: Path, tls: Certificate | None = None) -> None:
-        """With `tls` it is moto's own program, which cannot go away and come back."""
-        if find_spec("moto") is None or find_spec("boto3") is None:
-            missing("moto and boto3 are not installed: pip install 'ichnode[s3,dev]'")
-        self.port = free_port()
-        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self._ca = tls.cert if tls else None
-        command = [sys.executable, "-m", "tests.s3", str(self.port)]
-        if tls:
-            options = ["--port", str(self.port), "--ssl", "--ssl-cert", tls.cert, "--ssl-key", tls.key]
-            command = [sys.executable, "-m", "moto.server", *options]
-        with log.open("ab") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream)
-        eventually(self._answers, 60)
-        self.client.create_bucket(Bucket=NAME)
+    endpoint: str
+    ca: str | None = None
+    """PEM file of who signed its certificate."""
 
     def empty(self) -> None:
-        """A new bucket, and nothing in it."""
-        import requests
+        """A bucket, and nothing in it."""
+        raise NotImplementedError
 
-        assert requests.post(f"{self.endpoint}/moto-api/reset", timeout=10).ok
-        self.client.create_bucket(Bucket=NAME)
+    def go_away(self) -> None:
+        """Connections are refused from now on."""
+        raise NotImplementedError
+
+    def come_back(self) -> None:
+        """With what it held. Nothing happens where it never went."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
 
     @cached_property
     def client(self) -> Any:
@@ -60,12 +56,12 @@ class S3Server:
         import boto3
 
         keys = {key.lower(): value for key, value in KEYS.items()}
-        where = {"endpoint_url": self.endpoint, "region_name": "us-east-1", "verify": self._ca}
+        where = {"endpoint_url": self.endpoint, "region_name": "us-east-1", "verify": self.ca}
         return boto3.client("s3", **where, **keys)
 
     def settings(self, **more: Any) -> Bucket:
         """`[spool.s3]` of a node that uses it; the keys stand in the environment."""
-        return Bucket(bucket=NAME, endpoint=self.endpoint, timeout_s=5, **more)
+        return Bucket(**{"bucket": NAME, "endpoint": self.endpoint, "timeout_s": 5, **more})
 
     def stored(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME)
@@ -76,8 +72,33 @@ class S3Server:
         found: list[Any] = self.client.list_multipart_uploads(Bucket=NAME).get("Uploads", [])
         return found
 
+
+class Moto(S3Server):
+    """Moto's, over HTTP or TLS."""
+
+    def __init__(self, log: Path, tls: Certificate | None = None) -> None:
+        """With `tls` it is moto's own program, which cannot go away and come back."""
+        if find_spec("moto") is None or find_spec("boto3") is None:
+            missing("moto and boto3 are not installed: pip install 'ichnode[s3,dev]'")
+        self.port = free_port()
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.ca = tls.cert if tls else None
+        command = [sys.executable, "-m", "tests.s3", str(self.port)]
+        if tls:
+            options = ["--port", str(self.port), "--ssl", "--ssl-cert", tls.cert, "--ssl-key", tls.key]
+            command = [sys.executable, "-m", "moto.server", *options]
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        eventually(self._answers, 60)
+        self.client.create_bucket(Bucket=NAME)
+
+    def empty(self) -> None:
+        import requests
+
+        assert requests.post(f"{self.endpoint}/moto-api/reset", timeout=10).ok
+        self.client.create_bucket(Bucket=NAME)
+
     def go_away(self) -> None:
-        """Connections are refused from now on."""
         self._tell(GONE, lambda: not self._answers())
 
     def come_back(self) -> None:
@@ -96,7 +117,7 @@ class S3Server:
 
         assert self.process.poll() is None, "the S3 server ended"
         with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{self.endpoint}/moto-api/data.json", timeout=10, verify=self._ca).ok
+            return requests.get(f"{self.endpoint}/moto-api/data.json", timeout=10, verify=self.ca).ok
         return False
 
 

@@ -39,7 +39,9 @@ REQUESTS = 2
 LISTED_AT_ONCE = 1000
 LEFT_ALONE_S = 5.0
 """After a failure nobody asks again for so long: those who wait for it are told at once."""
-GONE = ("NoSuchKey", "404", "NotFound")
+GONE = "NoSuchKey"
+"""The only word for it: a bare 404 may come from a balancer whose servers are gone."""
+DELETED = 204
 NEXT_STEP = {
     "AccessDenied": "give it the permissions in docs/deployment.md",
     "AllAccessDisabled": "give it the permissions in docs/deployment.md",
@@ -50,6 +52,7 @@ NEXT_STEP = {
     "NoSuchBucket": "make it, or name another as spool.s3.bucket",
     "PermanentRedirect": "set spool.s3.region to that of the bucket",
     "AuthorizationHeaderMalformed": "set spool.s3.region to that of the bucket",
+    "404": "look at spool.s3.endpoint, and at what stands before the bucket",
 }
 UNREACHED = {
     "Credential": "look at spool.s3.access_key and secret_key",
@@ -79,13 +82,14 @@ class S3:
         """Raises FileNotFoundError without the file, else OutOfReach."""
         md5, digest = _digests(file)
         with self._asking(f"PUT of {path}"), file.open("rb") as body:
-            self._client.put_object(
+            answer = self._client.put_object(
                 **self._at(path),
                 Body=body,
                 ContentMD5=md5,
                 Metadata={DIGEST: digest},
                 ContentType=_kind(path),
             )
+            _require("ETag" in answer)
 
     def get(self, path: str, file: Path) -> bool:
         """Write the object into `file`, which survives a power cut; False where there is no such object.
@@ -96,6 +100,7 @@ class S3:
             try:
                 with self._asking(f"GET of {path}"):
                     answer = self._client.get_object(**self._at(path))
+                    _require("ETag" in answer and not answer.get("ContentType", "").startswith("text/"))
                     with file.open("wb") as stream:
                         came = _copy(answer["Body"], stream)
                         os.fdatasync(stream.fileno())
@@ -118,19 +123,15 @@ class S3:
     def delete(self, path: str) -> None:
         """Nothing happens where it was not there."""
         with self._asking(f"DELETE of {path}"):
-            self._client.delete_object(**self._at(path))
+            answer = self._client.delete_object(**self._at(path))
+            _require(answer["ResponseMetadata"]["HTTPStatusCode"] == DELETED)
 
     def list(self, folder: str) -> Iterator[Entry]:
         """Every object below a folder, in the order of their paths."""
         more: dict[str, str] = {}
         while True:
             with self._asking(f"list of {folder}"):
-                answer = self._client.list_objects_v2(
-                    Bucket=self._settings.bucket,
-                    Prefix=f"{self._settings.prefix}{folder}/",
-                    MaxKeys=LISTED_AT_ONCE,
-                    **more,
-                )
+                answer = self._listed(f"{folder}/", LISTED_AT_ONCE, **more)
             for found in answer.get("Contents", ()):
                 path = str(found["Key"]).removeprefix(self._settings.prefix)
                 yield Entry(path, int(found["Size"]), found["LastModified"].timestamp())
@@ -155,9 +156,7 @@ class S3:
         """By how much the bucket's clock is ahead of ours, by the date of an answer; to the second."""
         before = time.time()
         with self._asking("list of one key"):
-            answer = self._client.list_objects_v2(
-                Bucket=self._settings.bucket, Prefix=self._settings.prefix, MaxKeys=1
-            )
+            answer = self._listed("", 1)
         said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         middle = (before + time.time()) / 2
         return parsedate_to_datetime(said).timestamp() + 0.5 - middle if said else 0.0
@@ -166,6 +165,12 @@ class S3:
         """Raises OutOfReach where it was away a moment ago and still is. Asks nobody when all was well."""
         if self._trouble:
             self.skew_s()
+
+    def _listed(self, prefix: str, most: int, **more: str) -> dict[str, Any]:
+        where = {"Bucket": self._settings.bucket, "Prefix": f"{self._settings.prefix}{prefix}"}
+        answer: dict[str, Any] = self._client.list_objects_v2(**where, MaxKeys=most, **more)
+        _require("IsTruncated" in answer)
+        return answer
 
     def _at(self, path: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": f"{self._settings.prefix}{path}"}
@@ -189,11 +194,15 @@ class S3:
             self._trouble = ""
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in GONE:
+            if code == GONE:
                 raise _GoneError from error
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
             step = NEXT_STEP.get(code, "it is tried again")
             raise self._away(f"{self.name} answered {status} {code} to a {what}; {step}") from error
+        except _NotOfS3Error as error:
+            raise self._away(
+                f"{self.name} answered a {what} as no bucket does; {NEXT_STEP['404']}"
+            ) from error
         except SettingsError as error:
             raise self._away(str(error)) from error
         except BotoCoreError as error:
@@ -209,6 +218,16 @@ class S3:
 
 class _GoneError(Exception):
     """There is no such object."""
+
+
+class _NotOfS3Error(Exception):
+    """Something else answered, such as a proxy's page of maintenance: nothing came of it."""
+
+
+def _require(is_of_s3: bool) -> None:
+    """An answer is believed only with what every S3 server says in it, whatever its status."""
+    if not is_of_s3:
+        raise _NotOfS3Error
 
 
 def _client(settings: Bucket) -> Any:

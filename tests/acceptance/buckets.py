@@ -22,7 +22,8 @@ from node.settings import Settings, load
 from node.store.records import Records
 from tests.acceptance.crashes import LONGEST_OUTAGE_S, Ledger
 from tests.acceptance.hosts import Hosts
-from tests.s3 import KEYS, S3Server
+from tests.ceph import Ceph
+from tests.s3 import KEYS, Moto, S3Server
 
 TARGETS = {
     "listen": 3,
@@ -45,9 +46,17 @@ class Machines(Hosts):
         "host-b": ("worker", "deliver"),
     }
 
-    def __init__(self, folder: Path, seed: int, say: Callable[[str], None], namespaces: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None],
+        namespaces: bool = True,
+        bucket: S3Server | None = None,
+    ) -> None:
+        """Without a `bucket` it is moto's."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.bucket = S3Server(folder / "s3.log")
+        self.bucket = bucket or Moto(folder / "s3.log")
         os.environ.update(KEYS)  # the scan at the end needs them as well
         super().__init__(folder, seed, say, namespaces)
 
@@ -98,12 +107,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="a new one: the bucket is held in memory")
     parser.add_argument("--pause", type=float, default=8.0, help="longest time between two kills, in seconds")
     parser.add_argument("--minutes", type=float, help="stop killing after so long, whatever the count")
+    parser.add_argument("--ceph", action="store_true", help="the bucket is Ceph's, not moto's")
     options = parser.parse_args()
     began = time.monotonic()
     machines = Machines(
         options.folder,
         options.seed,
         lambda text: print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True),
+        bucket=Ceph() if options.ceph else None,
     )
     try:
         machines.pause_s = options.pause

@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 
 from node.settings import Settings
 from node.store.records import Records, open_records
-from tests.s3 import KEYS, S3Server
+from tests.ceph import Ceph
+from tests.s3 import KEYS, Moto, S3Server
 from tests.site import Site, browser
 
 
@@ -27,20 +28,35 @@ def blank_records(settings: Settings, blank_sqlite: Path) -> Iterator[Records]:
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A bucket, for those who ask for it."""
-    made = S3Server(tmp_path_factory.mktemp("s3") / "log")
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """Ceph's RADOS gateway; skips where it is not installed."""
+    made = Ceph()
     yield made
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    made = Moto(tmp_path_factory.mktemp("s3") / "log")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module", params=["moto", "ceph"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """A bucket of each maker, for those who ask for it."""
+    made: S3Server = request.getfixturevalue(request.param)
+    return made
+
+
 @pytest.fixture
-def emptied(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its keys are in the environment, and nothing is in it."""
+def emptied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of the bucket are in the environment, and nothing is in it, for those who ask for one."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    server.empty()
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").empty()
 
 
 @pytest.fixture

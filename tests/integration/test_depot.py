@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from node.settings import Bucket, Scp, Settings
 from node.settings import Spool as SpoolSettings
 from node.spool import Spool, spool_of
 from tests.certificates import make_certificate
-from tests.s3 import KEYS, NAME, S3Server
+from tests.s3 import KEYS, NAME, Moto, S3Server
 
 pytestmark = pytest.mark.usefixtures("emptied")
 PATH = "results/1/1/maps.npz"
@@ -177,15 +179,18 @@ class TestAway:
         with pytest.raises(OutOfReach, match=r"NoCredentialsError.*spool\.s3\.access_key"):
             S3(server.settings()).skew_s()
 
-    def test_keys_come_from_files_and_are_told_nobody(self, server: S3Server, tmp_path: Path) -> None:
-        (tmp_path / "id").write_text("AKIAFILE\n")
-        (tmp_path / "secret").write_text("a secret of a file\n")
+    def test_keys_come_from_files_and_are_told_nobody(
+        self, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, file in (("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "secret")):
+            (tmp_path / file).write_text(f"{KEYS[name]}\n")
+            monkeypatch.setenv(name, "not these")
         settings = server.settings(access_key=f"file:{tmp_path}/id", secret_key=f"file:{tmp_path}/secret")
         bucket = S3(settings)
         assert abs(bucket.skew_s()) < 5
         given = bucket._client._request_signer._credentials
-        assert (given.access_key, given.secret_key) == ("AKIAFILE", "a secret of a file")
-        assert "secret of" not in repr(settings)
+        assert [given.access_key, given.secret_key] == [*KEYS.values()]
+        assert KEYS["AWS_SECRET_ACCESS_KEY"] not in repr(settings)
 
     def test_not_even_a_log_of_everything_has_them(
         self,
@@ -202,10 +207,53 @@ class TestAway:
         assert "of the session" not in caplog.text and KEYS["AWS_SECRET_ACCESS_KEY"] not in caplog.text
 
 
+class TestSomethingElseAnswers:
+    """A balancer whose servers are gone, a page of maintenance: an answer, and not of a bucket."""
+
+    @pytest.fixture(params=[(404, "404 page not found"), (200, "<html><body>Back soon</body></html>")])
+    def page(self, request: pytest.FixtureRequest) -> Iterator[Bucket]:
+        status, text = request.param
+
+        class Page(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            do_GET = do_PUT = do_DELETE = answer
+
+            def log_message(self, *_: Any) -> None: ...
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield Bucket(bucket=NAME, endpoint=f"http://127.0.0.1:{server.server_port}", timeout_s=5)
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    @pytest.mark.parametrize("request_", ["put", "get", "delete", "list"])
+    def test_nothing_is_stored_nothing_is_gone_and_nothing_is_damaged(
+        self, page: Bucket, request_: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sent").write_bytes(b"abc")
+        bucket = S3(page)
+        deeds: dict[str, Callable[[], Any]] = {
+            "put": lambda: bucket.put(PATH, tmp_path / "sent"),
+            "get": lambda: bucket.get(PATH, tmp_path / "came"),
+            "delete": lambda: bucket.delete(PATH),
+            "list": lambda: list(bucket.list("incoming")),
+        }
+        with pytest.raises(OutOfReach, match=r"spool\.s3\.endpoint"):
+            deeds[request_]()
+
+
 class TestTls:
     def test_it_is_trusted_by_its_own_authority_and_by_no_other(self, tmp_path: Path) -> None:
         made = make_certificate(tmp_path, "s3")
-        server = S3Server(tmp_path / "log", made)
+        server = Moto(tmp_path / "log", made)
         try:
             machine(server, tmp_path / "a", ca=made.cert).write(PATH, (b"abc",))
             assert server.stored() == [f"ichnode/{PATH}"]
@@ -246,7 +294,7 @@ class TestPermissions:
         import boto3
         import requests
 
-        made = S3Server(tmp_path / "log")
+        made = Moto(tmp_path / "log")
         made.client.create_bucket(Bucket="ichnode")
         admin = {"endpoint_url": made.endpoint, "region_name": "us-east-1"}
         keys = {key.lower(): value for key, value in KEYS.items()}
@@ -269,17 +317,21 @@ class TestPermissions:
             prepare(settings)
             return spool_of(settings)
 
-        node = spool()
-        assert depot_of(node).bucket.probe() > 0
-        node.write(PATH, (b"abc",))
-        assert [file.path for file in node.depot.files("results")] == [PATH]
-        assert not node.fetch(["results/none"])[0].exists(), "what is not there is no refusal"
-        node.remove(PATH)
+        assert_sufficient(spool())
         with pytest.raises(OutOfReach, match=r"403 AccessDenied to a PUT.*permissions in docs/deployment"):
             spool(prefix="elsewhere/").write(PATH, (b"abc",))
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         with pytest.raises(OutOfReach, match=r"SignatureDoesNotMatch.*look at spool\.s3\.secret_key"):
             spool().remove(PATH)
+
+
+def assert_sufficient(spool: Spool) -> None:
+    """Every kind of request is allowed."""
+    assert depot_of(spool).bucket.probe() > 0
+    spool.write(PATH, (b"abc",))
+    assert [file.path for file in spool.depot.files("results")] == [PATH]
+    assert not spool.fetch(["results/none"])[0].exists(), "what is not there is no refusal"
+    spool.remove(PATH)
 
 
 def documented_policy() -> str:
