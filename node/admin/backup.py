@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -33,6 +33,7 @@ from node.store.engine import migrate, open_engine, reading, schema_revision
 from node.store.records import Records, open_records
 
 MANIFEST, SQLITE, POSTGRES, FILES = "backup.json", "database.sqlite3", "database.pgdump", "spool"
+BESIDE_SQLITE = ("-wal", "-journal", "-shm")
 NOT_IN_IT = "settings, keys and certificates, model weights"
 
 
@@ -58,13 +59,13 @@ def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
     """Write a backup into a new or empty folder. Raises PermanentError when that cannot be done."""
     if folder.exists() and any(folder.iterdir()):
         raise PermanentError("BACKUP", f"{folder} is not empty; name a new folder for each backup")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     url = make_url(settings.database_url)
+    revision = standing_at(settings)
+    if revision is None:
+        raise PermanentError("BACKUP", f"database {_shown(url)} is empty: there is nothing to back up")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = open_engine(settings.database_url)
     try:
-        revision = schema_revision(engine)
-        if revision is None:
-            raise PermanentError("BACKUP", f"database {_shown(url)} is empty: there is nothing to back up")
         if url.get_backend_name() == "sqlite":
             dump = _copy_sqlite(Path(url.database or ""), folder / SQLITE)
         else:
@@ -95,7 +96,10 @@ def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
 
 
 def bring_back(settings: Settings, folder: Path) -> Backup:
-    """Bring a backup back. Raises PermanentError, and changes nothing, unless the installation is empty."""
+    """Bring a backup back. Raises PermanentError, and changes nothing, unless the installation is empty.
+
+    The number of files is that of those which came back: a backup may have lost some since it was made.
+    """
     found = read(folder)
     url = make_url(settings.database_url)
     dump = folder / (SQLITE if found.database == "sqlite" else POSTGRES)
@@ -113,8 +117,9 @@ def bring_back(settings: Settings, folder: Path) -> Backup:
         raise PermanentError("RESTORE", f"{spool.root} holds files; name an empty {empty}")
     _require_empty(url)
     prepare(settings)
+    came, size = 0, 0
     for path in _finished(Spool(folder / FILES), (INCOMING, RESULTS, OUTGOING)):
-        _bring(folder / FILES / path, path, spool)
+        came, size = came + 1, size + _bring(folder / FILES / path, path, spool)
     if found.database == "sqlite":
         target = Path(url.database or "")
         _place(target, partial(copied, dump))
@@ -124,7 +129,19 @@ def bring_back(settings: Settings, folder: Path) -> Backup:
     records = open_records(settings)
     records.held.let_all_go()
     records.close()
-    return found
+    return replace(found, files=came, size_bytes=size)
+
+
+def standing_at(settings: Settings) -> str | None:
+    """The migration of the database; None for an empty one. SQLite's file would be made by opening it."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return None
+    engine = open_engine(settings.database_url)
+    try:
+        return schema_revision(engine)
+    finally:
+        engine.dispose()
 
 
 def bring_up_to_date(settings: Settings) -> tuple[str | None, str]:
@@ -186,10 +203,14 @@ def _run(url: URL, program: str, *options: str) -> None:
 
 
 def _require_empty(url: URL) -> None:
-    """Nothing of ours is in the database yet. SQLite's file would be made by looking at it."""
+    """Nothing of ours is in the database yet. SQLite's file would be made by looking at it; the log beside
+    one that was moved away would be played into the next (sqlite.org/howtocorrupt.html, 1.4).
+    """
     if url.get_backend_name() == "sqlite":
-        if url.database and Path(url.database).exists():
-            raise PermanentError("RESTORE", f"{url.database} exists; name an empty data_dir or move it away")
+        for beside in ("", *BESIDE_SQLITE):
+            if Path(f"{url.database}{beside}").exists():
+                text = f"{url.database}{beside} exists; name an empty data_dir or move it away"
+                raise PermanentError("RESTORE", text)
         return
     engine = open_engine(url.render_as_string(hide_password=False))
     try:
@@ -221,15 +242,17 @@ def _finished(spool: Spool, folders: Sequence[str]) -> Iterator[str]:
             yield from (entry.path for entry in depot.files(name))
 
 
-def _bring(source: Path, path: str, spool: Spool) -> None:
-    """A file of a backup to where every machine sees it."""
+def _bring(source: Path, path: str, spool: Spool) -> int:
+    """A file of a backup to where every machine sees it; its bytes."""
     try:
         with source.open("rb") as file:
-            if not source.stat().st_size:
+            size = source.stat().st_size
+            if not size:
                 spool.write(path, ())
-                return
+                return 0
             with mmap(file.fileno(), 0, access=ACCESS_READ) as content, memoryview(content) as view:
                 spool.write(path, (view,))
+            return size
     except FileNotFoundError:
         raise PermanentError("RESTORE", f"{source} is gone") from None
 

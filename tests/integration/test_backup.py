@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from node.domain.errors import PermanentError, SettingsError
 from node.domain.findings import Priority
 from node.domain.lifecycle import JobState
 from node.scan import MISSING, Fate, Scan
-from node.settings import Settings
+from node.settings import DATABASE_FILE, Settings
 from node.spool import Spool
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision, writing
 from node.store.records import Records, open_records
@@ -209,6 +210,33 @@ class TestRefusals:
         with pytest.raises(PermanentError, match="nothing to back up"):
             back_up(settings_of(tmp_path / "none", ""), tmp_path / "backup")
 
+    def test_looking_makes_no_database_that_a_restore_would_refuse(
+        self, pair: tuple[Settings, Settings], made: Path
+    ) -> None:
+        new = pair[1]
+        if "sqlite" not in new.database_url:
+            pytest.skip("a database of a server is made by its administrator")
+        said = CliRunner().invoke(main, ["upgrade", "--check", "--data-dir", str(new.data_dir)])
+        assert said.exit_code == 1 and "stands at nothing" in said.output
+        with pytest.raises(PermanentError, match="nothing to back up"):
+            back_up(new, made.parent / "another")
+        assert not new.data_dir.exists()
+        bring_back(new, made)
+
+    @pytest.mark.parametrize("pair", ["sqlite"], indirect=True)
+    @pytest.mark.parametrize("beside", ["-wal", "-journal"])
+    def test_the_log_of_a_database_that_was_moved_away(
+        self, pair: tuple[Settings, Settings], made: Path, beside: str
+    ) -> None:
+        """SQLite would play it into whatever database lies there next."""
+        new = pair[1]
+        new.data_dir.mkdir()
+        left = new.data_dir / f"{DATABASE_FILE}{beside}"
+        left.write_bytes(b"of a node that was killed")
+        with pytest.raises(PermanentError, match=f"{left} exists"):
+            bring_back(new, made)
+        assert left.read_bytes() == b"of a node that was killed"
+
     def test_without_the_client_of_postgresql(
         self, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -245,6 +273,8 @@ class TestCommands:
         assert said.exit_code == 0 and "Start the node" in said.output, said.output
         said = run(main, ["restore", str(folder), "--data-dir", str(new.data_dir)])
         assert said.exit_code == 1 and "empty" in said.output
+        said = run(main, ["backup", str(folder / MANIFEST / "below"), "--data-dir", str(old.data_dir)])
+        assert said.exit_code == 1 and said.output.startswith("Error: ") and "Not a directory" in said.output
         said = run(main, ["upgrade", "--data-dir", str(new.data_dir)])
         assert said.output == f"the database stands at {SCHEMA_REVISION}\n"
         engine = open_engine(old.database_url.replace("old", "older"))
@@ -255,6 +285,32 @@ class TestCommands:
         assert said.exit_code == 1 and "stands at 0003" in said.output
         said = run(main, ["upgrade", "--data-dir", older])
         assert said.output == f"the database stands at {SCHEMA_REVISION}, before: 0003\n"
+
+    @pytest.mark.parametrize("pair", ["sqlite"], indirect=True)
+    def test_a_disk_that_is_full_is_told_in_one_line(
+        self, filled: Site, pair: tuple[Settings, Settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Path) -> Path:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(backups, "_copy_sqlite", full)
+        folder = pair[0].data_dir.parent / "backup"
+        said = CliRunner().invoke(main, ["backup", str(folder), "--data-dir", str(pair[0].data_dir)])
+        assert said.exit_code == 1 and said.output.startswith("Error: "), said.output
+        assert "disk is full" in said.output
+
+    @pytest.mark.parametrize("pair", ["sqlite"], indirect=True)
+    def test_a_backup_that_lost_files_is_brought_back_and_says_so(
+        self, filled: Site, pair: tuple[Settings, Settings], tmp_path: Path
+    ) -> None:
+        old, new = pair
+        made = back_up(old, tmp_path / "backup")
+        next((tmp_path / "backup/spool/incoming").rglob("*.dcm")).unlink()
+        words = ["restore", str(tmp_path / "backup"), "--data-dir", str(new.data_dir)]
+        said = CliRunner().invoke(main, words)
+        assert said.exit_code == 1
+        assert f"1 of {made.files} files of the backup are gone" in said.output
+        assert len(files(new)) == made.files - 1 and (new.data_dir / DATABASE_FILE).exists()
 
 
 # -- every schema there ever was -----------------------------------------------------------------------------
