@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.admin.cli import listing, show, stored, with_settings, with_settings_of_group
+from node.admin.cli import ROW, listing, show, stored, with_settings, with_settings_of_group
 from node.domain.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -28,11 +28,14 @@ def alerts(ctx: click.Context, settings: Settings, as_json: bool, limit: int) ->
 
 
 @alerts.command()
-@click.argument("number", metavar="ID", type=int)
+@ROW
 @with_settings_of_group
 def retry(settings: Settings, number: int) -> None:
     """Send a waiting or given-up alert at once."""
-    stored(settings).alerts.retry(number, time.time())
+    from node.admin.hands import at_hand
+
+    deeds, visitor = at_hand(settings)
+    deeds.retry_alert(visitor, number)
     click.echo(f"alert {number} is due now")
 
 

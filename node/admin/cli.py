@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 WRONG = [why.value.lower().replace("_", "-") for why in Wrong]
 COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
+LARGEST = 2**31 - 1
+"""That the database's columns hold."""
 OWN = {
     "users": "node.admin.people",
     "audit": "node.admin.people",
@@ -83,8 +86,11 @@ class Commands(click.Group):
 @click.version_option(package_name="ichnode", prog_name="ichnode")
 def main() -> None:
     """ichnode: head-CT triage beside a PACS. Research use only, not for diagnosis."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 lacks letters
 
 
+ROW = click.argument("number", metavar="ID", type=click.IntRange(0, LARGEST))
 CONFIG = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML)."
 )
@@ -110,10 +116,12 @@ def with_settings_of_group(function: Callable[..., None]) -> Callable[..., None]
 
     @CONFIG
     @DATA_DIR
-    @click.pass_obj
+    @click.pass_context
     @wraps(function)
-    def command(before: Settings, config: Path | None, data_dir: Path | None, **options: Any) -> None:
-        function(load(config, data_dir) if config or data_dir else before, **options)
+    def command(ctx: click.Context, config: Path | None, data_dir: Path | None, **options: Any) -> None:
+        before = ctx.parent.params if ctx.parent else {}
+        given = config or before.get("config"), data_dir or before.get("data_dir")
+        function(load(*given) if config or data_dir else ctx.obj, **options)
 
     return command
 
@@ -125,14 +133,12 @@ def up(config: Path | None, data_dir: Path | None) -> None:
     """Run the whole node: listener, clock, worker, delivery, web and a Redis of its own."""
     import logging
 
-    from rich.console import Console
-
-    from node.admin.listing import banner
+    from node.admin.listing import banner, terminal
     from node.admin.supervise import Node
 
     settings = load(config, data_dir)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s up       %(levelname)-7s %(message)s")
-    console = Console(stderr=True, markup=False)
+    console = terminal(stderr=True)
     console.print("ichnode starts …", style="dim")
     Node(settings, config).run(on_ready=lambda _: console.print(banner(settings)))
 
@@ -156,11 +162,17 @@ _role("web", "Run the web pages alone.")
 _role("orders", "Run the order desk alone: modality worklist and HL7 orders.")
 
 
+def limit_option(usual: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds --limit."""
+    many = click.IntRange(1, LARGEST)
+    return click.option("--limit", default=usual, type=many, show_default=True, help="How many.")
+
+
 def listing(limit: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds --json and --limit."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        function = click.option("--limit", default=limit, show_default=True, help="How many.")(function)
+        function = limit_option(limit)(function)
         return click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")(function)
 
     return add
@@ -229,7 +241,7 @@ def _action(group: click.Group, name: str, act: Act, text: str, done: str) -> No
     """`group name ID`; --config and --data-dir may stand before or after it. Leaves a line in the trail."""
 
     @group.command(name, help=text)
-    @click.argument("number", metavar="ID", type=int)
+    @ROW
     @with_settings_of_group
     def command(settings: Settings, number: int) -> None:
         from node.admin.hands import at_hand
@@ -262,7 +274,7 @@ _actions()
 
 
 @jobs.command()
-@click.argument("number", metavar="ID", type=int)
+@ROW
 @click.argument("opinion", type=click.Choice(["agree", "disagree"]))
 @click.option("--why", type=click.Choice(WRONG), default=WRONG[0], show_default=True, help="What is wrong.")
 @click.option("--actual", type=click.Choice(SUBTYPES), multiple=True, help="A kind that the images show.")
@@ -293,16 +305,16 @@ def retry_all(settings: Settings, destination: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def doctor(settings: Settings, as_json: bool) -> None:
     """Check settings, database, broker, model, device, disk and each destination."""
-    from rich.console import Console
+    from rich.text import Text
 
     from node.admin.doctor import examine
-    from node.admin.listing import doctor_table
+    from node.admin.listing import doctor_table, terminal
 
     checks = []
-    with Console(stderr=True).status("looking …") as status:
+    with terminal(stderr=True).status("looking …") as status:
         for check in examine(settings):
             checks.append(vars(check))
-            status.update(f"{check.name} looked at …")
+            status.update(Text(f"{check.name} looked at …"))
     show(checks, as_json, doctor_table)
     if not all(check["ok"] for check in checks):
         sys.exit(1)
@@ -323,7 +335,7 @@ def show(
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
+    from node.admin.listing import terminal
 
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))
-    Console(width=width, markup=False).print(table(rows))
+    terminal(width=width).print(table(rows))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from node.admin.cli import stored, with_settings, with_settings_of_group
+from node.domain.errors import PermanentError
 
 if TYPE_CHECKING:
     from node.settings import Settings
@@ -37,9 +38,7 @@ def shadow(
     ctx.obj = settings
     if ctx.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
-    from node.admin.listing import shadow_table
+    from node.admin.listing import shadow_table, terminal
     from node.admin.web.shadow import Choice, models_json
     from node.admin.web.shadow import as_json as figures
 
@@ -51,7 +50,7 @@ def shadow(
         return
     click.echo(_standing(models, found))
     if found["pair"]:
-        Console(markup=False).print(shadow_table(found))
+        terminal().print(shadow_table(found))
 
 
 @shadow.command()
@@ -110,8 +109,12 @@ def export(settings: Settings, file: Path, within: str, pair: str, scanner: str)
     models = chosen(records.pairs.which(), pair)
     wanted = asked(models, Choice(pair, within, scanner), now) if models else None
     rows = records.pairs.latest(wanted, MOST_EXPORTED) if wanted else []
-    records.audit.write(operator(), "export", now, detail=f"{len(rows)} shadow readings")
-    file.write_text("".join(csv_lines(rows, Clock(settings.web.time_zone))), encoding="utf-8", newline="")
+    try:
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            records.audit.write(operator(), "export", now, detail=f"{len(rows)} shadow readings")
+            stream.writelines(csv_lines(rows, Clock(settings.web.time_zone)))
+    except OSError as error:
+        raise PermanentError("EXPORT", f"{file} cannot be written: {error.strerror}") from error
     click.echo(f"{len(rows)} series in {file}")
 
 

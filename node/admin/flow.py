@@ -51,22 +51,27 @@ def routing(settings: Settings, draft: Path | None, search: str, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def reconcile(settings: Settings, name: str, since: str, until: str, fetch: bool, as_json: bool) -> None:
     """Compare archives with what came, and list what is missing; exit code 1 when something is."""
+    from node.admin.hands import at_hand
     from node.admin.listing import gaps_table
     from node.admin.roles import spool_of
-    from node.reconcile import Reconciler, default_days
+    from node.admin.web.deeds import MOST_AT_ONCE
+    from node.reconcile import Reconciler, check_days, default_days
 
     archives = [a for a in settings.archive if name in ("", a.name)]
     if not archives:
         text = f"the settings name no archive {name!r}" if name else "the settings name no [[archive]]"
         raise SettingsError(f"{text}: add one")
-    records = stored(settings)
+    (deeds, visitor), records = at_hand(settings), stored(settings)
     reconciler, found = Reconciler(settings, records, spool_of(settings)), set()
     for archive in archives:
         first, last = default_days(archive, time.time(), settings.web.time_zone)
         days = (since.replace("-", "") or first, until.replace("-", "") or last)
-        found.update(reconciler.compare_now(archive, days, "(command line)"))
-    if fetch:
-        records.gaps.want(sorted(found), "(command line)", time.time())
+        check_days(days)
+        detail = f"{archive.name} {days[0]}-{days[1]}"
+        records.audit.write(visitor.actor, "compare", time.time(), detail=detail)
+        found.update(reconciler.compare_now(archive, days, visitor.name))
+    for begin in range(0, len(found) if fetch else 0, MOST_AT_ONCE):
+        deeds.fetch_gaps(visitor, sorted(found)[begin : begin + MOST_AT_ONCE])
     rows = [row for row in map(records.gaps.get, sorted(found)) if row and row["state"] != "DISMISSED"]
     show(rows, as_json, gaps_table)
     if rows:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from unicodedata import category
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -34,8 +35,24 @@ def word(state: str | None) -> Text:
     return Text(state or "", style=STYLES.get(state or "", ""))
 
 
+def terminal(**options: Any) -> Console:
+    """Letters as they are: what comes from a header is no markup, and `:100:` in it no picture."""
+    return Console(markup=False, emoji=False, **options)
+
+
+class _Rows(Table):
+    """Cells are text: a header may hold orders to the terminal (ISO 6429), which are shown in its place."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(_shown(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def _shown(text: str) -> str:
+    return "".join(f"\\x{ord(c):02x}" if category(c) == "Cc" and c != "\n" else c for c in text)
+
+
 def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _Rows(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

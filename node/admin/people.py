@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.admin.cli import show, stored, with_settings
+from node.admin.cli import ROW, limit_option, show, stored, with_settings
 from node.domain.errors import SettingsError
 from node.domain.permissions import Role
 
@@ -120,7 +120,7 @@ def tokens(settings: Settings, as_json: bool) -> None:
 
 
 @users.command()
-@click.argument("number", metavar="ID", type=int)
+@ROW
 @with_settings
 def revoke(settings: Settings, number: int) -> None:
     """Revoke an API token."""
@@ -131,7 +131,7 @@ def revoke(settings: Settings, number: int) -> None:
 
 
 @click.command()
-@click.option("--limit", default=50, show_default=True, help="How many.")
+@limit_option(50)
 @click.option("--who", default="", help="Of this user alone.")
 @click.option("--study", default="", help="Of this Study Instance UID alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, oldest first.")

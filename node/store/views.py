@@ -30,7 +30,8 @@ class Views:
                 .limit(limit)
             )
             found = [dict(row._mapping) for row in connection.execute(newest)]
-            uids = [study["study_instance_uid"] for study in found]
+            mine = newest.subquery()
+            uids = select(mine.c.study_instance_uid)  # and no list of them: a statement binds only so many
             by_study = _grouped(
                 connection.execute(
                     select(series)

@@ -130,7 +130,9 @@ class Deeds:
         self._records.pauses.pause(name, visitor.name, time.time())
 
     def resume(self, visitor: Visitor, name: str) -> None:
-        """Also of a destination that the settings no longer name."""
+        """Also of a destination that the settings no longer name; 404 for what neither names."""
+        if name not in self._records.pauses.all():
+            self._known(name)
         self._site.note(visitor, "resume", detail=name)
         self._records.pauses.resume(name)
 
@@ -182,7 +184,7 @@ class Deeds:
         destinations = [pauses.of_destination(d.name) for d in settings.destination]
         names = [pauses.QUEUE, *destinations, *(pauses.of_channel(a.name) for a in settings.alert)]
         if name not in names:
-            raise NotAllowed(404, f"{name!r} cannot be paused; there are {', '.join(names)}")
+            raise NotAllowed(404, f"{name!r} cannot be paused or resumed; there are {', '.join(names)}")
 
     def draw_sample(self, visitor: Visitor, count: int, since: float) -> int:
         """Draw negatives by chance for readers to look at; returns how many there were."""

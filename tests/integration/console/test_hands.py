@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import event
 
 from node.admin.cli import main
 from node.domain.lifecycle import JobState
@@ -78,3 +83,94 @@ def test_the_figures_and_the_canaries(records: Records) -> None:
     assert json.loads(run("canary", "--json"))[0]["state"] == "WANTED"
     assert "WANTED" in run("canary")
     assert "no canary brought values" in run("canary", "accept", fails=True)
+
+
+@pytest.mark.parametrize("many", ["99999999999999999999", "-1"])
+def test_a_number_that_no_row_has_is_refused_in_words(records: Records, many: str) -> None:
+    for words in (
+        ("jobs", "retry"),
+        ("deliveries", "retry"),
+        ("jobs", "judge"),
+        ("alerts", "retry"),
+        ("users", "revoke"),
+    ):
+        last = ("agree",) if "judge" in words else ()
+        assert "is not in the range" in run(*words, "--", many, *last, fails=True)
+    for listed in ("studies", "jobs", "deliveries", "incidents", "removals", "alerts", "canary", "audit"):
+        assert "is not in the range" in run(listed, f"--limit={many}", fails=True)
+
+
+def test_studies_are_listed_however_many_there_are(records: Records) -> None:
+    """A database binds no more than so many values to a statement: SQLite 250,000, PostgreSQL 65,535."""
+    site = Site(records)
+    for number in range(60):
+        site.receive(f"1.{number}", f"1.{number}.1", images=1)
+    records.engine.dispose()
+    event.listen(
+        records.engine, "connect", lambda made, _: made.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 50)
+    )
+    assert len(records.views.studies(100)) == 60
+
+
+def test_what_was_given_to_the_group_counts_for_its_subcommand(
+    records: Records, no_settings_around: Path
+) -> None:
+    """A folder named after the subcommand does not make the file named before it void."""
+    other = no_settings_around / "other.toml"
+    other.write_text('[[alert]]\ntype = "webhook"\nname = "ris"\nurl = "http://127.0.0.1:1/"\n')
+    said = run("alerts", "--config", str(other), "test", "pacs", "--data-dir", "data", fails=True)
+    assert "there are: ris" in said
+
+
+def test_a_list_shows_what_a_header_says_and_does_nothing_else(records: Records) -> None:
+    """No picture in the place of letters, no order to the terminal."""
+    Site(records).receive("1.1", "1.1.1", patient_id="12:100:3", study_description="a[b]\x1b[2Jb\x9bc")
+    listed = run("studies")
+    assert "12:100:3" in listed and r"a[b]\x1b[2Jb\x9bc" in listed
+
+
+def test_a_terminal_that_knows_few_letters(records: Records, no_settings_around: Path) -> None:
+    Site(records).receive("1.1", "1.1.1", patient_id="Ł-1")
+    for encoding in ("ascii", "latin-1"):
+        for words in (("studies",), ("quality",), ("jobs", "retry", "Ł")):
+            done = subprocess.run(
+                [sys.executable, "-m", "node", *words],
+                env={**os.environ, "PYTHONIOENCODING": encoding},
+                capture_output=True,
+                check=False,
+            )
+            assert b"Traceback" not in done.stderr
+            assert b"-1" in done.stdout or words != ("studies",)
+
+
+def test_nothing_that_does_not_stand_still_is_resumed(records: Records) -> None:
+    run("pause", "destination:pacs")
+    assert "destination:pacs" in run("resume", "destination:pcas", fails=True)
+    assert set(records.pauses.all()) == {"destination:pacs"}
+    records.pauses.pause("destination:gone", "anna", 1.0)  # the settings name it no longer
+    run("resume", "destination:gone")
+    run("resume", "destination:pacs")
+    run("resume", "destination:pacs")
+    assert not records.pauses.all()
+
+
+def test_an_alert_and_a_comparison_leave_their_lines_too(records: Records, no_settings_around: Path) -> None:
+    assert "there is no alert 7" in run("alerts", "retry", "7", fails=True)
+    with (no_settings_around / "ichnode.toml").open("a") as file:
+        file.write('[[archive]]\nname = "old"\nae_title = "OLD"\nport = 1\n')
+    run("reconcile", "--since", "2026-11-20", "--until", "2026-11-21", fails=True)
+    compared, told = records.audit.entries(5)
+    assert (compared["action"], compared["detail"]) == ("compare", "old 20261120-20261121")
+    assert (told["action"], told["detail"]) == ("retry-alert", "alert 7")
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(records: Records) -> None:
+    assert "nowhere/x.csv" in run("shadow", "export", "nowhere/x.csv", fails=True)
+    assert run("shadow", "export", "nowhere/x.csv", fails=True).startswith("Error: ")
+    assert not records.audit.entries(5)
+
+
+def test_the_doctor_names_destinations_as_they_are_called(records: Records, no_settings_around: Path) -> None:
+    file = no_settings_around / "ichnode.toml"
+    file.write_text(file.read_text().replace('"pacs"', '"pacs [/main]"'))
+    assert "destination pacs [/main]" in run("doctor", fails=True)
