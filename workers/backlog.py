@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.25
 """How often a worker that has its hands full looks whether a STAT job waits."""
 ON_A_GPU = 12
+GIVE_BACK_S = 5.0
+"""For so long a worker that ends waits for a database that is away."""
 BYTES_A_VOXEL = 16
 """Of a series in hand: float32 HU as read and as the networks see them, stored values, masks."""
 
@@ -140,7 +142,20 @@ class Backlog:
         self._finishing.close(empty=True)
         for held in left:
             held.lease.close()
-            self.hands.give_back(held.job)
+        self._give_back([held.job for held in left])
+
+    def _give_back(self, left: list[Job]) -> None:
+        """What does not get back costs an attempt: its lease runs out, and another worker takes it."""
+        give_up_at = time.monotonic() + GIVE_BACK_S
+        while left:
+            try:
+                self.hands.give_back(left[0])
+                left = left[1:]
+            except TransientError as error:
+                if time.monotonic() > give_up_at:
+                    log.error("jobs %s wait for their leases to run out: %s", [j.id for j in left], error)
+                    return
+                time.sleep(LOOK_S)
 
     def _begin(self, taken: Taken) -> None:
         job = taken.job

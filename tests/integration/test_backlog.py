@@ -270,6 +270,37 @@ def test_a_worker_that_ends_gives_back_what_it_has_not_begun(node: Full) -> None
     assert taken and taken.job.id in [one.id for one in back], "and another worker gets it at once"
 
 
+@pytest.mark.parametrize("is_away_for", [2, 1000])
+def test_a_database_that_is_away_when_a_worker_ends_keeps_no_job_from_the_queue(
+    is_away_for: int, node: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two looks later it is back; and if it stays away, the worker ends nevertheless."""
+    monkeypatch.setattr("workers.backlog.GIVE_BACK_S", 0.6)
+    ids = node.wait(4)
+    tries: list[int] = []
+    give_back = node.backlog.hands.give_back
+
+    def away_at_first(job: Job) -> None:
+        tries.append(job.id)
+        if len(tries) <= is_away_for:
+            raise TransientError("database: away")
+        give_back(job)
+
+    node.backlog.hands = replace(node.backlog.hands, give_back=away_at_first)
+    ended = threading.Event()
+    closing = threading.Thread(target=lambda: [node.backlog.close(), ended.set()])
+    with node.shut():
+        for job_id in ids:
+            node.worker.run(job_id)
+        eventually(lambda: node.pipeline.prepared == 4)
+        closing.start()
+        eventually(lambda: not node.backlog._network._is_open)
+    assert ended.wait(20)
+    begun = [one for one in ids if node.job(one).state is JobState.ANALYSED]
+    waits = JobState.QUEUED if is_away_for == 2 else JobState.RUNNING
+    assert begun and [node.job(one).state for one in ids if one not in begun] == [waits] * (4 - len(begun))
+
+
 def test_a_job_that_was_tried_before_is_worked_alone(node: Full) -> None:
     """So that a series that kills its worker cannot use up the attempts of those beside it."""
     ids = node.wait(3)
