@@ -6,12 +6,17 @@ loss or not at all, so that the SOP Instance UID stays (PS3.3 C.7.6.1.1.5).
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterable
 from io import BytesIO
 
 from pydicom import dcmread, dcmwrite
-from pydicom.dataset import FileDataset
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element, write_file_meta_info
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -23,6 +28,8 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
+
+from node.frames import UNREADABLE
 
 SYNTAXES: dict[str, UID] = {  # by the word in the settings
     "explicit": ExplicitVRLittleEndian,
@@ -37,6 +44,7 @@ FALL_BACK = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _IMAGE_CODERS = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
 _LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage; not yet named in pydicom
 _IMAGES = (SecondaryCaptureImageStorage, ParametricMapStorage, _LABEL_MAP)
+_ITEM = struct.Struct("<HHI")
 _one_at_a_time = threading.Lock()
 """The JPEG 2000 encoder of pylibjpeg-openjpeg is not safe in threads, and each destination has its own."""
 
@@ -76,8 +84,49 @@ def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
         with _one_at_a_time:
             ds.compress(syntax, generate_instance_uid=False)
         return ds
+    if syntax.is_implicit_VR != ds.file_meta.TransferSyntaxUID.is_implicit_VR:
+        ds = _relabelled(ds, ImplicitVRLittleEndian if syntax.is_implicit_VR else ExplicitVRLittleEndian)
     stream = BytesIO()
     ds.file_meta.TransferSyntaxUID = syntax
     dcmwrite(stream, ds, enforce_file_format=True)
     stream.seek(0)
     return dcmread(stream)
+
+
+def _relabelled(ds: FileDataset, syntax: UID) -> FileDataset:
+    """With VRs, or without; every value stays the bytes it is, whatever character set the header names."""
+    stream = DicomBytesIO()
+    stream.write(b"\0" * 128 + b"DICM")
+    ds.file_meta.TransferSyntaxUID = syntax
+    write_file_meta_info(stream, ds.file_meta)
+    stream.write(_encoded(ds, syntax.is_implicit_VR))
+    return dcmread(BytesIO(stream.getvalue()))
+
+
+def _encoded(ds: Dataset, implicit: bool) -> bytes:
+    """The elements of `ds` in Little Endian, without group lengths (retired, PS3.5 7.2)."""
+    stream = DicomBytesIO()
+    stream.is_little_endian, stream.is_implicit_VR = True, implicit
+    for tag in sorted(ds.keys()):
+        if tag.element:
+            write_data_element(stream, _labelled(ds, tag, implicit))
+    return stream.getvalue()
+
+
+def _labelled(ds: Dataset, tag: BaseTag, implicit: bool) -> RawDataElement | DataElement:
+    """With its VR; an element of an unknown one, or of which nobody can make sense, is UN (PS3.5 6.2.2)."""
+    stored = ds.get_item(tag)
+    vr = stored.VR or _looked_up(ds, tag)
+    if vr == "SQ":
+        items = [_encoded(item, implicit) for item in ds[tag].value]
+        value = b"".join(_ITEM.pack(0xFFFE, 0xE000, len(item)) + item for item in items)
+        return RawDataElement(tag, vr, len(value), value, 0, implicit, True)
+    return stored._replace(VR=vr) if isinstance(stored, RawDataElement) else stored
+
+
+def _looked_up(ds: Dataset, tag: BaseTag) -> str:
+    try:
+        vr = ds[tag].VR
+    except (AttributeError, TypeError, *UNREADABLE):
+        return "UN"
+    return vr if len(vr) == 2 else "UN"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -12,7 +14,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.encaps import generate_frames
 from pydicom.uid import (
     UID,
@@ -26,6 +28,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 
 from node.domain.errors import SettingsError, TransientError
+from node.filemeta import file_head
 from node.outputs.catalogue import build_all
 from node.outputs.context import Context
 from node.outputs.encoding import encode
@@ -33,6 +36,7 @@ from node.outputs.source import Source
 from node.scu import Parcel, Peer
 from node.settings import Destination
 from node.transcode import FALL_BACK, SYNTAXES, in_syntax
+from node.wholeness import Announced
 from tests.certificates import Certificate, make_certificate, server_context
 from tests.delivering import data_set
 from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of
@@ -182,6 +186,77 @@ def test_what_a_peer_declines_goes_in_what_it_takes(
 
 def datasets(scp: Scp) -> Iterator[Any]:
     return (dcmread(BytesIO(file)) for file in scp.files.values())
+
+
+KANJI = b"Yamada^Taro=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B "  # PS3.5 H.3.1
+AS_THEY_STAND: dict[str, dict[int, tuple[bytes, bytes]]] = {
+    "a name in kanji": {0x00080005: (b"CS", b"\\ISO 2022 IR 87 "), 0x00100010: (b"PN", KANJI)},
+    "a name in another character set than the header names": {
+        0x00080005: (b"CS", b"ISO_IR 192"),
+        0x00100010: (b"PN", b"M\xfcller^Jo"),
+    },
+    "a character set nobody knows": {0x00080005: (b"CS", b"ISO_IR 999"), 0x00100010: (b"PN", b"M\xfcller ")},
+    "blanks and delimiters": {
+        0x00080050: (b"SH", b"A1\\A2 "),
+        0x00100010: (b"PN", b"Doe^J^^^"),
+        0x00100020: (b"LO", b" 0042 "),
+    },
+    "numbers as text": {0x00181114: (b"DS", b"1.2345678901234567890 "), 0x00200013: (b"IS", b"1.0 ")},
+    "a VR that depends on another element": {
+        0x00280103: (b"US", b"\x01\0"),
+        0x00280120: (b"SS", b"\x30\xf8"),
+    },
+    "private elements": {
+        0x00090010: (b"LO", b"GEMS_IDEN_01"),
+        0x00091002: (b"SH", b"CT01"),
+        0x00091033: (b"UN", b"abcd"),
+    },
+}
+
+
+def element(tag: int, vr: bytes, value: bytes, implicit: bool) -> bytes:
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    if implicit:
+        return head + struct.pack("<I", len(value)) + value
+    long = vr in (b"OW", b"SQ", b"UN")
+    return head + vr + struct.pack("<xxI" if long else "<H", len(value)) + value
+
+
+def elements(values: dict[int, tuple[bytes, bytes]], implicit: bool) -> bytes:
+    return b"".join(element(tag, *values[tag], implicit) for tag in sorted(values))
+
+
+@pytest.mark.parametrize("what", AS_THEY_STAND)
+@pytest.mark.parametrize("wanted", [EXPLICIT, IMPLICIT, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("stored", [EXPLICIT, IMPLICIT])
+def test_the_values_of_a_header_stay_the_bytes_they_are(what: str, wanted: UID, stored: UID) -> None:
+    values = AS_THEY_STAND[what]
+
+    def whole(implicit: bool) -> bytes:
+        body = elements(values, implicit)
+        item = struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body
+        return elements(
+            {**values, 0x00081140: (b"SQ", item), 0x7FE00010: (b"OW", bytes(range(64)))}, implicit
+        )
+
+    announced = Announced("1.2", "1.3", str(stored), "CT1", "a")
+    file = file_head(announced) + whole(stored == IMPLICIT)
+    stream = BytesIO()
+    dcmwrite(stream, in_syntax(dcmread(BytesIO(file)), wanted), enforce_file_format=True)
+    sent = data_set(stream.getvalue())
+    if wanted == DeflatedExplicitVRLittleEndian:
+        sent = zlib.decompress(sent, -zlib.MAX_WBITS)
+    assert sent.rstrip(b"\0") == whole(wanted == IMPLICIT).rstrip(b"\0")
+
+
+def test_an_element_of_which_nobody_can_make_sense_goes_as_unknown() -> None:
+    broken = {0x00189306: (b"FD", b"abcd"), 0x00200013: (b"IS", b"1 ")}
+    announced = Announced("1.2", "1.3", str(IMPLICIT), "CT1", "a")
+    ds = in_syntax(dcmread(BytesIO(file_head(announced) + elements(broken, implicit=True))), EXPLICIT)
+    stream = BytesIO()
+    dcmwrite(stream, ds, enforce_file_format=True)
+    broken[0x00189306] = (b"UN", b"abcd")  # PS3.5 6.2.2
+    assert data_set(stream.getvalue()) == elements(broken, implicit=False)
 
 
 def test_one_presentation_context_for_each_sop_class_and_transfer_syntax(parcels: dict[str, Parcel]) -> None:
