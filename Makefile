@@ -8,7 +8,7 @@ PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgr
     docker-compose prometheus ceph-mon ceph-osd ceph-common radosgw
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test peers lint types imports audit check clean
+.PHONY: help demo test bench peers lint types imports audit check clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed  ## run the whole node once: a head CT goes in, SR, SEG
 
 test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests; TEST_WORKERS=0: one by one
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+bench: $(VENV)/.installed-dev peers  ## speed beside dcmtk, Orthanc and plain torch: bench-report/report.md, some 20 minutes
+	$(BIN)/python -m tests.bench
 
 lint: $(VENV)/.installed-dev  ## ruff
 	$(BIN)/ruff check .

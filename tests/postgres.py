@@ -20,13 +20,19 @@ from tests.ports import free_port
 DEBIAN = Path("/usr/lib/postgresql")
 
 
-def binaries() -> Path:
-    """The folder with `initdb` and `postgres`; skips (or fails) where there is none."""
+def installed() -> Path | None:
+    """The folder with `initdb` and `postgres`, if there is one."""
     newest = sorted(DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if newest:
         return newest[-1].parent
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
+    found = shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+def binaries() -> Path:
+    """The same; skips (or fails) where there is none."""
+    if found := installed():
+        return found
     if os.environ.get(REQUIRE) == "1":
         pytest.fail(f"no PostgreSQL server here ({REQUIRE}=1)")
     pytest.skip("no PostgreSQL server here")

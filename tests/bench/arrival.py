@@ -1,6 +1,7 @@
 """How long a result takes: from the last C-STORE response to the SR in the PACS, step by step.
 
-`python -m tests.bench.arrival [--repeats 5] [--slices 32] [--syntax j2k] [--rates 0 10] [--quiet-s 10]`.
+`python -m tests.bench.arrival [--repeats 5] [--slices 32] [--syntax j2k] [--rates 0 10] [--quiet-s 10]
+[--panels FILE]`.
 Whole nodes stand side by side, each with an Orthanc of its own: one that does everything after a series is
 complete ("plain", `[ahead]` switched off), one that begins once it looks whole ("head start", `decode`
 switched off), and one that decodes while it arrives, too ("ahead", the defaults). They get the same series in
@@ -31,6 +32,7 @@ from node.settings import load
 from node.store.records import Records, open_records
 from tests.acceptance.conftest import as_study
 from tests.bench.decoding import recoded
+from tests.bench.report import Panel, spread, write
 from tests.ports import free_port
 from tests.raw_peer import RawPeer, store_pdus, stored
 from workers.demo import Orthanc, orthanc_executable, wait_ready
@@ -181,9 +183,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SWITCHES), default=list(SWITCHES))
     parser.add_argument("--outputs", default='["sr", "seg", "sc"]')
     parser.add_argument("--plain", default=SWITCHES["plain"], help="settings of the plain node, as TOML")
+    parser.add_argument("--folder", type=Path, help="on which volume; that of temporary files if not given")
+    parser.add_argument("--panels", type=Path, help="where the times to the SR are kept as JSON")
     options = parser.parse_args()
     SWITCHES["plain"] = options.plain
-    with tempfile.TemporaryDirectory(prefix="ichnode-arrival-") as place, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="ichnode-arrival-", dir=options.folder) as place,
+        contextlib.ExitStack() as stack,
+    ):
         folder = Path(place)
         nodes = {
             name: stack.enter_context(
@@ -200,6 +207,7 @@ def main() -> None:
         files, uid = heads.another(number)
         for node in nodes.values():
             time_one(node, files, 0.0, uid)
+        waits: dict[str, dict[str, list[float]]] = {}
         for rate in options.rates:
             found: dict[str, list[Timed]] = {name: [] for name in nodes}
             for turn in range(options.repeats):
@@ -208,24 +216,31 @@ def main() -> None:
                 for name in sorted(nodes, reverse=bool(turn % 2)):
                     found[name].append(time_one(nodes[name], files, rate, uid))
             print_table(rate, f"{options.slices} slices, {options.syntax}", found)
+            waits[_speed(rate)] = {
+                name: [run.steps["SR in the PACS"] for run in runs] for name, runs in found.items()
+            }
+    if options.panels:
+        ours = options.only[-1]
+        write(options.panels, [Panel("From the last slice to the SR in the PACS", "s", ours, False, waits)])
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:g} images/s" if rate else "as fast as it goes"
 
 
 def print_table(rate: float, what: str, found: dict[str, list[Timed]]) -> None:
     """Medians (ranges); the last column is how many times sooner than the plain node, pair by pair."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    speed = f"{rate:g} images/s" if rate else "as fast as it goes"
-    print(f"\n{what}, {speed}, {len(next(iter(found.values())))} pairs, load {load}")
+    print(f"\n{what}, {_speed(rate)}, {len(next(iter(found.values())))} pairs, load {load}")
     print("| node | " + " | ".join(STEPS) + " | sooner (SR) |")
     print("|---|" + "---|" * (len(STEPS) + 1))
     for name, runs in found.items():
         cells = []
         for step in STEPS:
-            times = [run.steps[step] for run in runs]
-            cells.append(f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})")
+            cells.append(spread([run.steps[step] for run in runs]))
         pairs = zip(found.get("plain", runs), runs, strict=True)
         ratios = [plain.steps["SR in the PACS"] / run.steps["SR in the PACS"] for plain, run in pairs]
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        print(f"| {name} | " + " | ".join(cells) + f" | {ratio} |", flush=True)
+        print(f"| {name} | " + " | ".join(cells) + f" | {spread(ratios)} |", flush=True)
     for name, runs in found.items():
         parts = {part: statistics.median(run.work.get(part, 0.0) for run in runs) for part in WORK}
         print(

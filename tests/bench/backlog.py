@@ -13,13 +13,14 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.bench.report import spread
 
 PLAIN = "one by one"
 
@@ -46,8 +47,8 @@ def main() -> None:
         rates = [one[name]["rate"] for one in rounds]
         ratios = [one[name]["rate"] / one[PLAIN]["rate"] for one in rounds]
         busy, cpu, peak = ([one[name][key] for one in rounds] for key in ("busy", "cpu_s", "peak_mb"))
-        told = "" if name == PLAIN else _spread(ratios)
-        print(f"| {name} | {_spread(rates)} | {told} | {_spread(busy)} | {_spread(cpu)} | {max(peak):.0f} |")
+        told = "" if name == PLAIN else spread(ratios)
+        print(f"| {name} | {spread(rates)} | {told} | {spread(busy)} | {spread(cpu)} | {max(peak):.0f} |")
 
 
 def _child(options: argparse.Namespace, ahead: int) -> dict[str, float | str]:
@@ -128,10 +129,6 @@ def _fill(site: object, folder: Path, count: int) -> list[int]:
         assert job is not None
         ids.append(job)
     return ids
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from node.store.jobs import NewObject
 from node.store.records import Records, open_records
 from node.store.tables import deliveries
 from tests.bench.ingest import orthanc, running, storescp
+from tests.bench.report import Panel, spread, write
 from tests.factories import ct_series, make_uid
 from workers.demo import orthanc_executable
 
@@ -68,6 +69,7 @@ def silent(folder: Path, port: int) -> list[str]:
     return ["storescp", "--ignore", "--fork", str(port)]
 
 
+COURIER = "courier, streaming"
 RECEIVERS = {"storescp": storescp, "storescp +B": plain_storescp, "sink": silent, "Orthanc": orthanc}
 
 
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where files lie and receivers write")
     parser.add_argument("--slow-s", type=float, default=0.5)
     parser.add_argument("--only", nargs="+", help="words of the senders to compare with storescu")
+    parser.add_argument("--panels", type=Path, help="where all rates are kept as JSON")
     options = parser.parse_args()
     if not (shutil.which("storescu") and orthanc_executable()):
         parser.error("dcmtk and Orthanc must be installed")
@@ -219,7 +222,7 @@ def main() -> None:
             "dcmtk storescu": by_storescu(files),
             "sender, streaming": by(StreamingPeer, files),
             "sender, pynetdicom": by(Peer, files),
-            "courier, streaming": by_courier(files, place),
+            COURIER: by_courier(files, place),
             "courier, pynetdicom": by_courier(files, place, sender="pynetdicom"),
             f"courier, streaming, beside one of {options.slow_s:g} s": by_courier(
                 files, place, slow_s=options.slow_s
@@ -227,6 +230,7 @@ def main() -> None:
         }
         wanted = ("storescu", *(options.only or [""]))
         senders = {name: send for name, send in senders.items() if any(word in name for word in wanted)}
+        rates: dict[str, dict[str, list[float]]] = {}
         for receiver in options.to:
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in senders}
             for turn in range(options.rounds):
@@ -238,6 +242,11 @@ def main() -> None:
                     ):
                         found[name].append(senders[name](pacs.port))
             print_table(receiver, options.objects, found)
+            rates[f"to {receiver}"] = {
+                name: [options.objects / took_s for took_s, _ in runs] for name, runs in found.items()
+            }
+    if options.panels:
+        write(options.panels, [Panel("Results sent", "objects/s", COURIER, True, rates)])
 
 
 def print_table(receiver: str, objects: int, found: dict[str, list[tuple[float, float]]]) -> None:
@@ -252,8 +261,7 @@ def print_table(receiver: str, objects: int, found: dict[str, list[tuple[float, 
         ratios = [rate / other for rate, other in zip(rates, base, strict=True)]
         cpu_ms = statistics.median(1000 * cpu_s / objects for _, cpu_s in runs)
         print(
-            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {cpu_ms:.2f} |",
+            f"| {name} | {spread(rates, 0)} | {spread(ratios)} | {cpu_ms:.2f} |",
             flush=True,
         )
 

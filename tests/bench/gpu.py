@@ -11,7 +11,6 @@ image is a slice; a pair of networks reads each twice. The same on a CPU, where 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from node.domain.findings import ModelIdentity
+from tests.bench.report import spread
 from workers.models.device import Wish, choose_runtime
 from workers.models.engine import Engine
 from workers.models.families import FAMILIES, Family, family
@@ -51,8 +51,8 @@ def main() -> None:
         pipeline = _pipeline(one, engine, options.size or one.size)
         whole, read, bare = measure(pipeline, heads, options)
         shares = [mine / alone for mine, alone in zip(whole, bare, strict=True)]
-        cells = " | ".join(_spread(rates) for rates in (whole, read, bare))
-        print(f"| {name} | {cells} | {_spread(shares)} |", flush=True)
+        cells = " | ".join(spread(rates) for rates in (whole, read, bare))
+        print(f"| {name} | {cells} | {spread(shares)} |", flush=True)
 
 
 def _pipeline(one: Family, engine: Engine, size: int) -> PicturePipeline:
@@ -132,10 +132,6 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How fast images come in: the receivers of the node, storescp, Orthanc and a bare socket, side by side.
 
 `python -m tests.bench.ingest [--rounds 5] [--images 40] [--associations 1 4 8] [--folder DIR] [--idle 8]
-[--database postgresql]`: its server is not counted into the receiver's CPU time, and syncs nothing either.
+[--database postgresql] [--panels FILE]`: that server is not counted into the receiver's CPU time, and syncs
+nothing either.
 Every round sends the same images to every receiver in turn, so that what else the machine does hits all of
 them; judged are ratios within a round. The node syncs data and name before Success; the others do not sync
 the data. Peers run with TCP_NODELAY=1, without which dcmtk and Orthanc stall some 40 ms an image.
@@ -31,6 +32,7 @@ import psutil
 from pydicom import dcmwrite
 
 from node.domain.instance import CT_IMAGE
+from tests.bench.report import Panel, spread, write
 from tests.factories import ct_series
 from tests.ports import free_port
 from tests.postgres import Postgres
@@ -41,6 +43,7 @@ ROWS = 512
 """512 × 512 16-bit CT: 526 KB an image."""
 START_S = 60.0
 IDLE_S = 10.0
+FLOOR = "bare socket"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ RECEIVERS: dict[str, Start] = {
     "ichnode pynetdicom": ichnode("pynetdicom"),
     "dcmtk storescp": storescp,
     "Orthanc": orthanc,
-    "bare socket": sink,
+    FLOOR: sink,
 }
 
 
@@ -233,7 +236,7 @@ def idle(name: str, place: Path, associations: int, seconds: float) -> float:
 def print_idle(names: Sequence[str], place: Path, associations: int, seconds: float) -> None:
     print(f"\n| receiver | CPU ms a second with {associations} idle associations |\n|---|---|")
     for name in names:
-        if name != "bare socket":
+        if name != FLOOR:
             print(f"| {name} | {idle(name, place, associations, seconds):.1f} |", flush=True)
 
 
@@ -274,7 +277,7 @@ def one_round(names: Sequence[str], folders: Sequence[Path], place: Path, sender
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory(dir=place) as folder, running(RECEIVERS[name], Path(folder)) as node:
-            is_sink = name == "bare socket"
+            is_sink = name == FLOOR
             if not is_sink:  # imports, caches, the tables
                 for _ in range(4):
                     peer = RawPeer(
@@ -300,6 +303,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(RECEIVERS), default=list(RECEIVERS))
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="of the node")
     parser.add_argument("--idle", type=int, default=8, help="associations that say nothing; 0: not measured")
+    parser.add_argument("--panels", type=Path, help="where all rates are kept as JSON")
     options = parser.parse_args()
     absent = {"dcmtk storescp": not shutil.which("storescp"), "Orthanc": not orthanc_executable()}
     names = [name for name in options.only if not absent.get(name)]
@@ -310,6 +314,7 @@ def main() -> None:
             stack.callback(server.stop)
             for receiver in ("streaming", "pynetdicom"):
                 RECEIVERS[f"ichnode {receiver}"] = ichnode(receiver, server.create)
+        found: dict[str, dict[str, list[float]]] = {}
         for associations in options.associations:
             source = Path(place) / f"source{associations}"
             folders = write_images(source, associations, options.images)
@@ -318,9 +323,15 @@ def main() -> None:
                 for number in range(options.rounds)
             ]
             print_rounds(associations, names, rounds)
+            group = f"{associations} association{'s' if associations > 1 else ''}"
+            found[group] = {
+                name: [one[name].images_per_s for one in rounds] for name in names if name != FLOOR
+            }
             shutil.rmtree(source)
         if options.idle:
             print_idle(names, Path(place), options.idle, IDLE_S)
+    if options.panels:
+        write(options.panels, [Panel("Images taken", "images/s", names[0], True, found)])
 
 
 def _turned(names: Sequence[str], number: int) -> list[str]:
@@ -342,9 +353,7 @@ def print_rounds(associations: int, names: Sequence[str], rounds: Sequence[dict[
         peak = max(found[name].peak_mib for found in rounds)
         ratios = [found[names[0]].images_per_s / found[name].images_per_s for found in rounds]
         print(
-            f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
-            f"| {cpu:.2f} | {peak:.0f} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |",
+            f"| {name} | {spread(rates, 0)} | {cpu:.2f} | {peak:.0f} | {spread(ratios)} |",
             flush=True,
         )
 

@@ -1,6 +1,7 @@
 """How long a head CT takes from the volume to findings, masks and maps: each runtime beside plain torch.
 
-`python -m tests.bench.model [--model default] [--runtimes cpu openvino] [--rounds 7] [--threads 2]` reads a
+`python -m tests.bench.model [--model default] [--runtimes cpu openvino] [--rounds 7] [--threads 2]
+[--panels FILE]` reads a
 phantom head of 32 slices of 512 x 512 in turns with every runtime and prints medians, ratios within a round
 (torch's time through the runtime's), and what the bare networks take on pictures prepared beforehand.
 """
@@ -8,12 +9,13 @@ phantom head of 32 slices of 512 x 512 in turns with every runtime and prints me
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
+from tests.bench.report import Panel, spread, write
 from workers.models.contract import Pipeline
 from workers.models.device import OPENVINO
 from workers.models.ensemble import EnsemblePipeline
@@ -23,7 +25,7 @@ from workers.phantom import PhantomVolume, volume
 from workers.preprocess import network_input
 
 SLICES, SIZE = 32, 512
-PLAIN = "cpu"
+PLAIN, TORCH = "cpu", "plain torch"
 """The runtime the others are compared with: torch in float32 on the CPU."""
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=[PLAIN, OPENVINO])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--panels", type=Path, help="where all times are kept as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     head = volume(1, ("epidural", "intraparenchymal"), slices=SLICES, size=SIZE, lowest_mm=-60)
@@ -40,9 +43,16 @@ def main() -> None:
     print(f"{SLICES} slices of {SIZE} x {SIZE}, {options.threads} threads, {options.rounds} rounds\n")
     print("| runtime | classify, s | all findings, s | bare networks, s | plain torch / this, all findings |")
     print("|---|---|---|---|---|")
-    for name, (first, whole, bare, ratios) in measure(pipelines, head, options.rounds).items():
-        told = _spread(ratios) if ratios else "–"
-        print(f"| {name} | {_spread(first)} | {_spread(whole)} | {_spread(bare)} | {told} |", flush=True)
+    found = measure(pipelines, head, options.rounds)
+    for name, (first, whole, bare, ratios) in found.items():
+        told = spread(ratios) if ratios else "–"
+        print(f"| {name} | {spread(first)} | {spread(whole)} | {spread(bare)} | {told} |", flush=True)
+    if options.panels:
+        groups = {
+            what: {TORCH if name == PLAIN else name: times[place] for name, times in found.items()}
+            for place, what in enumerate(("classify", "all findings", "bare networks"))
+        }
+        write(options.panels, [Panel("From a volume to findings", "s", options.runtimes[-1], False, groups)])
 
 
 Times = tuple[list[float], list[float], list[float], list[float]]
@@ -91,10 +101,6 @@ def _timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 if __name__ == "__main__":
