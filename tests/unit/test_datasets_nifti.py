@@ -13,6 +13,7 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, SUBTYPES
 from tests.factories import head_hu
 from workers.training.nifti import DIAGNOSES, bhsd, ct_ich_volumes, instance_2022, read_canonical
+from workers.training.sources import source
 
 SLICES, SIDE = 8, 72
 LPS_MM = np.array([[-3.0, 0, 0, 100], [0, -3, 0, 110], [0, 0, 5, -20], [0, 0, 0, 1]])
@@ -62,6 +63,27 @@ def test_a_tilted_affine_keeps_its_spacing(tmp_path: Path) -> None:
     write(tmp_path / "a.nii", head()[0], "RAS", tilt @ LPS_MM)
     turned = read_canonical(tmp_path / "a.nii")
     assert np.allclose(turned.spacing_mm, (5, 3, 3)) and np.array_equal(turned.data, head()[0])
+
+
+def test_slices_that_lean_are_as_far_apart_as_a_perpendicular_tells(tmp_path: Path) -> None:
+    """Of a tilted gantry: each slice lies 5 mm above the last one, and 4 mm to the back of it."""
+    lean = LPS_MM.copy()
+    lean[1, 2] = -4
+    write(tmp_path / "a.nii", head()[0], "RAS", lean)
+    assert np.allclose(read_canonical(tmp_path / "a.nii").spacing_mm, (5, 3, 3))
+
+
+def test_scans_of_one_patient_of_bhsd_are_named_alike_and_as_in_rsna_2019(tmp_path: Path) -> None:
+    """Its files carry PatientID and study of that set: two scans of a patient must not be in two folds."""
+    hu, blood = head()
+    names = ("ID_2db7ee14_ID_2591d00dfc", "ID_2db7ee14_ID_f27e38fdfd", "mine")
+    for name in names:
+        write(tmp_path / "images" / f"{name}.nii.gz", hu)
+        write(tmp_path / "ground truths" / f"{name}.nii.gz", blood)
+    told = [(one.patient, one.name) for one in bhsd(tmp_path)]
+    assert [patient for patient, _ in told] == ["rsna-ID_2db7ee14", "rsna-ID_2db7ee14", "bhsd-mine"]
+    assert len(set(told)) == 3
+    assert source("bhsd").cache_name != "bhsd", "what was prepared under the earlier names is read anew"
 
 
 def test_thin_slices_share_a_slab_and_its_labels(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 CT-ICH v1.3.1 (PhysioNet Restricted Health Data License 1.5.0): Hssayeni et al., Data 5(1):14 (2020):
 `ct_scans/`, `masks/` (0 and 255) and a table of subtypes a slice. BHSD: Wu et al., MLMI 2023,
 doi:10.48550/arXiv.2308.11298: `images/`, `ground truths/`, values 1–5; derived from RSNA 2019, so not
-external to models trained on that.
+external to models trained on that; its files carry the PatientID and the study of that set, and a patient
+may have several.
 INSTANCE 2022: Li et al., doi:10.48550/arXiv.2301.03281: `data/`, `label/` (binary): no subtype is told
 where anything bleeds.
 
@@ -14,6 +15,7 @@ left, y to posterior, z from feet to head (LPS), found from the affine and nothi
 from __future__ import annotations
 
 import csv
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,6 +52,8 @@ _HIGHEST_AIR_HU = -200.0
 class Canonical:
     """A NIfTI volume turned: `data` (z, y, x), spacing in mm, the affine of its (x, y, z) voxels.
 
+    The spacing along z is perpendicular to the slices, which may slide over one another (gantry tilt).
+
     `z_axis` is the file's axis that runs along the body, `reversed` that its third runs against z, y or x.
     """
 
@@ -85,7 +89,14 @@ def bhsd(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
         packed = pack_values(drawn, BHSD_VALUES, mask)
         labels = np.stack([((packed >> bit) & 1).any(axis=(1, 2)) for bit in range(len(CLASSES))], axis=1)
         truth = SliceTruth(labels.astype(np.uint8), np.ones(labels.shape, bool), packed)
-        yield _assemble(f"bhsd-{name}", image, head, truth, view)
+        patient, study = bhsd_patient(name)
+        yield _assemble(patient, image, head, truth, view, study)
+
+
+def bhsd_patient(name: str) -> tuple[str, str]:
+    """Patient and study of a file of that name: those of RSNA 2019, where it is of the published form."""
+    known = re.fullmatch(r"(ID_[0-9a-f]+)_(ID_[0-9a-f]+)", name)
+    return (f"rsna-{known[1]}", known[2]) if known else (f"bhsd-{name}", "")
 
 
 def instance_2022(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
@@ -102,9 +113,11 @@ def instance_2022(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
         yield _assemble(f"instance-{name}", image, head, truth, view)
 
 
-def _assemble(patient: str, image: Path, head: Canonical, truth: SliceTruth, view: View) -> Series:
+def _assemble(
+    patient: str, image: Path, head: Canonical, truth: SliceTruth, view: View, name: str = ""
+) -> Series:
     try:
-        return assemble(patient, head.data, head.spacing_mm, truth, view=view)
+        return assemble(patient, head.data, head.spacing_mm, truth, name=name, view=view)
     except PermanentError as error:
         raise PermanentError(error.code, f"{image}: {error}") from error
 
@@ -225,6 +238,8 @@ def read_canonical(path: Path) -> Canonical:
     turn = ornt_transform(orientation, axcodes2ornt(CANONICAL))
     turned = apply_orientation(data, turn)
     affine = affine @ inv_ornt_aff(turn, data.shape)
-    x, y, z = (float(size) for size in voxel_sizes(affine))
+    x, y = (float(size) for size in voxel_sizes(affine)[:2])
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    z = float(abs(affine[:3, 2] @ normal) / np.linalg.norm(normal))
     data = np.ascontiguousarray(turned.transpose(2, 1, 0))
     return Canonical(data, (z, y, x), affine, int(np.flatnonzero(turn[:, 0] == 2)[0]), bool(turn[2, 1] < 0))

@@ -96,7 +96,7 @@ class Plan:
     def of_set(self, source: Source, folder: Path, view: View) -> list[Series]:
         """Those of one set."""
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
-        return cached(self._cache / key(f"{source.kind}-{place}", view), source.read(folder, view))
+        return cached(self._cache / key(f"{source.cache_name}-{place}", view), source.read(folder, view))
 
     def read(self, view: View) -> Iterator[Series]:
         """The same in the same order, read anew and kept nowhere."""

@@ -17,7 +17,8 @@ from workers.training.rsna import rsna
 @dataclass(frozen=True)
 class Source:
     """One set: `reader` gives its series, prepared for a view. `slices` is False where only whole studies
-    are labelled, which is for evaluation alone."""
+    are labelled, which is for evaluation alone. `version` counts up when the reader gives other series of
+    the same files."""
 
     kind: str
     name: str
@@ -25,6 +26,12 @@ class Source:
     licence: str
     reader: Callable[[Path, View], Iterator[Series]]
     slices: bool = True
+    version: int = 1
+
+    @property
+    def cache_name(self) -> str:
+        """Under which its prepared series are kept."""
+        return self.kind if self.version == 1 else f"{self.kind}-{self.version}"
 
     def read(self, folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
         return self.reader(folder, view)
@@ -39,6 +46,7 @@ SOURCES: tuple[Source, ...] = (
         _HSSAYENI,
         "PhysioNet Restricted Health Data License 1.5.0",
         ct_ich_volumes,
+        version=2,
     ),
     Source(
         "rsna",
@@ -61,6 +69,7 @@ SOURCES: tuple[Source, ...] = (
         "Wu et al., MLMI 2023, doi:10.48550/arXiv.2308.11298",
         "see the set's page; derived from RSNA 2019",
         bhsd,
+        version=2,
     ),
     Source(
         "instance",
@@ -68,6 +77,7 @@ SOURCES: tuple[Source, ...] = (
         "Li et al., doi:10.48550/arXiv.2301.03281",
         "terms of the challenge",
         instance_2022,
+        version=2,
     ),
 )
 
