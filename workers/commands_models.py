@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from node.settings import DATABASE_FILE, Settings
 
 if TYPE_CHECKING:
     from workers.training.fit import Progress as Callback
+    from workers.training.sources import Source
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -76,12 +78,12 @@ def robustness(
 ) -> None:
     """How much RECIPE minds noise, kernels, tilt, … Networks of the cross-validation read disturbed heads."""
     from workers.training import disturb as known
-    from workers.training import recipes, robustness, sources
+    from workers.training import recipes, robustness
     from workers.training.plan import Plan
 
     try:
         chosen = tuple(known.disturbance(name) for name in disturb) or known.DISTURBANCES
-        sets = tuple(sources.parse(text) for text in data)
+        sets = _to_learn_from(data)
         one = recipes.recipe(recipe).adjusted(size, None, scanners)
         plan = Plan(one, data=sets, size=size, scanners=scanners, **given)
         with _bar() as bar:
@@ -93,6 +95,17 @@ def robustness(
         raise click.ClickException(str(error)) from error
     click.echo(robustness.lines(rows))
     click.echo(f"table and picture: {path}")
+
+
+def _to_learn_from(data: Sequence[str]) -> tuple[tuple[Source, Path], ...]:
+    """Sets by KIND:FOLDER. Raises KeyError, PermanentError SET_UNFIT for one without labels of slices."""
+    from workers.training import sources
+
+    sets = tuple(sources.parse(text) for text in data)
+    if any(not source.slices for source, _ in sets):
+        text = "a set that labels whole studies only cannot be trained on: evaluate on it"
+        raise PermanentError("SET_UNFIT", text)
+    return sets
 
 
 class _Train(click.Command):
@@ -158,21 +171,17 @@ def train(
     """
 
     from workers.models.device import choose_device
-    from workers.training import recipes, ship, sources
+    from workers.training import recipes, ship
     from workers.training.plan import Plan
 
     try:
         chosen = recipes.recipe(recipe)
-        sets = tuple(sources.parse(text) for text in data)
+        sets = _to_learn_from(data)
         where = choose_device(device)
     except KeyError as error:
         raise click.BadParameter(str(error.args[0])) from error
     except PermanentError as error:
         raise click.ClickException(str(error)) from error
-    if any(not source.slices for source, _ in sets):
-        raise click.ClickException(
-            "a set that labels whole studies only cannot be trained on: evaluate on it"
-        )
     if not sets and chosen.pretrain is None:
         raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
     if any(not 0 <= number < given["folds"] for number in only):

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from tests.recipes import tiny_recipe
 from workers.commands_models import evaluate, models, train
 from workers.models.catalogue import CATALOGUE
-from workers.training import datasets, recipes
+from workers.training import datasets, recipes, sources
 from workers.training.datasets import box_mask, ct_ich
 from workers.training.plan import Plan
+from workers.training.sources import Source
 
 CT_ICH = os.environ.get("ICHNODE_TEST_DATA", "")
 
@@ -78,10 +79,21 @@ def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) ->
         (["default", "--data", "nosuch:/"], "ct-ich-nifti"),
         (["default", "--data", f"ct-ich:{tmp_path}/none"], "is no folder"),
         (["default", "--data", f"cq500:{tmp_path}"], "cannot be trained on: evaluate on it"),
+        (["robustness", "cnn-baseline", "--data", f"cq500:{tmp_path}"], "cannot be trained on"),
         (["multitask-phantom", "--only", "5"], "folds are 0 to 4"),
     ):
         result = CliRunner().invoke(train, [*arguments, "--out", str(tmp_path / "runs")])
         assert result.exit_code != 0 and told in result.output, result.output
+
+
+def test_a_set_of_which_nothing_can_be_read_is_no_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the node would analyse none of the series of any study."""
+    none = Source("none", "none", "nobody", "none", lambda folder, view: iter(()))
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, none))
+    told = CliRunner().invoke(evaluate, ["--data", f"none:{tmp_path}", "--device", "cpu"])
+    assert told.exit_code == 1 and "no series in none" in told.output, repr(told.exception)
 
 
 def test_models_lists_the_catalogue_with_digests() -> None:

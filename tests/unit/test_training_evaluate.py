@@ -147,6 +147,16 @@ def test_a_gate_that_stays_shut_draws_nothing() -> None:
     }  # fmt: skip
 
 
+def test_a_gated_mask_has_the_cells_of_the_segmenter() -> None:
+    """Whose pictures may have another size than the classifier's: mL and mm are those of its own grid."""
+    classified, segmented = _called(True), _called(True)
+    finer = Judged(replace(segmented.case, cell_mm=(5.0, 0.5, 0.5)), segmented.called)
+    (one,) = evaluate.gated(
+        [replace(classified, case=replace(classified.case, cell_mm=(5.0, 2, 2)))], [finer]
+    )
+    assert one.case.cell_mm == (5.0, 0.5, 0.5)
+
+
 def test_predictions_come_back_as_saved(tmp_path: Path) -> None:
     found = predictions(3)
     found[1] = replace(found[1], cell_mm=(5.0, 1.5, 1.5), knows=frozenset({"any"}))
@@ -181,6 +191,26 @@ def test_thresholds_by_best_f1_and_by_areas_that_follow_the_true_ones() -> None:
     assert metrics.threshold_of_best_f1(truth, score) == 0.4
     assert np.isnan(metrics.threshold_of_best_f1(np.zeros(3), score[:3]))
     assert evaluate.area_threshold([replace(one, blood=None) for one in found]) is None
+
+
+def test_a_recipe_says_at_which_probability_a_mask_is_drawn() -> None:
+    assert evaluate.fit_operating(predictions(), Rules(mask_threshold=0.3)).mask_threshold == 0.3
+
+
+def test_the_patient_whose_score_makes_the_best_f1_is_called_at_that_threshold() -> None:
+    """Thresholds have four decimals: rounded up, the one would leave out the patient it was chosen for."""
+    found = predictions()
+    for step in range(40):
+        moved = [replace(one, class_logits=one.class_logits + 0.01 * step) for one in found]
+        fitted = evaluate.fit_operating(moved, Rules(series="f1"))
+        scores = np.array([_any(one, fitted) for one in moved])
+        truth = np.array([float(one.truth[0]) for one in moved])
+        best = metrics.threshold_of_best_f1(truth, scores)
+        assert fitted.thresholds["any"] <= best
+
+
+def _any(prediction: Prediction, fitted: evaluate.Fitted) -> float:
+    return float(evaluate.judge(prediction, fitted).case.series[0])
 
 
 def test_a_cache_keeps_every_series_apart_and_is_read_once(tmp_path: Path) -> None:

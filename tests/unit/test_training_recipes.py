@@ -127,6 +127,13 @@ def test_a_fold_in_which_there_is_nobody_is_refused_with_the_next_step(tmp_path:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_report_of_one_fold_tells_of_the_patients_in_it(tmp_path: Path) -> None:
+    outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, only=(0,), ship=False), _silent)
+    assert outcome is not None
+    assert outcome.facts["patients"] == outcome.summary["cases"]["patients"] == PATIENTS / 2
+
+
+@pytest.mark.usefixtures("tiny")
 def test_three_seeds_are_three_networks_and_one_answer(tmp_path: Path) -> None:
     outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, seeds=3), _silent)
     assert outcome is not None

@@ -125,6 +125,24 @@ def test_two_patients_with_a_class_are_too_few_for_an_interval() -> None:
     assert told["recall"][1:] == [None, None] and told["specificity"][1] is not None
 
 
+def test_nothing_has_an_interval_where_only_two_patients_stand_behind_it() -> None:
+    """Of every figure, as the report says of how they are made."""
+    two = report.summarise(patients()[:2], AT, draws=50)
+    for which in ("slice", "study"):
+        told = two[which]["any"]
+        for name in ("accuracy", "log_loss", "ece", "specificity", "recall"):
+            assert told[name][0] is not None and told[name][1:] == [None, None], name
+        assert two["rsna_log_loss"][which][0] is not None and two["rsna_log_loss"][which][1:] == [None, None]
+
+    def values(cases: list[Case]) -> list[list[float | None]]:
+        told = report.summarise(cases, AT, draws=50)["predictive_values"]["0.03"]
+        return [told["ppv"][1:], told["npv"][1:]]
+
+    assert values(patients()[1::2] + patients()[:3:2]) == [[None, None]] * 2  # two with a bleed
+    assert values(patients()[::2] + patients()[1:4:2]) == [[None, None]] * 2  # two without
+    assert all(low is not None for low, _ in values(patients()))
+
+
 def test_calibration_of_ten_cases_by_hand() -> None:
     score = np.array([0.05, 0.05, 0.05, 0.05, 0.95, 0.95, 0.95, 0.95, 0.95, 1.0], np.float32)
     truth = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 0], np.uint8)

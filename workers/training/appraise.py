@@ -102,7 +102,11 @@ def _judged(pipeline: Pipeline, sets: Sets, count: int) -> tuple[list[Judged], f
 def _series(view: View, sets: Sets, count: int) -> list[Series]:
     if not sets:
         return list(phantoms(range(HELD_OUT_SEEDS, HELD_OUT_SEEDS + count), view=view))
-    return [one for source, folder in sets for one in source.read(folder, view)]
+    found = [one for source, folder in sets for one in source.read(folder, view)]
+    if not found:
+        names = ", ".join(source.name for source, _ in sets)
+        raise PermanentError("SET_EMPTY", f"no series in {names} can be judged; see the log, and the folder")
+    return found
 
 
 def _trained_on(facts: dict[str, Any]) -> set[str]:

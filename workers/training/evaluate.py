@@ -53,7 +53,7 @@ def fit_operating(predictions: Sequence[Prediction], rules: Rules = RULES) -> Fi
     """Mixture, calibration and thresholds from these predictions."""
     aggregation = calibrate(predictions, choose_mixture(predictions))
     by_area = area_threshold(predictions) if rules.mask == "area" else None
-    return Fitted(aggregation, thresholds(predictions, aggregation, rules), by_area or RULES.mask_threshold)
+    return Fitted(aggregation, thresholds(predictions, aggregation, rules), by_area or rules.mask_threshold)
 
 
 def operating_of(pipeline: ReadingPipeline) -> Fitted:
@@ -128,7 +128,12 @@ def gated(classified: Sequence[Judged], segmented: Sequence[Judged]) -> list[Jud
             mask = np.zeros_like(mask)
         known = other.case
         whole = replace(
-            one.case, drawn=mask, truth=known.truth, mask_known=known.mask_known, by_hand=known.by_hand
+            one.case,
+            drawn=mask,
+            truth=known.truth,
+            mask_known=known.mask_known,
+            by_hand=known.by_hand,
+            cell_mm=known.cell_mm,
         )
         found.append(Judged(whole, one.called))
     return found
@@ -258,7 +263,8 @@ def thresholds(
         wanted = ALARM_SPECIFICITY if name == "any" else SPECIFICITY
         seen = truth[told[:, place], place], score[told[:, place], place]
         if rules.series == "f1":
-            threshold = metrics.threshold_of_best_f1(*seen)
+            best = metrics.threshold_of_best_f1(*seen)
+            threshold = float(np.floor(best * 1e4) / 1e4)  # never above the score that it is
         else:
             threshold = metrics.threshold_at_specificity(*seen, wanted) + 5e-5
         chosen[name] = round(threshold, 4) if np.isfinite(threshold) else 0.5

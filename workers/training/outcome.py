@@ -109,7 +109,6 @@ def _part(plan: Plan, watch: Watch) -> Part:
 
 def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[str, Any]:
     """What stands beside the figures. Images a second are those of all networks of one member."""
-    series = parts[0].plan.real(parts[0].pipeline.view)
     seconds = sum(1 / throughput(part.pipeline, part.plan.real) for part in parts)
     by_seed = {
         str(seed) if len(parts) == 1 else f"{part.plan.recipe.name} {seed}": _auc(own, part.validated.parts)
@@ -126,7 +125,7 @@ def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[
         "folds": f"{len(plan.chosen_folds)} of {plan.folds}",
         "seeds": plan.seeds,
         "slice AUC of any, seed by seed": by_seed,
-        "patients": len({one.patient for one in series}),
+        "patients": len({one.case.patient for one in judged}),
         "operating point, cross-fitted": evaluate.operating_point(judged),
         "data": ", ".join(source.name for source, _ in plan.data),
         "protocol": protocol(plan),

@@ -34,12 +34,12 @@ class Scores:
 
 def describe(draws: Draws, scores: Scores, threshold: float | None, band: bool = False) -> dict[str, Any]:
     """Every figure of one class, with its interval where it can have one; none that lacks its threshold."""
-    positive, count = scores.truth > 0, len(scores.truth)
-    with_it, without = draws.count(scores.owners[positive]), draws.count(scores.owners[~positive])
+    count, everyone = len(scores.truth), draws.count(scores.owners)
+    with_it, without = _patients(draws, scores)
     facts = {
         "n": count,
-        "positive": int(positive.sum()),
-        "patients": draws.count(scores.owners),
+        "positive": int((scores.truth > 0).sum()),
+        "patients": everyone,
         "patients_positive": with_it,
         "threshold": threshold,
     }
@@ -51,14 +51,20 @@ def describe(draws: Draws, scores: Scores, threshold: float | None, band: bool =
     }
     if threshold is not None:
         decided = decisions(confusion(draws, scores, threshold))
-        needs = {"accuracy": True, "specificity": without >= FEW}
+        needs = {"accuracy": everyone >= FEW, "specificity": without >= FEW}
         figures |= {name: (values, needs.get(name, enough_with)) for name, values in decided.items()}
-    figures["log_loss"] = draws.mean(scores.owners, log_loss(scores.truth, scores.score)), True
     bins = _bins(draws, scores)
-    figures["ece"] = _ece(bins), True
+    losses = draws.mean(scores.owners, log_loss(scores.truth, scores.score))
+    figures |= {"log_loss": (losses, everyone >= FEW), "ece": (_ece(bins), everyone >= FEW)}
     told = {name: with_interval(values, spread) for name, (values, spread) in figures.items()}
     extra = {"roc_band": _roc_band(draws, scores)} if band and enough else {}
     return {**facts, **told, "calibration": _calibration(draws, scores, bins), **extra}
+
+
+def _patients(draws: Draws, scores: Scores) -> tuple[int, int]:
+    """How many have the class, and how many lack it; with several studies one may do both."""
+    positive = scores.truth > 0
+    return draws.count(scores.owners[positive]), draws.count(scores.owners[~positive])
 
 
 def with_interval(values: Array, spread: bool) -> Interval:
@@ -109,13 +115,14 @@ def predictive_values(draws: Draws, scores: Scores, threshold: float) -> dict[st
     """PPV and NPV at each of PREVALENCES, from sensitivity and specificity at the threshold."""
     decided = decisions(confusion(draws, scores, threshold))
     sensitivity, specificity = decided["recall"], decided["specificity"]
+    enough = min(_patients(draws, scores)) >= FEW
     found = {}
     for share in PREVALENCES:
         right, wrong = sensitivity * share, (1 - specificity) * (1 - share)
         clear, missed = specificity * (1 - share), (1 - sensitivity) * share
         found[f"{share:.2f}"] = {
-            "ppv": interval(ratio(right, right + wrong)),
-            "npv": interval(ratio(clear, clear + missed)),
+            "ppv": with_interval(ratio(right, right + wrong), enough),
+            "npv": with_interval(ratio(clear, clear + missed), enough),
         }
     return found
 
@@ -128,7 +135,7 @@ def log_loss(truth: Array, score: Array) -> Array:
 
 def rsna_log_loss(draws: Draws, owners: Index, truth: Array, score: Array) -> Interval:
     """Mean log loss (n, 6) under RSNA_WEIGHTS."""
-    return interval(draws.mean(owners, log_loss(truth, score) @ RSNA_WEIGHTS))
+    return draws.interval(draws.mean(owners, log_loss(truth, score) @ RSNA_WEIGHTS), owners)
 
 
 def _places(score: Array) -> Index:
