@@ -1,7 +1,8 @@
 """Tells subscribers what became of workitems: UPS Event (PS3.4 CC.2.4), one association for what is due.
 
 The node is the SCP of this SOP class and asks for that role. What is not taken is tried again, in front of
-what follows on it of the same workitem, and given up after a day; nothing here changes a workitem.
+what follows on it of the same workitem, and given up after a day; what cannot be built is given up at once.
+Nothing here changes a workitem.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import Association
+from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context, build_role
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     UnifiedProcedureStepEvent,
@@ -22,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node import transcode
 from node.domain.errors import TransientError
+from node.frames import UNREADABLE
 from node.scu import Peer, leave_responses, let_go, words
 from node.settings import Destination, Settings, Watcher
 from node.store.records import Records
@@ -71,7 +74,12 @@ class Reporter:
             try:
                 while left:
                     one = left[0]
-                    status = self._tell(assoc, one)
+                    information = _information(one)
+                    if information is None:  # no fault of the subscriber's
+                        self._give_up(one, "what is stored of it cannot be built")
+                        left = left[1:]
+                        continue
+                    status = self._tell(assoc, one, information)
                     if int(status.Status) == 0x0000:
                         self._subscriptions.told(one.id)
                         left, taken = left[1:], taken + 1
@@ -89,9 +97,9 @@ class Reporter:
         except _AwayError as error:
             trouble = str(error)
             self._later(left, trouble, now)
-        if trouble or not taken:
+        if trouble or (refused and not taken):
             self._subscriptions.went_wrong(self._ae, trouble or refused, now, told=taken > 0)
-        else:
+        elif taken:
             self._subscriptions.went_well(self._ae, now)
         return taken
 
@@ -105,10 +113,8 @@ class Reporter:
         leave_responses(assoc)
         return assoc
 
-    def _tell(self, assoc: Association, one: Due) -> Dataset:
+    def _tell(self, assoc: Association, one: Due, information: Dataset) -> Dataset:
         """What it is answered with. Raises _AwayError where the next would fare no better."""
-        information = Dataset.from_json(one.content)
-        information.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
         try:
             status, _ = assoc.send_n_event_report(
                 information,
@@ -139,6 +145,17 @@ class Reporter:
     def _give_up(self, one: Due, why: str) -> None:
         log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
         self._subscriptions.give_up(one.id, self._ae)
+
+
+def _information(one: Due) -> Dataset | None:
+    """The Event Information (PS3.4 Table CC.2.4-1); None where it cannot be built, now or ever."""
+    try:
+        ds = Dataset.from_json(one.content)
+        ds.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
+    except (AttributeError, TypeError, *UNREADABLE) as error:
+        log.error("event %d of workitem %s: %s", one.event, one.sop_instance_uid, error)
+        return None
+    return ds if encode(ds, is_implicit_vr=True, is_little_endian=True) is not None else None
 
 
 class _AwayError(Exception):

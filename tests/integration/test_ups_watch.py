@@ -18,6 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     UnifiedProcedureStepPush,
     UnifiedProcedureStepWatch,
 )
+from sqlalchemy import update
 
 from node.admin.roles import serving_workitems
 from node.domain.workitems import FILTERED, GLOBAL
@@ -25,6 +26,7 @@ from node.scu import leave_responses
 from node.settings import Settings, Ups, Watcher
 from node.store.audit import Actor
 from node.store.records import Records, open_records
+from node.store.tables import ups_events
 from node.ups.events import GIVE_UP_S, Reporter
 from node.ups.scp import UpsScp
 from node.ups.service import Service
@@ -316,6 +318,42 @@ def test_an_event_that_is_refused_for_good_is_not_tried_again(place: Place, boar
     assert place.reporter.round(time.time()) == 0
     (standing,) = place.records.subscriptions.standing(["BOARD"])
     assert standing.given_up == 2 and "0x0113" in standing.last_error, "it takes none at all"
+
+
+BROKEN = {
+    "no DICOM JSON": {"00741000": "SCHEDULED"},
+    "a value that no VR takes": {"00280010": {"vr": "US", "Value": ["many"]}},
+    "a value that cannot be encoded": {"00280010": {"vr": "US", "Value": [99999999]}},
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_an_event_that_cannot_be_built_is_told_once_and_holds_up_no_other(
+    content: dict[str, Any], place: Place, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = place.workitem("1.1"), place.workitem("1.2")
+    board.subscribe(GLOBAL)
+    with place.records.engine.begin() as connection:
+        mine = update(ups_events).where(ups_events.c.sop_instance_uid == first)
+        connection.execute(mine.values(content=content))
+    place.take(first)
+    now = time.time()
+    assert place.reporter.round(now) == 2
+    told = [(uid, said.ProcedureStepState) for _, uid, said in board.heard]
+    assert told == [(second, "SCHEDULED"), (first, "IN PROGRESS")]
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert (standing.waiting, standing.given_up, standing.failing_since) == (0, 1, None)
+    assert place.reporter.round(now + 1) == 0
+    assert caplog.text.count("given up") == 1 and first in caplog.text
+
+
+def test_a_subscriber_is_not_blamed_for_an_event_that_cannot_be_built(place: Place, board: Board) -> None:
+    board.subscribe(place.workitem("1.1"))
+    with place.records.engine.begin() as connection:
+        connection.execute(update(ups_events).values(content={"00741000": "SCHEDULED"}))
+    assert place.reporter.round(time.time()) == 0
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert (standing.given_up, standing.failing_since) == (1, None)
 
 
 def test_what_nobody_hears_for_a_day_is_given_up(place: Place, caplog: pytest.LogCaptureFixture) -> None:
