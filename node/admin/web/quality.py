@@ -135,7 +135,7 @@ def _months(records: Records, clock: words.Clock, since: float, now: float) -> l
 
 def _month_starts(clock: words.Clock, now: float) -> Iterator[tuple[float, str]]:
     """When the last months began, in local time, the latest first."""
-    first = clock.at(now).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    first = clock.wall(now).replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)
     for _ in range(MOST_MONTHS):
         yield first.timestamp(), first.strftime("%Y-%m")
         first = (first - timedelta(days=1)).replace(day=1)

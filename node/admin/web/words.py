@@ -228,6 +228,10 @@ class Clock:
     def at(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, self._zone).astimezone(self._zone)
 
+    def wall(self, seconds: float) -> datetime:
+        """To be reckoned with; `at` has only the offset of its moment where the zone is the machine's."""
+        return datetime.fromtimestamp(seconds, self._zone)
+
     def clock(self, seconds: float, now: float | None = None) -> str:
         """Local time with its zone; without the date when `now` is the same day."""
         then = self.at(seconds)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Iterator
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
+import pytest
 from fastapi.testclient import TestClient
 
+from node.admin.web.quality import _month_starts
+from node.admin.web.words import Clock
 from node.domain.acquisition import Acquisition
 from node.domain.opinion import Opinion, Word
 from tests.site import SUBDURAL, Site, findings
@@ -86,3 +92,22 @@ def test_the_csv_holds_what_readers_saw_and_no_patient(client: TestClient, site:
     )
     assert lines[0]["scanner"] == "'=cmd"
     assert "PID" not in client.get("/quality.csv").text
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine's own zone."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("zone", ["", "Europe/Berlin"])
+def test_a_month_begins_at_midnight_on_either_side_of_a_change_of_clocks(zone: str, in_berlin: None) -> None:
+    summer = datetime(2026, 8, 20, 12, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+    starts = {name: begin for begin, name in _month_starts(Clock(zone), summer)}
+    for name in ("2026-08", "2026-03", "2026-01", "2025-10", "2025-09"):
+        year, month = map(int, name.split("-"))
+        assert starts[name] == datetime(year, month, 1, tzinfo=ZoneInfo("Europe/Berlin")).timestamp(), name
