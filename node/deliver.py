@@ -95,6 +95,7 @@ class Courier:
 
         Returns False when the destination could not be reached.
         """
+        self._note()
         name = self._destination.name
         batch = self._records.deliveries.take_due(name, now(), now() + LEASE_S, BATCH)
         if batch:
@@ -199,10 +200,13 @@ class Courier:
             deliveries.failed(due.id, outcome.text, outcome.status, now + delay)
 
     def _note(self) -> None:
-        """Write down what the destination took. A crash before that sends the same again, under its UID."""
-        taken, self._taken, self._noted_at = self._taken, [], time.monotonic()
-        if taken:
-            self._records.deliveries.sent_all(taken)
+        """Write down what the destination took. A crash before that sends the same again, under its UID.
+
+        While the database is away it is kept. Raises TransientError.
+        """
+        if self._taken:
+            self._records.deliveries.sent_all(self._taken)
+        self._taken, self._noted_at = [], time.monotonic()
 
     def _ask(self, now: Callable[[], float]) -> bool:
         """Ask the destination to commit to what it took lately."""

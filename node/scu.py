@@ -62,6 +62,10 @@ class AssociationBroke(TransientError):
         self.key = key
 
 
+class NothingAccepted(TransientError):
+    """The peer is there, and takes none of the presentation contexts."""
+
+
 class Peer:
     """A destination that speaks DIMSE, as seen from the node's own AE title; `called` so in its errors."""
 
@@ -101,13 +105,22 @@ class Peer:
             for parcel in sorted(parcels, key=lambda p: p.sop_class_uid)
             for syntax in syntaxes_for(parcel, self.destination.transfer_syntax)
         )
-        assoc = self.associate([build_context(sop_class, [syntax]) for sop_class, syntax in offers])
+        try:
+            assoc = self.associate([build_context(sop_class, [syntax]) for sop_class, syntax in offers])
+        except NothingAccepted:
+            yield from map(self.not_accepted, parcels)
+            return
         leave_responses(assoc)
         try:
             for parcel in parcels:
                 yield self._send_one(assoc, parcel)
         finally:
             let_go(assoc)
+
+    def not_accepted(self, parcel: Parcel) -> Outcome:
+        """The peer takes no presentation context for it."""
+        text = f"{self.name} does not accept SOP class {parcel.sop_class_uid}"
+        return Outcome(parcel.key, False, "", text)
 
     def _send_one(self, assoc: Association, parcel: Parcel) -> Outcome:
         accepted = {
@@ -118,8 +131,7 @@ class Peer:
         wanted = syntaxes_for(parcel, self.destination.transfer_syntax)
         usable = [syntax for syntax in wanted if syntax in accepted]
         if not usable:
-            text = f"{self.name} does not accept SOP class {parcel.sop_class_uid}"
-            return Outcome(parcel.key, False, "", text)
+            return self.not_accepted(parcel)
         try:
             what = prepared(parcel.file, usable)
         except (OSError, InvalidDicomError) as error:
@@ -173,20 +185,21 @@ class Peer:
         except (OSError, UnicodeError) as error:
             raise TransientError(f"{self.name}: the host's name cannot be resolved: {error}") from error
         if not assoc.is_established:
-            raise TransientError(self._why_not(assoc, contexts))
+            raise self._why_not(assoc, contexts)
         return assoc
 
-    def _why_not(self, assoc: Association, contexts: Sequence[PresentationContext]) -> str:
+    def _why_not(self, assoc: Association, contexts: Sequence[PresentationContext]) -> TransientError:
         if assoc.is_rejected:
             reason = getattr(assoc.acceptor.primitive, "reason_str", "no reason given")
-            return (
-                f"{self.name} rejected the association ({reason}); it must know AE title {self._calling_ae}"
-            )
+            text = f"{self.name} rejected the association ({reason})"
+            return TransientError(f"{text}; it must know AE title {self._calling_ae}")
         if assoc.rejected_contexts:
             classes = sorted({str(context.abstract_syntax) for context in contexts})
-            return f"{self.name} does not accept SOP class {' nor '.join(classes)}, and so no association"
+            text = f"{self.name} does not accept SOP class {' nor '.join(classes)}"
+            return NothingAccepted(f"{text}, and so no association")
         tls = " and do both ends speak TLS and trust each other" if self.destination.tls.wanted else ""
-        return f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
+        text = f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
+        return TransientError(text)
 
 
 def let_go(assoc: Association) -> None:

@@ -90,11 +90,11 @@ class StreamingPeer(Peer):
             return
         contexts = [ProposedContext(2 * at + 1, c, (s,)) for at, (c, s) in enumerate(offers)]
         requestor, accepted = self._open(contexts)
-        usable = {
-            offers[(answer.id - 1) // 2]: answer.id
-            for answer in accepted.contexts
-            if answer.result == 0 and answer.id % 2 and answer.id < 2 * len(offers)
-        }
+        usable = {}  # in the syntax that the peer names, which is not always the one that was proposed
+        for answer in accepted.contexts:
+            if answer.result == 0 and answer.id % 2 and answer.id < 2 * len(offers):
+                sop_class, proposed = offers[(answer.id - 1) // 2]
+                usable[sop_class, answer.transfer_syntax or proposed] = answer.id
         try:
             yield from _Run(self, requestor, heads, usable, self._window(accepted)).outcomes(parcels)
         except BaseException:
@@ -115,8 +115,7 @@ class StreamingPeer(Peer):
         """The data set in the first syntax that the peer takes; or why there is none."""
         wanted = [s for s in self._syntaxes(parcel, head) if (parcel.sop_class_uid, str(s)) in usable]
         if not wanted:
-            text = f"{self.name} does not accept SOP class {parcel.sop_class_uid}"
-            return Outcome(parcel.key, False, "", text)
+            return self.not_accepted(parcel)
         for syntax in wanted[:1]:
             if str(syntax) == head.transfer_syntax_uid:
                 context_id = usable[parcel.sop_class_uid, str(syntax)]
@@ -149,11 +148,6 @@ class StreamingPeer(Peer):
             reason = REASONS.get((answer.source, answer.reason), "reason unknown")
             text = f"{self.name} rejected the association ({reason})"
             raise TransientError(f"{text}; it must know AE title {self._calling_ae}")
-        if not any(context.result == 0 for context in answer.contexts):
-            requestor.release()
-            classes = sorted({context.abstract_syntax for context in contexts})
-            text = f"{self.name} does not accept SOP class {' nor '.join(classes)}, and so no association"
-            raise TransientError(text)
         return requestor, answer
 
     def _connect(self, d: Destination) -> socket.socket:
@@ -217,7 +211,7 @@ class _Run:
             raise self._broke(parcel, error) from error
         except (OSError, InvalidDicomError) as error:  # half of it is on its way: only an abort ends that
             self._requestor.abort()
-            raise self._broke(parcel, error) from error
+            raise AssociationBroke(parcel.key, f"{parcel.file.name} cannot be read: {error}") from error
         self._sent[message_id] = parcel
         return None
 

@@ -216,10 +216,13 @@ class TestUnkindPeers:
         assert place.states() == [SENT, PENDING, SENT]
         assert f"does not accept SOP class {SecondaryCaptureImageStorage}" in place.rows()[1].last_error
 
-    def test_a_peer_that_takes_none_of_our_sop_classes_says_so(self, place: Place) -> None:
+    @pytest.mark.parametrize("sender", ["streaming", "pynetdicom"])
+    def test_a_peer_that_takes_none_of_our_sop_classes_says_so_and_is_not_away(
+        self, sender: str, place: Place
+    ) -> None:
         place.compose("pacs")
         with Pacs(classes=(ComprehensiveSRStorage,)) as pacs:
-            place.courier(pacs_at(pacs.port)).round(lambda: T0)
+            assert place.courier(pacs_at(pacs.port, sender=sender)).round(lambda: T0)
         self.waits(place, T0 + 5)
         assert "SOP class" in place.rows()[0].last_error
 

@@ -7,17 +7,20 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from pydicom import dcmwrite
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom import dcmread, dcmwrite
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from node import scu, shipment
 from node.deliver import carrier_to
 from node.domain.errors import TransientError
+from node.dul.asking import Accepted
 from node.scu import AssociationBroke, Outcome, Parcel, Peer
 from node.shipment import StreamingPeer
+from node.transcode import in_syntax
 from tests.delivering import Pacs, data_set, pacs_at
 from tests.factories import ct_series
 from tests.raw_peer import COMMAND, LAST, element, item, pdu, pdv
@@ -30,10 +33,11 @@ class Scripted:
     """Accepts one association as it is told and gathers its C-STOREs; shares no line with the sender."""
 
     def __init__(
-        self, answer: Turn, *, window: bytes = b"", maximum: int = 16384, stores: int = 1, results: int = 0
-    ) -> None:
-        self.answer, self.window, self.maximum, self.stores, self.results = (
-            answer, window, maximum, stores, results,
+        self, answer: Turn, *, window: bytes = b"", maximum: int = 16384, stores: int = 1, results: int = 0,
+        syntax: str = EXPLICIT,
+    ) -> None:  # fmt: skip
+        self.answer, self.window, self.maximum, self.stores, self.results, self.syntax = (
+            answer, window, maximum, stores, results, syntax,
         )  # fmt: skip
         self.request, self.longest_pdu = b"", 0
         self.data: list[bytes] = []
@@ -80,7 +84,7 @@ class Scripted:
             with self.connection:
                 _, self.request = self.read()
                 user = item(0x51, struct.pack(">I", self.maximum)) + self.window
-                context = item(0x21, bytes((1, 0, self.results, 0)) + item(0x40, EXPLICIT.encode()))
+                context = item(0x21, bytes((1, 0, self.results, 0)) + item(0x40, self.syntax.encode()))
                 self.connection.sendall(pdu(2, self.request[:68] + context + item(0x50, user)))
                 self.answer(self, [self._gather() for _ in range(self.stores)])
                 while True:
@@ -203,9 +207,16 @@ def test_what_is_no_answer_is_told_and_never_taken_for_success(
     assert broke.value.key == 0
 
 
-def test_a_context_that_is_refused_by_an_accept_is_no_association(parcels: list[Parcel]) -> None:
-    with Scripted(all_good, results=3) as peer, pytest.raises(TransientError, match="does not accept SOP"):
-        send(peer, parcels)
+@pytest.mark.parametrize("sender", ["streaming", "pynetdicom"])
+@pytest.mark.parametrize("result", [1, 2, 3, 4])
+def test_a_context_that_is_refused_by_an_accept_is_not_used(
+    result: int, sender: str, parcels: list[Parcel]
+) -> None:
+    with Scripted(all_good, results=result) as peer:
+        outcomes = list(carrier_to(pacs_at(peer.port, sender=sender), "ICHNODE").send(parcels))
+    assert [(one.key, one.accepted, one.status) for one in outcomes] == [(n, False, "") for n in range(3)]
+    assert f"does not accept SOP class {CT}" in outcomes[0].text
+    assert peer.data == []
 
 
 @pytest.mark.parametrize(
@@ -247,6 +258,33 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_association(
     with Scripted(all_good) as peer, pytest.raises(AssociationBroke, match="shorter"):
         send(peer, parcels)
     assert peer.data == []
+
+
+@pytest.mark.parametrize("sender", ["streaming", "pynetdicom"])
+def test_a_peer_that_accepts_another_syntax_than_was_proposed_gets_that(
+    sender: str, parcels: list[Parcel]
+) -> None:
+    implicit = in_syntax(dcmread(parcels[0].file), ImplicitVRLittleEndian)
+    stream = BytesIO()
+    dcmwrite(stream, implicit, enforce_file_format=True)
+    with Scripted(all_good, syntax=str(ImplicitVRLittleEndian)) as peer:
+        (outcome,) = carrier_to(pacs_at(peer.port, sender=sender), "ICHNODE").send(parcels[:1])
+    assert outcome.accepted
+    assert peer.data == [data_set(stream.getvalue())]
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_one_that_is_under_way(parcels: list[Parcel]) -> None:
+    def rot(peer: Scripted, commands: list[bytes]) -> None:
+        raise AssertionError("it should not come so far")
+
+    class Rotting(StreamingPeer):
+        def _window(self, accepted: Accepted) -> int:
+            parcels[1].file.unlink()
+            return 3
+
+    with Scripted(rot, stores=3) as peer, pytest.raises(AssociationBroke) as broke:
+        list(Rotting(pacs_at(peer.port, operations=3), "ICHNODE").send(parcels))
+    assert broke.value.key == 1, "the first one is on its way, and nothing is wrong with it"
 
 
 def test_a_caller_that_stops_midway_leaves_no_connection_open(parcels: list[Parcel]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,29 @@ def test_a_slow_peer_never_outlasts_the_lease_of_what_still_waits() -> None:
             held = dict.fromkeys(entry[1], until)
     assert until >= LEASE_S * 0.6 * 5
     assert set(held) == {6}
+
+
+class Forgetful(Rows):
+    """The database is away for a moment when it is told what was sent."""
+
+    away = 1
+
+    def sent_all(self, taken: Sequence[Taken]) -> None:
+        if self.away:
+            self.away -= 1
+            raise TransientError("database is locked")
+        super().sent_all(taken)
+
+
+@pytest.mark.parametrize("away", [1, 2, 3])
+def test_what_was_taken_while_the_database_was_away_is_written_down_later(away: int) -> None:
+    rows = Forgetful(due(1), due(2))
+    rows.away = away
+    sender = courier(rows, Script(GOOD, GOOD))
+    for _ in range(4):
+        with contextlib.suppress(TransientError):
+            sender.round(Clock())
+    assert [entry[:2] for entry in rows.log] == [("sent", 1), ("sent", 2)]
 
 
 def test_a_courier_outlives_every_error() -> None:
