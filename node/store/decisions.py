@@ -18,7 +18,7 @@ from node.domain.patients import Person
 from node.domain.sender import Carriage, Habit, Peer
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.jobs import is_outdated, supersede_older
-from node.store.tables import associations, instances, jobs, series, studies
+from node.store.tables import analyses, associations, instances, jobs, series, shadows, studies
 
 HABIT_OF = 20
 """Associations of a peer, the latest, by which its habit is judged."""
@@ -329,9 +329,17 @@ def _new_job(
         "reason_code": reason.code if reason else None,
         "reason_text": reason.text if reason else None,
     }
-    insert_if_absent(connection, jobs, values)
+    insert_if_absent(connection, jobs, {**values, **_new_number(connection)})
     return connection.execute(
         select(jobs.c.id).where(
             jobs.c.series_instance_uid == row.series_instance_uid, jobs.c.revision == row.revision
         )
     ).scalar_one()
+
+
+def _new_number(connection: Connection) -> dict[str, int]:
+    """SQLite would give that of a forgotten job again, whose figures outlive it. PostgreSQL never does."""
+    if connection.dialect.name != "sqlite":
+        return {}
+    numbers = (jobs.c.id, analyses.c.job_id, shadows.c.job_id)
+    return {"id": 1 + max(connection.execute(select(func.max(one))).scalar() or 0 for one in numbers)}

@@ -132,6 +132,21 @@ def test_a_forgotten_study_leaves_figures_and_no_trace(site: Site) -> None:
     assert row["study_instance_uid"] is None and row["verdict"] == "STAT"
 
 
+def test_a_job_after_all_others_are_forgotten_takes_no_figures_away(site: Site) -> None:
+    """As after a quiet weekend at a site that keeps little."""
+    job = site.composed("1.1", SUBDURAL)
+    say(site.records, job, Opinion.AGREE)
+    with site.records.engine.begin() as connection:
+        connection.execute(delete(instances))
+        connection.execute(update(studies).values(files_removed_at=1.0))
+    assert site.records.keeping.forget(time.time() + 10) == 1
+    assert site.composed("1.2", findings()) > job
+    assert [(row["verdict"], row["opinion"]) for row in rows(site.records)] == [
+        ("STAT", "AGREE"),
+        ("ROUTINE", None),
+    ]
+
+
 def test_what_was_analysed_before_is_carried_over(database_url: str) -> None:
     engine = open_engine(database_url)
     config = Config()
