@@ -1,7 +1,7 @@
 """All headline benchmarks, one after the other, the peers beside them: a report with tables and a picture.
 
 `python -m tests.bench [--out bench-report] [--only ingest …] [--quick] [--folder DIR]` (or `make bench`)
-takes some twenty minutes on two cores that do nothing else; other work shows in the ranges and in the load.
+takes some half an hour on two cores that do nothing else; other work shows in the ranges and in the load.
 Written are `report.md`, `benchmarks.png`, `simulation.png`, and `panels.json` with every measurement.
 """
 
@@ -64,6 +64,10 @@ BENCHES = (
           ("--repeats", "1", "--rates", "0", "--only", "plain", "ahead"), on_tmpfs=True),
     Bench("model", "From a volume to findings: 32 slices of 512 × 512", "model", (), ("--rounds", "1"),
           peers=()),
+    Bench("backlog", "A worker under backlog", "backlog", ("--rounds", "3", "--series", "6"),
+          ("--rounds", "1", "--series", "2"), peers=()),
+    Bench("queue", "Taking and finishing a job, however many wait", "queue_depth",
+          ("--depths", "100", "100000"), ("--depths", "100", "--jobs", "5"), peers=("PostgreSQL",)),
 )  # fmt: skip
 SIMULATION = Bench("simulation", "Ten hospitals, 2,000 head CTs a day: a simulation", "service",
                    ("--studies", "6"), ("--studies", "1"), peers=())  # fmt: skip

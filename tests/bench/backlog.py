@@ -1,10 +1,10 @@
 """How fast a worker works off a backlog, and how busy its networks are: series by series, and looking ahead.
 
-`python -m tests.bench.backlog [--series 8] [--rounds 3] [--ahead 6] [--together 4] [--device auto]` fills a
-node with phantom heads that wait as jobs, and lets a worker in a process of its own do them all, in turns
-without and with `worker.look_ahead`. It prints medians (and ranges) of series a second, CPU seconds and the
-share of the time that batches were in flight, the peak of memory, and the ratio within a round. The same on a
-CPU and on a GPU.
+`python -m tests.bench.backlog [--series 8] [--rounds 3] [--ahead 6] [--together 4] [--device auto]
+[--panels FILE]` fills a node with phantom heads that wait as jobs, and lets a worker in a process of its own
+do them all, in turns without and with `worker.look_ahead`. It prints medians (and ranges) of series a second,
+CPU seconds and the share of the time that batches were in flight, the peak of memory, and the ratio within a
+round. The same on a CPU and on a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.report import spread
+from tests.bench.report import Panel, spread, write
 
 PLAIN = "one by one"
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of torch and OpenVINO; 0: their own choice")
+    parser.add_argument("--panels", type=Path, help="where the rates are kept as JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -49,6 +50,10 @@ def main() -> None:
         busy, cpu, peak = ([one[name][key] for one in rounds] for key in ("busy", "cpu_s", "peak_mb"))
         told = "" if name == PLAIN else spread(ratios)
         print(f"| {name} | {spread(rates)} | {told} | {spread(busy)} | {spread(cpu)} | {max(peak):.0f} |")
+    if options.panels:
+        kept = {name: [float(one[name]["rate"]) for one in rounds] for name in modes}
+        group = {str(rounds[0][PLAIN]["runtime"]): kept}
+        write(options.panels, [Panel("Under backlog", "series/s", list(modes)[-1], True, group)])
 
 
 def _child(options: argparse.Namespace, ahead: int) -> dict[str, float | str]:

@@ -1,9 +1,9 @@
 """What taking and finishing one job costs, however many wait: on SQLite and on PostgreSQL.
 
-`python -m tests.bench.queue_depth [--depths 100 10000 100000] [--jobs 40]` fills a database with waiting
-jobs, then takes the next and stores its analysis, `--jobs` times; beside it the take that finds a STAT order,
-and one look of the clock at whom to ring. It prints medians in milliseconds, and the ratio to the smallest
-depth.
+`python -m tests.bench.queue_depth [--depths 100 10000 100000] [--jobs 40] [--panels FILE]` fills a database
+with waiting jobs, then takes the next and stores its analysis, `--jobs` times; beside it the take that finds
+a STAT order, and one look of the clock at whom to ring. It prints medians in milliseconds, and the ratio to
+the smallest depth.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from node.settings import Database, Settings
 from node.store.queue import Line
 from node.store.records import Records, open_records
 from node.store.tables import jobs, series, studies
+from tests.bench.report import Panel, write
 from tests.postgres import Postgres
 
 NOW = 1_800_000_000.0
 ROWS = 5000
 MODEL = ModelIdentity("bench", "1", "00" * 32)
 KINDS = ("take", "take STAT", "finish", "look of the clock")
+DRAWN = ("take", "finish")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[100, 10_000, 100_000])
     parser.add_argument("--jobs", type=int, default=40)
+    parser.add_argument("--panels", type=Path, help="where the times are kept as JSON")
     options = parser.parse_args()
+    kept: dict[str, dict[str, list[float]]] = {}
     print(f"| database | jobs waiting | {' | '.join(f'{kind}, ms' for kind in KINDS)} |")
     print(f"|---|---|{'---|' * len(KINDS)}")
     for name, database in (("SQLite", _sqlite), ("PostgreSQL", _postgres)):
@@ -45,12 +49,20 @@ def main() -> None:
         for depth in options.depths:
             with database() as records:
                 fill(records.engine, depth)
-                taken = {
-                    kind: statistics.median(times) for kind, times in measure(records, options.jobs).items()
-                }
+                times = measure(records, options.jobs)
+            for kind in DRAWN:
+                kept.setdefault(f"{kind}, {name}", {})[_waiting(depth)] = [1e3 * s for s in times[kind]]
+            taken = {kind: statistics.median(found) for kind, found in times.items()}
             first = first or taken
             cells = [f"{taken[kind] * 1e3:.2f} ({taken[kind] / first[kind]:.1f} ×)" for kind in KINDS]
             print(f"| {name} | {depth:,} | {' | '.join(cells)} |", flush=True)
+    if options.panels:
+        deepest = _waiting(max(options.depths))
+        write(options.panels, [Panel("Taking and finishing a job", "ms", deepest, False, kept)])
+
+
+def _waiting(depth: int) -> str:
+    return f"{depth:,} waiting"
 
 
 @contextmanager
