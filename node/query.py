@@ -169,6 +169,8 @@ class Archivist(Peer):
         leave_responses(assoc)
         assoc.dimse_timeout = RETRIEVE_TIMEOUT_S
         try:
+            if not any(context.abstract_syntax == GET for context in assoc.accepted_contexts):
+                raise TransientError(f'{self.name} takes no C-GET; set retrieve = "move" for it')
             return self._outcome(assoc.send_c_get(_retrieval(study_uid, series_uid), GET))
         finally:
             let_go(assoc)

@@ -174,6 +174,9 @@ class Reconciler:
             trouble = came.trouble or ("" if came.completed else "the archive sent nothing")
         except IchnodeError as error:
             trouble = str(error)
+        except Exception as error:  # nobody thought of it: it must not be tried for ever, and seen by nobody
+            log.exception("gap %d: fetching it broke", gap.id)
+            trouble = f"it broke ({type(error).__name__}): see the log"
         if not trouble:
             log.info("gap %d: %d instances fetched from %s", gap.id, came.completed, gap.archive)
             gaps.retrieved(gap, time.time())

@@ -231,6 +231,37 @@ def test_nobody_listening_is_told_and_given_up_in_the_end(settings: Settings, re
     assert records.gaps.want([gap["id"]], "anna", 1.0) == 1
 
 
+def test_an_archive_that_takes_no_c_get_is_told(settings: Settings, records: Records) -> None:
+    """It takes the images that go along with the question, and so the association, but not the question."""
+    gap = compare(settings, records)["LOST study"]
+    records.gaps.want([gap["id"]], "anna", 1.0)
+    ae, port = AE("STORES"), free_port()
+    ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+    server = ae.start_server(("127.0.0.1", port), block=False)
+    try:
+        reconciler(settings, records, retrieve="get", port=port).round(time.time())
+    finally:
+        server.shutdown()  # type: ignore[union-attr]
+    assert "takes no C-GET" in (records.gaps.get(gap["id"]) or {})["last_error"]
+
+
+def test_a_fetch_that_breaks_is_told_and_given_up_in_the_end(
+    settings: Settings, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gap = compare(settings, records)["LOST study"]
+    records.gaps.want([gap["id"]], "anna", 1.0)
+
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Archivist, "move", breaks)
+    node = reconciler(settings, records)
+    for number in range(MOST_ATTEMPTS):
+        node.round(time.time() + 1e5 * number)
+    row = records.gaps.get(gap["id"]) or {}
+    assert row["state"] == "FAILED" and "ZeroDivisionError" in row["last_error"]
+
+
 def test_an_unknown_ae_title_is_told_with_what_to_do(settings: Settings, records: Records) -> None:
     gap = compare(settings, records)["LOST study"]
     stranger = settings.model_copy(update={"scp": Scp(ae_title="STRANGER", port=LISTENER)})
