@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 TEST_WORKERS ?= 2
 PEERS := redis-server orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql openssl rsyslog rsyslog-gnutls \
-    docker-compose prometheus ceph-mon ceph-osd ceph-common radosgw
+    docker-compose prometheus ceph-mon ceph-osd ceph-common radosgw iproute2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench peers lint types imports audit check clean
@@ -41,7 +41,7 @@ check: lint types imports test  ## everything
 
 peers:  ## real DICOM and Redis peers for the tests, from Debian; without them their tests are skipped
 	@missing=""; for p in redis-server Orthanc storescu dciodvfy chromium openssl rsyslogd docker-compose promtool ceph-mon \
-	    ceph-osd ceph radosgw; do \
+	    ceph-osd ceph radosgw ip; do \
 	    PATH="$$PATH:/usr/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	ls /usr/*/orthanc/libOrthancDicomWeb* >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \

@@ -118,6 +118,11 @@ class Postgres:
         with self._admin() as admin:
             admin.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")  # type: ignore[call-overload]
 
+    @property
+    def socket(self) -> Path:
+        """On which it answers this machine, beside loopback."""
+        return self._folder / f".s.PGSQL.{self._port}"
+
     def url(self, name: str) -> str:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self._port}/{name}"
 

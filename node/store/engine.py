@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool, Pool
@@ -25,6 +25,16 @@ SCHEMA_REVISION = "0026"
 BUSY_TIMEOUT_S = 30
 SWIFT_CONNECTIONS = 8
 """Of a listener process to a database server, for what runs for every image."""
+SILENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""Of a connection to PostgreSQL (libpq's names; in s, the last one in ms): a machine that vanished is
+away after half a minute. Linux alone would wait for it for 15 minutes to 2 hours. A slow answer ends nothing.
+"""
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 _MIGRATION_LOCK = 0x69636E6F6465  # "icnode"; any number that nobody else takes
 _VERSION_COLUMN = "version_num VARCHAR(32) NOT NULL PRIMARY KEY"  # as alembic makes it
@@ -36,7 +46,7 @@ def open_engine(
     """An engine for `url`; SQLite runs in WAL mode, and syncs every commit to disk unless told otherwise."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, connect_args=_patience(parsed))
     if parsed.database:
         _make_folder(Path(parsed.database).parent)
     patience_s = BUSY_TIMEOUT_S if patience_s is None else patience_s
@@ -44,6 +54,13 @@ def open_engine(
     event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, synchronous))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _patience(url: URL) -> dict[str, int]:
+    """What is to be said of SILENCE: all that the URL says nothing of."""
+    if url.get_backend_name() != "postgresql":
+        return {}
+    return {name: value for name, value in SILENCE.items() if name not in url.query}
 
 
 def _make_folder(folder: Path) -> None:
@@ -66,7 +83,7 @@ def swift_engine(engine: Engine) -> Engine:
     url = engine.url.render_as_string(hide_password=False)
     if engine.url.get_backend_name() != "sqlite":
         more = {"pool_size": 1, "max_overflow": SWIFT_CONNECTIONS - 1, "pool_pre_ping": True}
-        return create_engine(url, isolation_level="AUTOCOMMIT", **more)
+        return create_engine(url, isolation_level="AUTOCOMMIT", connect_args=_patience(engine.url), **more)
     if engine.url.database in (None, "", ":memory:"):
         return engine
     return open_engine(url, "NORMAL", 0.0, NullPool)

@@ -6,12 +6,15 @@ import errno
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import make_url, text
 
 from node import visits
 from node.broker import Doorbell, socket_path
@@ -25,6 +28,7 @@ from node.spool import Spool
 from node.store import engine as store_engine
 from node.store.records import Records, open_records
 from tests.factories import ct_series
+from tests.faraway import PORT, FarAway
 from tests.integration.test_housekeeping import NO_ROOM, SUCCESS, Place
 from tests.postgres import Postgres
 from tests.unit.test_broker import Redis, folder, server
@@ -39,6 +43,66 @@ def own_postgres() -> Iterator[Postgres]:
     made = Postgres()
     yield made
     made.stop()
+
+
+class TestTheDatabasesMachineVanishes:
+    """It lost its power, or its cable: nobody says a word, and no connection is ended."""
+
+    @pytest.fixture
+    def far(self, postgres: Postgres) -> Iterator[FarAway]:
+        made = FarAway(postgres.socket)
+        yield made
+        made.stop()
+
+    @pytest.fixture
+    def url(self, postgres: Postgres, far: FarAway) -> str:
+        return str(make_url(postgres.create()).set(host=far.address, port=PORT).render_as_string(False))
+
+    def test_a_query_that_waits_for_its_answer_is_told(
+        self, far: FarAway, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        soon = {"keepalives_idle": 1, "keepalives_interval": 1, "tcp_user_timeout": 3000}
+        monkeypatch.setattr(store_engine, "SILENCE", {**store_engine.SILENCE, **soon})
+        engine = store_engine.open_engine(url)
+        with pytest.raises(TransientError, match="database"), store_engine.reading(engine) as connection:
+            Timer(0.5, far.vanish).start()
+            connection.execute(text("SELECT pg_sleep(20)"))
+            pytest.fail("it waited all the while")
+        engine.dispose()
+
+    def test_so_is_one_that_is_sent_to_nobody(
+        self, far: FarAway, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            store_engine, "SILENCE", {**store_engine.SILENCE, "connect_timeout": 2, "tcp_user_timeout": 2000}
+        )
+        engine = store_engine.open_engine(url)
+        assert store_engine.schema_revision(engine) is None
+        far.vanish()
+        began = time.monotonic()
+        with pytest.raises(TransientError, match="database"):
+            store_engine.schema_revision(engine)
+        assert time.monotonic() - began < 15
+        engine.dispose()
+
+    def test_that_it_is_answered_slowly_ends_nothing(
+        self, far: FarAway, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        soon = {"keepalives_idle": 1, "keepalives_interval": 1, "tcp_user_timeout": 1000}
+        monkeypatch.setattr(store_engine, "SILENCE", {**store_engine.SILENCE, **soon})
+        engine = store_engine.open_engine(url)
+        with store_engine.reading(engine) as connection:
+            connection.execute(text("SELECT pg_sleep(4)"))
+        engine.dispose()
+
+    def test_an_administrator_says_otherwise_in_the_url(self, postgres: Postgres) -> None:
+        engine = store_engine.open_engine(f"{postgres.create()}?keepalives_idle=77&connect_timeout=5")
+        for made in (engine, store_engine.swift_engine(engine)):
+            with made.connect() as connection:
+                said = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+            assert (said["keepalives_idle"], said["connect_timeout"]) == ("77", "5")
+            assert said["tcp_user_timeout"] == str(store_engine.SILENCE["tcp_user_timeout"])
+            made.dispose()
 
 
 def test_postgresql_restarted_in_the_middle_of_a_study(own_postgres: Postgres, tmp_path: Path) -> None:
