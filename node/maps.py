@@ -30,6 +30,12 @@ class Maps:
     subtypes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+UNREADABLE = (
+    ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise on bytes that `pack` did not write."""
+
+
 def pack(maps: Maps) -> bytes:
     stream = io.BytesIO()
     shape = np.array(maps.masks.shape)
@@ -46,7 +52,7 @@ def unpack(data: bytes) -> Maps:
             parts = {name.removeprefix(_PART): name for name in arrays.files if name.startswith(_PART)}
             subtypes = {name: _unpacked(arrays[key], shape) for name, key in parts.items()}
             return Maps(_unpacked(arrays["masks"], shape), arrays["heat"], subtypes)
-    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         text = f"stored masks cannot be read: {error}; have the job analysed again"
         raise PermanentError("MAPS_UNREADABLE", text) from error
 

@@ -36,6 +36,14 @@ def _zip(**arrays: np.ndarray) -> bytes:
 
 WHOLE = pack(Maps(np.ones((2, 8, 8), bool), np.ones((2, 4, 4), np.uint8)))
 PICKLED = _zip(masks=np.array([{"a": 1}], dtype=object), shape=np.array([1]), heat=np.zeros(1))
+
+
+def _directory_says(at: int, value: int) -> bytes:
+    """With another byte in the first entry of the zip's directory (APPNOTE 4.3.12)."""
+    place = WHOLE.index(b"PK\1\2") + at
+    return WHOLE[:place] + bytes([value]) + WHOLE[place + 1 :]
+
+
 EMPTY_ZIP = io.BytesIO()
 zipfile.ZipFile(EMPTY_ZIP, "w").close()
 
@@ -54,6 +62,8 @@ zipfile.ZipFile(EMPTY_ZIP, "w").close()
         _zip(masks=np.zeros(16, np.float32), shape=np.array([2, 8, 8]), heat=np.zeros(1, np.uint8)),
         _zip(masks=np.zeros(16, np.uint8), shape=np.array(7), heat=np.zeros(1, np.uint8)),
         WHOLE[:60] + bytes(20) + WHOLE[80:],
+        _directory_says(6, 99),
+        _directory_says(8, 1),
     ],
     ids=[
         "empty",
@@ -67,6 +77,8 @@ zipfile.ZipFile(EMPTY_ZIP, "w").close()
         "float",
         "scalar",
         "rot",
+        "zip of a later version",
+        "encrypted",
     ],
 )
 def test_what_pack_did_not_write_is_refused(data: bytes) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from node.admin.web.deeds import Deeds
-from node.admin.web.forms import back
+from node.admin.web.forms import back, row_ids
 from node.admin.web.gate import Gate, RowId, Visitor, fields
 from node.admin.web.quality import period_start
 from node.admin.web.site import Site
@@ -57,8 +57,8 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     @router.post("/deliveries/retry")
     async def retry_many(request: Request, visitor: Visitor = gate.admin) -> Response:
         form = await fields(request)
-        ids = [int(text) for text in form.get("ids", "").split(",") if text.isdecimal()]
-        await run_in_threadpool(deeds.retry_deliveries, visitor, form.get("destination", ""), ids)
+        destination = form.get("destination", "")
+        await run_in_threadpool(deeds.retry_deliveries, visitor, destination, row_ids(form))
         return await back(request)
 
     @router.post("/pause/{name:path}")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
-from node.admin.web.gate import fields
+from node.admin.web.gate import NotAllowed, fields
 from node.admin.web.login import safe_target
 
 QUIET = "x-quiet"
 """Header of a page that stays where it is: it wants no redirection."""
+
+
+def row_ids(form: dict[str, str]) -> list[int]:
+    """The rows that a form chose. Raises NotAllowed for what is no number of a row."""
+    texts = form["ids"].split(",") if form.get("ids") else []
+    if not all(re.fullmatch(r"\d{1,10}", text, re.ASCII) and int(text) < 2**31 for text in texts):
+        raise NotAllowed(400, "a number in this form is too long, too large, or none; load the page again")
+    return [int(text) for text in texts]
 
 
 async def back(request: Request) -> Response:

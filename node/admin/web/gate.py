@@ -121,12 +121,12 @@ class Gate:
         proxy = self._web.proxy
         if not proxy.user_header or address not in proxy.addresses:
             return ""
-        return request.headers.get(proxy.user_header, "").strip()[:64]
+        return _as_written(request.headers.get(proxy.user_header, "")).strip()[:64]
 
     def visit(self, request: Request) -> str:
         """The token in the browser's cookie; empty when there is none, or none of ours."""
         token, _, signature = request.cookies.get(COOKIE, "").rpartition(".")
-        return token if token and hmac.compare_digest(signature, self._sign("visit", token)) else ""
+        return token if token and _is_same(signature, self._sign("visit", token)) else ""
 
     def csrf(self, request: Request) -> str:
         """The anti-forgery token for the forms of a page; gives the browser its cookie where it has none."""
@@ -142,7 +142,7 @@ class Gate:
             raise NotAllowed(403, "another site sent this request; it is refused")
         token = await run_in_threadpool(self.visit, request)
         given = request.headers.get(CSRF_HEADER) or (await fields(request)).get(CSRF_FIELD, "")
-        if not token or not hmac.compare_digest(given.encode(), self._sign("csrf", token).encode()):
+        if not token or not _is_same(given, self._sign("csrf", token)):
             raise NotAllowed(403, "the page is too old, or not from this node: load it again")
 
     def remember(self, request: Request, response: Response) -> None:
@@ -179,6 +179,19 @@ class Gate:
         if self._key is None:
             self._key = self._people.key()
         return hmac.new(self._key, f"{purpose}:{token}".encode(), hashlib.sha256).hexdigest()
+
+
+def _is_same(given: str, wanted: str) -> bool:
+    """In a time that does not tell how much of it is; `given` may hold any letters."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _as_written(header: str) -> str:
+    """A header that Starlette read as ISO 8859-1 (RFC 9110 5.5), and that most proxies write as UTF-8."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return header
 
 
 async def fields(request: Request) -> dict[str, str]:

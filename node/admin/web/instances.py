@@ -11,9 +11,9 @@ from fastapi.responses import FileResponse
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
+from node import frames
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.pictures import Pictures
 from node.admin.web.site import Site
@@ -33,7 +33,7 @@ NAMING = (  # besides every PN: who the patient is, and where to find them (PS3.
     "PersonAddress",
     "PersonTelephoneNumbers",
 )
-UNREADABLE = (OSError, InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
+UNREADABLE = (OSError, AttributeError, *frames.UNREADABLE)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from node.admin.web.actions import back
 from node.admin.web.deeds import Deeds
+from node.admin.web.forms import back, row_ids
 from node.admin.web.gate import Gate, Visitor, fields
 from node.admin.web.site import Site
 from node.domain.lifecycle import GapState
@@ -39,19 +39,15 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.post("/gaps/fetch")
     async def fetch(request: Request, visitor: Visitor = gate.admin) -> Response:
-        await run_in_threadpool(deeds.fetch_gaps, visitor, chosen(await fields(request)))
+        await run_in_threadpool(deeds.fetch_gaps, visitor, row_ids(await fields(request)))
         return await back(request)
 
     @router.post("/gaps/dismiss")
     async def dismiss(request: Request, visitor: Visitor = gate.admin) -> Response:
-        await run_in_threadpool(deeds.dismiss_gaps, visitor, chosen(await fields(request)))
+        await run_in_threadpool(deeds.dismiss_gaps, visitor, row_ids(await fields(request)))
         return await back(request)
 
     return router
-
-
-def chosen(form: dict[str, str]) -> list[int]:
-    return [int(text) for text in form.get("ids", "").split(",") if text.isdecimal()]
 
 
 def gather(site: Site, show: str, archive: str) -> dict[str, Any]:

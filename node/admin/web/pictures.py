@@ -19,14 +19,13 @@ from fastapi.responses import FileResponse
 from PIL import Image, ImageDraw
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.errors import OutOfReach, PermanentError
 from node.domain.findings import Findings
-from node.frames import frame_headers, is_multiframe
+from node.frames import UNREADABLE, frame_headers, is_multiframe
 from node.maps import unpack
 from node.outputs import drawing, overlay
 from node.outputs.outlines import outlines
@@ -144,21 +143,21 @@ class Pictures:
         """What `draw` makes as PNG; where it cannot, what `instead` makes of the reason."""
 
         def make() -> tuple[bytes, int]:
-            kept_bytes = 0
+            reason = ""
             with self._turns:
                 try:
                     image = draw()
-                except OutOfReach as error:
-                    image, kept_bytes = instead(str(error)), KEPT_BYTES + 1  # not kept: it may come back
-                except PermanentError as error:
-                    image = instead(str(error))
+                except (OutOfReach, PermanentError) as error:
+                    reason = str(error)
                 except FileNotFoundError:
-                    image = instead("Its file is not stored any more.")
-                except (OSError, InvalidDicomError) as error:
-                    image = instead(f"The stored image cannot be read: {type(error).__name__}")
+                    reason = "Its file is not stored any more."
+                except (OSError, *UNREADABLE) as error:
+                    reason = f"The stored image cannot be read: {type(error).__name__}"
+            if reason:
+                image = instead(reason)
             stream = io.BytesIO()
             image.save(stream, "PNG", compress_level=PNG_LEVEL)
-            return stream.getvalue(), max(stream.tell(), kept_bytes)
+            return stream.getvalue(), KEPT_BYTES + 1 if reason else stream.tell()  # it may come back
 
         made: bytes = self._drawn.get(key, make)
         return made

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 
 from node.admin.web import plots, words
@@ -16,6 +15,7 @@ from node.admin.web.site import Site
 from node.domain.errors import IchnodeError
 from node.domain.findings import CLASSES
 from node.domain.lifecycle import JOBS, JobEvent, JobState
+from node.frames import UNREADABLE
 from node.outputs import wording
 from node.outputs.source import value
 from node.scheduling import SENDING_ORDER
@@ -155,7 +155,7 @@ def _header(site: Site, stack: Stack | None, sees_names: bool) -> list[tuple[str
         return []
     try:
         ds = dcmread(site.file(stack.slices[stack.key].path), stop_before_pixels=True)
-    except (OSError, InvalidDicomError, IchnodeError):
+    except (OSError, IchnodeError, *UNREADABLE):
         return []
     listed = (("PatientName", "Name"), ("PatientBirthDate", "Born")) if sees_names else ()
     return [(label, text) for keyword, label in (*listed, *HEADER) if (text := _text(ds, keyword))]

@@ -18,7 +18,7 @@ from node.admin.web.plots import along_slices, by_hour, waterfall
 from node.domain.canary import State
 from node.domain.errors import TransientError
 from node.domain.findings import Priority, Reason
-from node.domain.lifecycle import JobState
+from node.domain.lifecycle import DeliveryState, JobState
 from node.settings import AuditRepository, Canary, Destination, Settings
 from node.store.audit_queue import AUDITED, AuditQueue, Event
 from node.store.records import Records, open_records
@@ -582,3 +582,51 @@ def test_hours_count_what_ended_in_them() -> None:
     hours = by_hour(rows, now)
     assert [hour.count for hour in hours[-3:]] == [0, 1, 3]
     assert hours[-1].median_s == 40
+
+
+BROKEN = {
+    "truncated": b"\0" * 128 + b"DICM" + b"\2\0\0\0UL\4\0",
+    "a length of three bytes": b"\0" * 128 + b"DICM" + b"\2\0\0\0UL\3\0abc",
+    "no DICOM": b"x" * 300,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
+def test_an_image_that_is_broken_keeps_no_result_from_being_read(
+    client: TestClient, site: Site, broken: bytes
+) -> None:
+    assert site.settings
+    series = factories.ct_series(3, 32, name="broken")
+    site.pictured(series, {"any": 0.93, "subdural": 0.88})
+    study_uid, uid = str(series[0].StudyInstanceUID), str(series[0].SeriesInstanceUID)
+    for file in (site.settings.data_dir / "spool/incoming").rglob("*.dcm"):
+        file.write_bytes(broken)
+    page = client.get(f"/study/{study_uid}")
+    assert page.status_code == 200 and "h-suspected" in page.text
+    for picture in (f"/picture/1/{uid}", f"/thumbnail/{uid}"):
+        assert client.get(picture).content.startswith(b"\x89PNG")
+    assert client.get(f"/header/{series[1].SOPInstanceUID}").status_code in (200, 404)
+
+
+def test_an_image_that_comes_back_is_shown_again(client: TestClient, site: Site) -> None:
+    assert site.settings
+    series = factories.ct_series(3, 32, name="lost")
+    site.pictured(series, {"any": 0.93})
+    address = f"/picture/1/{series[0].SeriesInstanceUID}"
+    (file,) = (site.settings.data_dir / "spool").rglob(f"*{series[1].SOPInstanceUID}*")
+    content = file.read_bytes()
+    file.unlink()
+    instead = client.get(address).content
+    file.write_bytes(content)
+    shown = client.get(address).content
+    assert shown != instead and shown == browser(site.settings, site.records).get(address).content
+
+
+@pytest.mark.parametrize("ids", ["9" * 30, "9" * 5000, "2147483648", "1,x"])
+def test_numbers_that_no_row_has_retry_nothing(client: TestClient, site: Site, ids: str) -> None:
+    """Above all not everything, which is what no number asks for."""
+    delivery = site.given_up("1.1", SUBDURAL)
+    for path in ("/deliveries/retry", "/gaps/fetch", "/gaps/dismiss"):
+        assert press(client, path, ids=ids) == 400, path
+    (row,) = site.records.console.unsent(DeliveryState.FAILED)
+    assert row["id"] == delivery

@@ -286,6 +286,22 @@ def test_a_proxy_is_believed_from_its_own_address_alone(browser: Browser) -> Non
     assert beside.get("/queue", headers={**stranger, "X-Forwarded-For": "192.0.2.9"}).status_code == 303
 
 
+def test_a_name_that_the_proxy_gives_is_read_as_it_is_written(settings: Settings, node: Records) -> None:
+    """Proxies send UTF-8; a few ISO 8859-1, which RFC 9110 5.5 knows."""
+    node.people.add("jürgen", Role.ADMIN, STORED, time.time())
+    web = Web(proxy=Proxy(user_header="X-Remote-User", addresses=("192.0.2.7",)))
+    client = TestClient(make_app(settings.model_copy(update={"web": web}), node), client=("192.0.2.7", 1))
+    for name in ("jürgen".encode(), "jürgen".encode("latin-1")):
+        page = client.get("/audit", headers={b"X-Remote-User": name, b"Accept": b"text/html"})  # type: ignore[dict-item]
+        assert page.status_code == 200 and "jürgen" in page.text
+
+
+@pytest.mark.parametrize("cookie", [b"\xe9", b"a.\xe9", b"\xff.\xff", b"."])
+def test_a_cookie_of_any_bytes_is_none_of_ours(browser: Browser, cookie: bytes) -> None:
+    stranger = browser().get("/", headers={b"Cookie": COOKIE.encode() + b"=" + cookie})  # type: ignore[dict-item]
+    assert stranger.status_code == 401 or stranger.headers["location"].startswith("/login")
+
+
 def test_an_address_others_can_reach_needs_a_login(settings: Settings, node: Records) -> None:
     check_reachable(settings.model_copy(update={"web": Web(host="0.0.0.0")}), node)
     node.people.remove("anna")
