@@ -181,8 +181,8 @@ class Archivist(Peer):
         status = Dataset()
         for status, _ in answers:
             code = int(status.get("Status", -1))
-            completed = int(status.get("NumberOfCompletedSuboperations") or completed)
-            completed += int(status.get("NumberOfWarningSuboperations") or 0)
+            came = [status.get(f"NumberOf{kind}Suboperations") for kind in ("Completed", "Warning")]
+            completed = max(completed, sum(int(count or 0) for count in came))
             failed = int(status.get("NumberOfFailedSuboperations") or failed)
         if code == -1:
             text = f"{self.name} broke off, or did not answer for {RETRIEVE_TIMEOUT_S} s"

@@ -65,7 +65,7 @@ class Uploader:
     def round(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Upload the oldest of what waits. Returns how many files every machine finds by now.
 
-        Raises TransientError when the database, or the bucket, is away.
+        Raises TransientError when the database, or the bucket, is away, or nothing got there.
         """
         if not self._is_mine():
             return 0
@@ -82,8 +82,10 @@ class Uploader:
         for file in there:
             self._depot.release(file.path)
         errors = [error for error in outcomes if error is not None]
-        if errors:
+        if errors and not there:
             raise errors[0]
+        for error in errors[:1]:
+            log.error("uploading goes on, but for some: %s", error)
         return len(there)
 
     def _upload(self, file: HeldFile) -> TransientError | None:

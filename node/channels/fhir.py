@@ -8,6 +8,7 @@ a resend harmless. Names no patient: the report refers to the Patient ID.
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -237,8 +238,10 @@ def _create(resource: Resource) -> Resource:
 
 
 def _query(resource: Resource) -> str:
+    """A token of one value: what separates values is escaped (http://hl7.org/fhir/R4/search.html#escaping)."""
     (one,) = resource["identifier"]
-    return quote(f"{one['system']}|{one['value']}", safe="")
+    value = re.sub(r"[$,|\\]", r"\\\g<0>", one["value"])
+    return quote(f"{one['system']}|{value}", safe="")
 
 
 def _full_url(resource: Resource) -> str:

@@ -326,6 +326,7 @@ class Keeping:
                 (uncommitted, deliveries.c.lease_until > soon + longest_lease_s),
                 {"lease_until": None},
             ),
+            (deliveries, (uncommitted, deliveries.c.sent_at > soon), {"sent_at": now}),
             (gaps, (wanted, gaps.c.next_try_at > soon + LONGEST_OTHER_WAIT_S), {"next_try_at": now}),
             (audit_queue, (audit_queue.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),
             (ups_events, (ups_events.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),

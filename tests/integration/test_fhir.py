@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
@@ -115,7 +116,11 @@ class Server:
         if resource["resourceType"] != kind:
             raise Refusal(400, "invalid", f"{resource['resourceType']} sent to {kind}")
         _valid(resource)
-        system, _, value = unquote(parse_qs(query)["identifier"][0]).partition("|")
+        (asked,) = parse_qs(query)["identifier"]
+        system, _, value = asked.partition("|")
+        if "," in value.replace("\\,", "") or "|" in value.replace("\\|", ""):
+            raise Refusal(400, "invalid", f"several values (R4 3.1.1.4.3): {asked}")
+        value = re.sub(r"\\([$,|\\])", r"\1", value)
         kept = self.resources.setdefault(kind, [])
         same = [r for r in kept if any((i["system"], i["value"]) == (system, value) for i in r["identifier"])]
         if len(same) > 1:
@@ -167,6 +172,16 @@ def test_a_resend_makes_nothing_twice(transaction: bool) -> None:
         "Task": 1,
     }
     assert len(receiver.got) == (2 if transaction else 20)
+
+
+@pytest.mark.parametrize("name", ["ward 3, stat", "a|b", "c\\", "d$", "ß & + %2C"])
+def test_a_name_is_one_value_whatever_it_holds(name: str) -> None:
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        for _ in range(2):
+            assert channel(receiver.url, name=name).send(told()).acknowledged
+    assert len(server.resources["Task"]) == 1
+    assert server.the("Task")["identifier"][0]["value"].startswith(f"{name}/")
 
 
 def test_what_the_server_holds() -> None:

@@ -441,6 +441,16 @@ def test_a_clock_set_back_keeps_no_fetch_no_commitment_and_no_word_to_readers_wa
     assert records.subscriptions.due("R", now, 9) and records.commitments.to_ask(*ask)
 
 
+def test_after_a_clock_was_set_back_the_pacs_may_say_that_it_lost_an_object(place: Place) -> None:
+    place.delivered(place.study("a"))
+    records, now = place.records, place.now
+    with writing(records.engine) as connection:
+        connection.execute(update(deliveries).values(sent_at=now + 2 * DAY_S))
+        uid = connection.execute(select(deliveries.c.sop_instance_uid)).scalars().first()
+    records.keeping.undo_the_future(now, 600, 600)
+    assert uid and records.commitments.concerned(Asked("1.2.3", "pacs", now + 1), [uid])
+
+
 class TestRetention:
     def test_a_delivered_study_goes_when_it_is_old_and_not_before(self, place: Place) -> None:
         study = place.study("a")

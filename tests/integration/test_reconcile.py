@@ -286,6 +286,18 @@ def test_the_status_of_a_move_is_told_in_words() -> None:
     assert "add our AE title there, with this node's host and port" in came.trouble
 
 
+def test_images_that_came_with_a_warning_are_counted_once() -> None:
+    def answer(status: int, completed: int, warned: int) -> tuple[Dataset, None]:
+        ds = Dataset()
+        ds.Status, ds.NumberOfFailedSuboperations = status, 0
+        ds.NumberOfCompletedSuboperations, ds.NumberOfWarningSuboperations = completed, warned
+        return ds, None
+
+    archivist = Archivist(Archive(name="a", ae_title="A").peer, "ICHNODE")
+    told = [answer(0xFF00, 0, 1), answer(0xFF00, 0, 2), answer(0x0000, 0, 3)]
+    assert archivist._outcome(iter(told)).completed == 3
+
+
 def test_what_was_said_to_be_sent_and_never_came_is_told(settings: Settings, records: Records) -> None:
     gap = compare(settings, records)["LOST study"]
     records.gaps.want([gap["id"]], "anna", 1.0)

@@ -36,7 +36,7 @@ from node.spool import Spool, spool_of
 from node.store.incidents import Code
 from node.store.queue import Line
 from node.store.records import Records, open_records
-from node.upload import HomeScan, Uploader
+from node.upload import HomeScan, Uploader, run
 from tests.delivering import Pacs, pacs_at
 from tests.delivering import Place as Sending
 from tests.factories import ct_series
@@ -223,6 +223,26 @@ class TestOnItsWay:
         assert incident["code"] == Code.FILE_MISSING
         assert pair.there.takes() == job, "who reads it says what is missing"
 
+    def test_a_file_that_cannot_be_read_slows_no_other(self, pair: Pair) -> None:
+        for number in range(2):
+            pair.here.study(f"s{number}")
+        broken, *whole = [file.path for file in pair.records.held.of(pair.here.disk)]
+        (pair.here.spool.root / broken).unlink()
+        (pair.here.spool.root / broken).mkdir()
+        uploader = pair.here.uploader()
+        uploader._at_once = 2
+        waits: list[float] = []
+
+        def stopping(seconds: float) -> bool:
+            waits.append(seconds)
+            return len(pair.records.held.of(pair.here.disk)) == 1 or len(waits) > 40
+
+        run(uploader, stopping)
+        assert pair.stored() == sorted(whole)
+        assert sum(waits) < 1
+        with pytest.raises(TransientError, match="cannot be read"):
+            uploader.round()
+
     def test_nothing_is_called_lost_while_another_disk_has_the_same_name(self, pair: Pair) -> None:
         """A data_dir was copied, and both machines run."""
         job = pair.here.decided(pair.here.study("a"))
@@ -231,7 +251,7 @@ class TestOnItsWay:
         beat = {"disk": pair.here.disk, "room_bytes": 10**9}
         pair.records.views.beat("upload@other:1", "upload", beat, time.time())
         with pytest.raises(TransientError, match=r"upload@other:1 calls its disk .* was a data_dir copied"):
-            pair.here.uploader().round()
+            pair.here.upload()
         assert pair.there.takes() is None and pair.records.incidents.latest() == []
         pair.records.views.part("upload@other:1")
         assert job and len(pair.records.held.of(pair.here.disk)) == 1
