@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from node.domain.errors import IchnodeError, PermanentError, TransientError
 from node.settings import Settings
@@ -263,8 +263,9 @@ def _client(url: str, master_name: str = "") -> Any:
         parts = [urlsplit(part) for part in url.split(";")]
         hosts = [(part.hostname or "127.0.0.1", part.port or SENTINEL_PORT) for part in parts]
         database = int(parts[0].path.strip("/") or 0)
+        user, password = (unquote(word) if word else None for word in (parts[0].username, parts[0].password))
         sentinel = Sentinel(hosts, sentinel_kwargs=_one_try(), **_one_try())
-        return sentinel.master_for(master_name, password=parts[0].password, db=database)
+        return sentinel.master_for(master_name, username=user, password=password, db=database)
     if url.startswith("redis+socket://"):
         return redis.Redis(unix_socket_path=url.removeprefix("redis+socket://"), **_one_try())
     return redis.Redis.from_url(url, **_one_try())

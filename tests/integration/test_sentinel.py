@@ -124,6 +124,38 @@ def test_a_master_that_nobody_knows_is_a_transient_error(watched: Watched) -> No
         ping(wrong)
 
 
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    """The URL of a master that lets in one user, whose password is no plain word."""
+    requires("redis-server")
+    master, sentinel = free_port(), free_port()
+    users = ("--user", "node", "on", ">p@ss/1", "~*", "&*", "+@all", "--user", "default", "off")
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(
+        f"port {sentinel}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor {NAME} 127.0.0.1 {master} 1\n"
+        f"sentinel auth-user {NAME} node\nsentinel auth-pass {NAME} p@ss/1\n"
+    )
+    processes = [
+        _redis(tmp_path / "master", "--port", master, *users),
+        _redis(tmp_path / "sentinel", settings, "--sentinel"),
+    ]
+    watch = redis.Redis(port=sentinel)
+    eventually(lambda: _answers(watch) and watch.sentinel_master(NAME)["flags"] == "master")
+    watch.close()
+    yield f"sentinel://node:p%40ss%2F1@127.0.0.1:{sentinel}/0"
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_user_with_a_password_is_let_in_whatever_asks(guarded: str) -> None:
+    settings = settings_for(guarded)
+    bell = Doorbell(settings)
+    bell.ring(1)
+    ping(settings)
+    assert sum(bell.waiting().values()) == 1
+
+
 @pytest.mark.parametrize(
     ("broker", "words"),
     [
