@@ -31,6 +31,10 @@ MAX_TILT_DEG = 45.0
 """Beyond this a stack is coronal or sagittal rather than axial."""
 MAX_FILLED_STEPS = 3.0
 """A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
+LONGER = 1.3
+"""Steps this much longer than the usual one belong to another part of the scan…"""
+LONGER_STEPS, LONGER_SHARE = 3, 0.2
+"""…where there are so many of them, over this share of the height: fewer are slices that are missing."""
 
 MOST_THREADS = 16
 
@@ -75,9 +79,9 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Canonical (z, y, x); z is the median perpendicular step."""
+        """Canonical (z, y, x); z is the usual perpendicular step, see `_step_mm`."""
         between_rows, between_columns = self.pixel_spacing_mm
-        step = float(np.median(np.diff(self.positions_mm)))
+        step = _step_mm(self.positions_mm)
         return (step, between_columns, between_rows) if self.is_transposed else (step, *self.pixel_spacing_mm)
 
     def canonical(self) -> NDArray[np.float32]:
@@ -248,6 +252,20 @@ def _thickness_mm(
         for step, thickness in zip((half[0], half[-1]), ends_mm, strict=True)
     ]
     return np.concatenate([[outer[0]], half]) + np.concatenate([half, [outer[1]]])
+
+
+def _step_mm(positions_mm: NDArray[np.float64]) -> float:
+    """The median step; of a series whose parts were scanned in shorter and in longer ones, the longer.
+
+    Slices are put together until they are about as thick as networks know them. By the shorter step, as of a
+    fossa in thin slices, the thick ones above were put together too, and blood on one of them would fade.
+    """
+    steps = np.diff(positions_mm)
+    usual = float(np.median(steps))
+    longer = steps[steps > LONGER * usual]
+    if len(longer) >= LONGER_STEPS and longer.sum() >= LONGER_SHARE * steps.sum():
+        return float(np.median(longer))
+    return usual
 
 
 def _decode(stack: Sequence[_Slice]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from node.domain.errors import PermanentError
 from node.domain.geometry import slice_normal
 from tests.factories import ct_series, head_hu
 from workers.load import load_volume
+from workers.preprocess import slabs
 from workers.volume import Volume, build_volume
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -79,6 +80,22 @@ def test_spacing_follows_the_axes() -> None:
     turned = build_volume(ct_series(4, rows=20, columns=16, iop=(0, 1, 0, 1, 0, 0), PixelSpacing=[0.5, 0.4]))
     assert plain.spacing_mm == pytest.approx((5.0, 0.5, 0.4))
     assert turned.spacing_mm == pytest.approx((5.0, 0.4, 0.5))
+
+
+def test_a_series_of_thin_and_thick_slices_counts_as_thick() -> None:
+    """A fossa in thin slices, more of them than above: taken for thin, the thick ones would be averaged, too,
+    and blood on a single one would be seen with half its density."""
+    fossa, above = np.arange(28) * 2.5, 70 + np.arange(14) * 5.0
+    volume = build_volume(at_heights(*fossa, *above))
+    assert volume.spacing_mm[0] == 5
+    assert slabs(len(volume.hu), volume.spacing_mm[0]) == [(z, z + 1) for z in range(42)]
+
+
+def test_missing_slices_make_no_series_thick() -> None:
+    heights = [z * 2.5 for z in range(40) if z not in (5, 6, 17, 29)]
+    assert build_volume(at_heights(*heights)).spacing_mm[0] == 2.5
+    far = [*(z * 2.5 for z in range(20)), *(150 + z * 2.5 for z in range(20))]
+    assert build_volume(at_heights(*far)).spacing_mm[0] == 2.5
 
 
 def test_places_in_the_patient() -> None:

@@ -1,8 +1,9 @@
 """What a pipeline takes and answers, and the check that an answer is one. Knows no network and no DICOM.
 
 **Head CT input.** `hu` float32 (z, y, x) in HU, canonical: row 0 anterior, column 0 patient right (x
-grows to patient left, y to posterior), slices feet to head; `spacing_mm` (z, y, x), z the median
-perpendicular step. Whoever calls brings the source into this form and maps answers back.
+grows to patient left, y to posterior), slices feet to head; `spacing_mm` (z, y, x), z the usual
+perpendicular step, the longer one where parts of the series have steps of their own. Whoever calls brings
+the source into this form and maps answers back.
 """
 
 from __future__ import annotations
