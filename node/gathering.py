@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from node import __version__
 from node.domain.errors import PermanentError
-from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status, most_urgent
+from node.domain.findings import Findings, ModelIdentity, Reason, Status, most_urgent
 from node.domain.lifecycle import JobState
 from node.frames import UNREADABLE
 from node.maps import unpack
@@ -23,7 +23,7 @@ from node.outputs.source import Source
 from node.pixels import hounsfield
 from node.scheduling import is_urgent
 from node.spool import Spool
-from node.store.jobs import Job
+from node.store.jobs import Alarm, Job
 from node.store.records import Records
 
 DEFER_BYTES = 64 * 1024
@@ -38,8 +38,8 @@ class Gathering:
         self._records = records
         self._spool = spool
 
-    def of(self, job: Job, earlier: tuple[int, Priority] | None = None, lost: Sequence[str] = ()) -> Context:
-        """All that is needed to build; `earlier` is the alarm of an earlier revision."""
+    def of(self, job: Job, earlier: Alarm | None = None, lost: Sequence[str] = ()) -> Context:
+        """All that is needed to build; `earlier` is the alarm that was reported before."""
         findings = job.findings if job.state is JobState.ANALYSED else not_analysed(job)
         if findings is None:
             raise PermanentError("NO_FINDINGS", f"job {job.id} is {job.state} but has no findings")
@@ -122,18 +122,19 @@ def not_analysed(job: Job) -> Findings:
     return Findings(nobody, job.series_instance_uid, job.revision, Status.NOT_ANALYSED, reason)
 
 
-def not_lowered_in_silence(findings: Findings, earlier: tuple[int, Priority] | None) -> Findings:
-    """With a warning, where an earlier revision of the series, or an earlier analysis of this one, was more
-    urgent.
-    """
-    if earlier is None or findings.priority is most_urgent(findings.priority, earlier[1]):
+def not_lowered_in_silence(findings: Findings, earlier: Alarm | None) -> Findings:
+    """With a warning, where what was reported of the study before was more urgent than this is."""
+    if earlier is None or findings.priority is most_urgent(findings.priority, earlier.priority):
         return findings
-    revision, priority = earlier
     now = f"is {findings.priority}" if findings.priority else "was not analysed"
-    text = f"revision {revision} of this series was reported as {priority}; this one {now}. Read the images"
-    if revision == findings.revision:
-        text = f"this revision of the series was reported as {priority} before; now it {now}. Read the images"
-    return replace(findings, warnings=(*findings.warnings, text))
+    then = f"was reported as {earlier.priority}"
+    if earlier.series_instance_uid != findings.series_instance_uid:
+        text = f"another series of this study {then}; this one {now}"
+    elif earlier.revision != findings.revision:
+        text = f"revision {earlier.revision} of this series {then}; this one {now}"
+    else:
+        text = f"this revision of the series {then} before; now it {now}"
+    return replace(findings, warnings=(*findings.warnings, f"{text}. Read the images"))
 
 
 def read_source(paths: Iterable[Path]) -> list[Dataset]:

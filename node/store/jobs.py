@@ -16,6 +16,7 @@ from sqlalchemy import (
     case,
     exists,
     null,
+    or_,
     select,
     update,
 )
@@ -82,6 +83,15 @@ class Word:
     findings: Findings
     audiences: Sequence[Audience]
     now: float
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What was reported as urgent of a study."""
+
+    series_instance_uid: str
+    revision: int
+    priority: Priority
 
 
 class Jobs:
@@ -267,25 +277,28 @@ class Jobs:
             ).first()
             return object_of(row) if row else None
 
-    def earlier_alarm(self, job: Job) -> tuple[int, Priority] | None:
-        """Revision and priority of the gravest alarm that was reported of the series up to this revision.
+    def earlier_alarm(self, job: Job) -> Alarm | None:
+        """The gravest alarm that was reported of the study before; of several, the latest of this series.
 
-        Of alarms as grave, the latest. One that was to be analysed again was reported before, whatever
-        became of that; so was what an earlier analysis of this very revision said.
+        One that was to be analysed again was reported, whatever became of that; so was what an earlier
+        analysis of this very revision said. Later revisions of the series do not count.
         """
+        own = jobs.c.series_instance_uid == job.series_instance_uid
+        grave_first = case((jobs.c.reported_priority == Priority.STAT, 0), else_=1)
+        own_first = case((own, 0), else_=1)
         with reading(self._engine) as connection:
             row = connection.execute(
-                select(jobs.c.revision, jobs.c.reported_priority)
+                select(jobs.c.series_instance_uid, jobs.c.revision, jobs.c.reported_priority)
                 .where(
-                    jobs.c.series_instance_uid == job.series_instance_uid,
-                    jobs.c.revision <= job.revision,
+                    jobs.c.study_instance_uid == job.study_instance_uid,
+                    or_(~own, jobs.c.revision <= job.revision),
                     jobs.c.reported_priority.in_((Priority.STAT, Priority.HIGH)),
                 )
-                .order_by(
-                    case((jobs.c.reported_priority == Priority.STAT, 0), else_=1), jobs.c.revision.desc()
-                )
+                .order_by(grave_first, own_first, jobs.c.revision.desc())
             ).first()
-            return (row.revision, Priority(row.reported_priority)) if row else None
+            if row is None:
+                return None
+            return Alarm(row.series_instance_uid, row.revision, Priority(row.reported_priority))
 
     def known_objects(self, job_id: int) -> dict[str, NewObject]:
         """Objects already stored for a job, by SOP Instance UID."""

@@ -29,6 +29,7 @@ from node.scan import MISSING, Fate, Scan
 from node.settings import DATABASE_FILE, Settings
 from node.spool import Spool
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision, writing
+from node.store.jobs import Alarm
 from node.store.records import Records, open_records
 from tests import factories
 from tests.peers import requires
@@ -402,5 +403,5 @@ class TestUpgrade:
         migrate(engine)
         records = Records(engine)
         job = records.jobs.get(1)
-        assert job and records.jobs.earlier_alarm(job) == (1, Priority.STAT)
+        assert job and records.jobs.earlier_alarm(job) == Alarm("1.2.3", 1, Priority.STAT)
         records.close()

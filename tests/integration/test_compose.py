@@ -81,7 +81,8 @@ class Place:
             self.spool.write(path, (stream.getvalue(),))
             file = StoredFile(path, len(stream.getvalue()), f"{name}{revision}")
             arrivals.record(instance, file, "a", 1.0 + revision)
-        (row,) = decisions.of_study(str(series[0].StudyInstanceUID))
+        rows = decisions.of_study(str(series[0].StudyInstanceUID))
+        (row,) = [one for one in rows if one.series_instance_uid == series[0].SeriesInstanceUID]
         assert decisions.settle(row, 5.0)
         job_id = decisions.decide(row, [], 6.0)
         assert job_id is not None
@@ -667,6 +668,20 @@ def test_a_newer_revision_tells_of_an_alarm_that_another_model_had_lowered(place
     place.composer.round()
     (report,) = place.objects(second.id)["sr"]
     assert "revision 1 of this series was reported as STAT" in words(report)
+
+
+@pytest.mark.parametrize("before", ["failed", "composed"])
+def test_the_next_best_series_tells_of_the_alarm_of_the_one_before(before: str, place: Place) -> None:
+    """That one failed after its first word, or its images are something unreadable by now."""
+    first = place.failed(priority=Priority.STAT) if before == "failed" else place.analysed()[0]
+    place.composer.round()
+    study = str(ct_series(1, rows=32, name="series")[0].StudyInstanceUID)
+    second, _ = place.analysed("next", probability=0.02, StudyInstanceUID=study)
+    assert second.study_instance_uid == place.job(first.id).study_instance_uid
+    place.composer.round()
+    (report,) = place.objects(second.id)["sr"]
+    assert "another series of this study was reported as STAT; this one is ROUTINE" in words(report)
+    assert all(row.urgent for row in place.deliveries() if row.job_id == second.id)
 
 
 def test_of_several_alarms_the_gravest_is_told(place: Place) -> None:
