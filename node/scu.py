@@ -250,9 +250,10 @@ def prepared(file: Path, usable: Sequence[UID]) -> Path | Dataset:
     for syntax in usable:
         if syntax == stored.TransferSyntaxUID:
             return file
+        ds = dcmread(file)
         try:
-            return transcode.in_syntax(dcmread(file), syntax)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+            return transcode.in_syntax(ds, syntax)
+        except transcode.IMPOSSIBLE as error:
             log.warning("%s cannot be sent in %s: %s", file.name, syntax.name, error)
     raise InvalidDicomError(f"no encoder for {' nor '.join(syntax.name for syntax in usable)}")
 

@@ -129,7 +129,7 @@ class StreamingPeer(Peer):
             dcmwrite(stream, what, enforce_file_format=True)
         except (OSError, InvalidDicomError) as error:
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be read: {error}")
-        except (ValueError, RuntimeError) as error:
+        except transcode.IMPOSSIBLE as error:
             return Outcome(parcel.key, False, "", f"{parcel.file.name} cannot be sent: {error}")
         context_id = usable[parcel.sop_class_uid, str(what.file_meta.TransferSyntaxUID)]
         return Packed(parcel, head, context_id, None, _data_set(stream.getvalue()))

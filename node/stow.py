@@ -166,7 +166,7 @@ class WebPeer:
             if _broke_down(error):
                 raise AssociationBroke(next(iter(datasets)), self._away(error)) from error
             raise TransientError(self._away(error)) from error
-        except (ValueError, KeyError, SyntaxError, TypeError, AttributeError) as error:
+        except (SyntaxError, *transcode.IMPOSSIBLE) as error:
             if not got:
                 raise InvalidDicomError(str(error)) from error
             # stored or not stands in the status; the words about it cannot be read

@@ -44,6 +44,8 @@ FALL_BACK = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _IMAGE_CODERS = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
 _LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage; not yet named in pydicom
 _IMAGES = (SecondaryCaptureImageStorage, ParametricMapStorage, _LABEL_MAP)
+IMPOSSIBLE = (AttributeError, RuntimeError, TypeError, *UNREADABLE)
+"""What pydicom and its coders raise of an object that cannot be had in another transfer syntax."""
 _ITEM = struct.Struct("<HHI")
 _one_at_a_time = threading.Lock()
 """The JPEG 2000 encoder of pylibjpeg-openjpeg is not safe in threads, and each destination has its own."""
@@ -69,7 +71,7 @@ def as_stored(stored: UID, usable: Iterable[UID]) -> tuple[UID, ...]:
 def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
     """`ds` in another transfer syntax; may change `ds`, but no bit of its pixels.
 
-    Raises ValueError, RuntimeError or NotImplementedError when an encoder cannot do it.
+    Raises one of IMPOSSIBLE when that cannot be had.
     """
     if syntax == ds.file_meta.TransferSyntaxUID:
         return ds

@@ -17,6 +17,7 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom.presentation import build_context
@@ -237,6 +238,21 @@ class TestUnkindPeers:
             assert place.courier(pacs_at(pacs.port)).round(lambda: T0)
         assert place.states() == [PENDING, PENDING, SENT, SENT]
         assert "cannot be read" in place.rows()[0].last_error
+
+    @pytest.mark.parametrize("changes", [{"operations": 3}, {"sender": "pynetdicom"}])
+    def test_an_image_that_cannot_be_decompressed_does_not_hold_up_the_rest(
+        self, changes: dict[str, Any], place: Place
+    ) -> None:
+        place.compose("pacs")
+        file = place.spool.absolute(f"outgoing/1/{place.rows()[2].sop_instance_uid}.dcm")
+        ds = dcmread(file)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        del ds.PhotometricInterpretation
+        ds.save_as(file)
+        with Pacs() as pacs:
+            assert place.courier(pacs_at(pacs.port, **changes)).round(lambda: T0)
+        assert place.states() == [SENT, SENT, PENDING]
+        assert "cannot be read" in place.rows()[2].last_error
 
     def test_a_negative_is_given_up_in_the_end_and_a_positive_never(self, place: Place) -> None:
         place.compose("pacs", count=1)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
 
 from node.deliver import carrier_to, start_couriers
 from node.domain.errors import SettingsError, TransientError
@@ -375,6 +375,25 @@ class TestAnswers:
         with Service(respond) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [PENDING, PENDING, SENT, SENT]
+
+    def test_an_image_that_cannot_be_decompressed_holds_up_no_other(self, place: Place) -> None:
+        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
+            plain = [ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian for ds in datasets]
+            tags = [
+                (ds, "", 0) if p else (ds, FAILURE, 0xC122) for ds, p in zip(datasets, plain, strict=True)
+            ]
+            return 200 if all(plain) else 202, sequence(tags)
+
+        place.compose("pacs")
+        file = place.spool.absolute(f"outgoing/1/{place.rows()[1].sop_instance_uid}.dcm")
+        ds = dcmread(file)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        del ds.PhotometricInterpretation
+        ds.save_as(file)
+        with Service(respond) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, PENDING, SENT]
+        assert "cannot be read" in place.rows()[1].last_error
 
     def test_an_object_that_cannot_be_encoded_holds_up_no_other(self, place: Place) -> None:
         place.compose("pacs")
