@@ -75,6 +75,16 @@ def test_a_study_without_files_is_named(tmp_path: Path) -> None:
         list(cq500(tmp_path))
 
 
+def test_a_study_with_two_rows_that_contradict_is_refused(tmp_path: Path) -> None:
+    table = write_reads(tmp_path, {"CQ500-CT-1": {"ICH": 3}, "CQ500-CT-2": {}})
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, rows[1]]) + "\n")
+    assert read_votes(table)["CQ500-CT-1"][0] == 3, "the same row twice contradicts nothing"
+    table.write_text("\n".join([*rows, rows[2].replace("CT-2", "CT-1")]) + "\n")
+    with pytest.raises(PermanentError, match=r"line 4.*CQ500-CT-1 .*remove the wrong row"):
+        read_votes(table)
+
+
 def test_an_empty_vote_or_a_missing_column_is_an_error(tmp_path: Path) -> None:
     table = write_reads(tmp_path, {"CQ500-CT-3": {}})
     text = table.read_text()

@@ -92,7 +92,7 @@ def test_padding_can_be_left_out_of_the_loss() -> None:
     generator = torch.Generator().manual_seed(5)
     final, first = torch.randn(2, 1, 4, 6, generator=generator)
     labels = torch.zeros(1, 4, 6)
-    valid = torch.tensor([[1, 1, 0, 0]])
+    valid = torch.tensor([[1, 1, 0, 0]])[..., None].expand(-1, -1, 6)
     padded = sequence_loss(SequenceOutput(final, first), labels, valid)
     cut = sequence_loss(SequenceOutput(final[:, :2], first[:, :2]), labels[:, :2])
     assert float(padded) == pytest.approx(float(cut), rel=1e-6)

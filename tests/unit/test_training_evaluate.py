@@ -233,6 +233,16 @@ def test_a_cache_keeps_every_series_apart_and_is_read_once(tmp_path: Path) -> No
     assert cache.patients(found) == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", [cache.PICTURES, cache.MASKS, cache.ARRAYS, cache.FACTS])
+def test_a_cache_of_which_a_part_is_missing_is_named_with_what_to_do(tmp_path: Path, name: str) -> None:
+    """As after a power cut, or a copy that was broken off."""
+    cache.write(tmp_path / "set", [series("a", True)])
+    content = (tmp_path / "set" / name).read_bytes()
+    (tmp_path / "set" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(PermanentError, match=r"set cannot be read.*remove it"):
+        cache.cached(tmp_path / "set", iter(()))
+
+
 def test_a_set_without_series_leaves_no_cache_behind(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="no series for set"):
         cache.cached(tmp_path / "set", iter(()))

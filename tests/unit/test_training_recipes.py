@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -18,7 +19,7 @@ from tests.recipes import MADE, PATIENTS, patients, tiny_recipe
 from tests.unit.test_families_pretrained import efficientnet_lite0_state
 from workers.models.contract import MAP_SIZE
 from workers.models.runtime import load_pipeline
-from workers.models.sequence import SequenceModel
+from workers.models.sequence import SequenceModel, SequenceOutput, sequence_loss
 from workers.models.slicewise import SequencePipeline
 from workers.phantom import volume
 from workers.preprocess import View
@@ -107,6 +108,23 @@ def test_a_set_that_is_added_is_learned_from_or_refused_but_never_passed_over(tm
     for changes in ({"data": ((MADE, tmp_path), (OTHERS, tmp_path))}, {"folds": 4}):
         with pytest.raises(PermanentError, match="other patients"):
             ship.run(_plan("cnn-baseline", tmp_path, **changes), _silent)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_predictions_of_whom_a_set_held_before_are_not_those_of_its_patients(tmp_path: Path) -> None:
+    """Their cache and checkpoints were removed, as one is told to; the predictions of that run were left."""
+    plan = _plan("cnn-baseline", tmp_path, ship=False)
+    ship.run(plan, _silent)
+    for checkpoint in (tmp_path / "cnn-baseline").glob("*.ckpt"):
+        checkpoint.unlink()
+    shutil.rmtree(tmp_path / "cache")
+
+    def others(folder: Path, view: View) -> Iterator[Series]:
+        return (replace(one, patient=one.patient.replace("p", "q")) for one in patients(folder, view))
+
+    outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=others), tmp_path),)), _silent)
+    assert outcome is not None
+    assert {one.case.patient for one in outcome.parts[0].judged} == {f"q{n}" for n in range(PATIENTS)}
 
 
 @pytest.mark.usefixtures("tiny")
@@ -232,17 +250,34 @@ def test_a_run_killed_while_it_wrote_the_sequence_model_goes_on(
     assert torch.equal(once()["weight"], torch.ones(2)) and torch.equal(once()["weight"], torch.ones(2))
 
 
+def test_a_set_that_names_no_subtype_teaches_the_sequence_model_that_there_is_blood() -> None:
+    """INSTANCE: of a bloody slice only "any" is told. Left out, its clean slices alone would teach."""
+    labels, told = torch.zeros(1, 4, 6), torch.ones(1, 4, 6)
+    labels[0, 1:3, 0], told[0, 1:3, 1:] = 1, 0
+    logits = torch.zeros(1, 4, 6, requires_grad=True)
+    sequence_loss(SequenceOutput(logits, logits.detach()), labels, told).backward()
+    assert logits.grad is not None
+    assert (logits.grad[0, 1:3, 0] < 0).all() and not logits.grad[0, 1:3, 1:].any()
+    assert (logits.grad[0, (0, 3)] > 0).all()
+
+    cnns = [learner(tiny_recipe(recipes.recipe("cnn-baseline"))).network()]
+    reader = SequencePipeline(train.identity(RECIPES[0]), cnns, SequenceModel(1, 64), train.Operating.plain())
+    one = next(patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
+    read = sequence_fit.read(reader, replace(one, told=told[0].bool().numpy()), RECIPES[0], 1, 0)
+    assert torch.equal(read.valid, told[0])
+
+
 def test_crops_keep_their_slices_together_and_padding_counts_nothing() -> None:
     rng = np.random.default_rng(0)
     labels = torch.arange(40.0)[:, None].expand(-1, 6)
     whole = sequence_fit.Read(labels[:, None, :], labels[:, None, :], torch.full((40,), 5.0), labels,
-                              torch.ones(40))  # fmt: skip
+                              torch.ones(40, 6))  # fmt: skip
     for _ in range(20):
         part = sequence_fit.crop(whole, rng)
         steps = set(part.labels[:, 0].diff().tolist())
         assert len(steps) == 1 and abs(next(iter(steps))) * 5 == part.steps_mm[0] and len(part.labels) <= 24
         batch = sequence_fit.stack([part])
-        assert batch.labels.shape == (1, 24, 6) and batch.valid.sum() == len(part.labels)
+        assert batch.labels.shape == (1, 24, 6) and batch.valid.sum() == 6 * len(part.labels)
 
 
 def test_another_size_length_or_scanners_hold_for_the_parts_too(tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.recipes import MADE, tiny_recipe
+from node.domain.errors import PermanentError
+from tests.recipes import MADE, patients, tiny_recipe
 from workers.commands_models import train
 from workers.phantom import volume
 from workers.preprocess import WIDE_BRAIN, Spacing, View, Volume
 from workers.training import recipes, robustness
+from workers.training.datasets import Series
 from workers.training.disturb import (
     AIR_HU,
     DISTURBANCES,
@@ -141,6 +145,19 @@ def test_what_disturbs_nothing_changes_no_figure_and_a_lost_window_does(tmp_path
         row.name for row in rows
     ]
     assert (path.parent / "robustness.png").stat().st_size > 5_000
+
+
+@pytest.mark.usefixtures("tiny")
+def test_networks_are_never_asked_about_patients_they_have_seen(tmp_path: Path) -> None:
+    """A series in which a disturbance left nothing to be read moves those behind it to other networks."""
+
+    def reader(folder: Path, view: View) -> Iterator[Series]:
+        return islice(patients(folder, view), int(isinstance(view, DisturbedView)), None)
+
+    made = replace(MADE, reader=reader)
+    plan = Plan(recipes.recipe("cnn-baseline"), tmp_path, data=((made, tmp_path),), folds=2)
+    with pytest.raises(PermanentError, match="p0"):
+        robustness.measure(plan, lambda name: lambda *step: None, (disturbance("noise-5"),))
 
 
 def test_an_unknown_disturbance_is_answered_with_those_there_are(tmp_path: Path) -> None:

@@ -107,11 +107,15 @@ def steps_mm(centres: NDArray[np.float32], spacing_mm: float, nominal_mm: float)
 
 
 def sequence_loss(output: SequenceOutput, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Weighted log loss of both outputs, added up. `valid` (b, slices) leaves padding out, if any."""
+    """Weighted log loss of both outputs, added up, a mean over slices.
+
+    `valid` (b, slices, 6) leaves out padding and what is not told, if any.
+    """
     weight = labels.new_tensor(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)
-    share = torch.ones_like(labels[..., 0]) if valid is None else valid.to(labels)
+    share = torch.ones_like(labels) if valid is None else valid.to(labels)
+    slices = share.amax(-1).sum().clamp(min=1)
     total = labels.new_zeros(())
     for logits in output:
         loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        total = total + ((loss * weight).sum(-1) * share).sum() / share.sum().clamp(min=1)
+        total = total + (loss * weight * share).sum() / slices
     return total

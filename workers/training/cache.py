@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,18 @@ def _facts(one: Series) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[Series]:
-    """What `write` kept; pictures and masks stay on disk until they are looked at."""
+    """What `write` kept; pictures and masks stay on disk until they are looked at.
+
+    Raises PermanentError CACHE_UNREADABLE.
+    """
+    try:
+        return _read(folder)
+    except (BadZipFile, EOFError, LookupError, OSError, ValueError) as error:
+        text = f"{folder} cannot be read ({error}); remove it, and the set is prepared anew"
+        raise PermanentError("CACHE_UNREADABLE", text) from error
+
+
+def _read(folder: Path) -> list[Series]:
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     total = sum(one["slices"] for one in facts["series"])
     windows, *size = facts["shape"]

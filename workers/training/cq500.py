@@ -84,7 +84,7 @@ def cq500_series(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
 def cq500(folder: Path, rules: Rules = DEFAULT_RULES, view: View = DEFAULT_VIEW) -> Iterator[Study]:
     """Every study of reads.csv with a series the node would analyse; any other is named in the log.
 
-    Raises PermanentError FILE_MISSING, READS_UNREADABLE, or what is wrong with the chosen files.
+    Raises PermanentError as `read_votes` does, FILE_MISSING, or what is wrong with the chosen files.
     """
     for name, votes in read_votes(folder / TABLE).items():
         try:
@@ -96,7 +96,10 @@ def cq500(folder: Path, rules: Rules = DEFAULT_RULES, view: View = DEFAULT_VIEW)
 
 
 def read_votes(table: Path) -> dict[str, NDArray[np.uint8]]:
-    """Study name → votes (6,) in the order of CLASSES."""
+    """Study name → votes (6,) in the order of CLASSES.
+
+    Raises PermanentError FILE_MISSING, READS_UNREADABLE or READS_CONFLICT.
+    """
     if not table.is_file():
         raise PermanentError("FILE_MISSING", f"{table} is not there; fetch it from the set's page")
     with table.open(newline="", encoding="utf-8-sig") as file:
@@ -106,7 +109,14 @@ def read_votes(table: Path) -> dict[str, NDArray[np.uint8]]:
         if lacking:
             text = f"{table} has no column {', '.join(lacking)}; fetch it again"
             raise PermanentError("READS_UNREADABLE", text)
-        return {row["name"]: _votes(row, f"{table} line {rows.line_num}") for row in rows}
+        votes: dict[str, NDArray[np.uint8]] = {}
+        for row in rows:
+            place, name = f"{table} line {rows.line_num}", row["name"]
+            own = _votes(row, place)
+            if not np.array_equal(votes.setdefault(name, own), own):
+                text = f"{place}: {name} has other votes than in the row before; remove the wrong row"
+                raise PermanentError("READS_CONFLICT", text)
+        return votes
 
 
 def _votes(row: dict[str, str], place: str) -> NDArray[np.uint8]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from node.domain.errors import PermanentError
 from workers.models import families
 from workers.models.picture import PicturePipeline
 from workers.training import evaluate, train
@@ -118,17 +120,31 @@ class _Readers:
         return [place[index] for index in range(len(predictions))]
 
     def ask(self, disturbance: Disturbance) -> list[list[Prediction]]:
-        """What is said of each series, in the `order`; slice by slice where each is alone."""
+        """What is said of each series, in the `order`; slice by slice where each is alone.
+
+        Raises PermanentError SERIES_DIFFER where a series can be read in one of its forms only: those behind
+        it would meet networks that have seen them.
+        """
         view = DisturbedView.of(train.view_of(self.plan.recipe), disturbance)
+        plain = self.plan.real(train.view_of(self.plan.recipe))
         found = {
             index: [self._said(index, piece) for piece in (singly(one) if disturbance.alone else [one])]
-            for index, one in enumerate(self.plan.read(view))
-            if index in self.networks
+            for index, (one, same) in enumerate(zip_longest(self.plan.read(view), plain))
+            if _require_same(one, same, disturbance) and index in self.networks
         }
         return [found[index] for index in self.order]
 
     def _said(self, index: int, series: Series) -> Prediction:
         return train.average([predict(one, series, explain=False) for one in self.networks[index]])
+
+
+def _require_same(one: Series | None, plain: Series | None, disturbance: Disturbance) -> bool:
+    """True for a series and itself undisturbed."""
+    if one is None or plain is None or (one.patient, one.name) != (plain.patient, plain.name):
+        name = next(f"{known.patient} {known.name}".strip() for known in (plain, one) if known is not None)
+        text = f"{disturbance.name}: not the series that were prepared, from {name} on; leave this one out"
+        raise PermanentError("SERIES_DIFFER", text)
+    return True
 
 
 def singly(series: Series) -> list[Series]:

@@ -29,7 +29,10 @@ VIEWS = 4
 
 @dataclass(frozen=True)
 class Read:
-    """A CT as read: features (n, M, k), CNN probabilities (n, M, 6), steps (n,), labels (n, 6), valid."""
+    """A CT as read: features (n, M, k), CNN probabilities (n, M, 6), steps (n,), labels (n, 6).
+
+    `valid` (n, 6) tells which of the labels count.
+    """
 
     features: Tensor
     probabilities: Tensor
@@ -100,7 +103,7 @@ def read(pipeline: SequencePipeline, series: Series, recipe: Recipe, seed: int, 
         probabilities,
         torch.full((count,), series.step_mm, device=device),
         torch.from_numpy(np.asarray(series.labels, np.float32)).to(device),
-        torch.from_numpy(np.asarray(series.told.all(axis=1), np.float32)).to(device),
+        torch.from_numpy(np.asarray(series.told, np.float32)).to(device),
     )
 
 

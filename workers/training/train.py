@@ -94,10 +94,18 @@ def cross_validate(plan: Plan, watch: Watch) -> Validated:
             test = [real[index] for index in divided[number]]
             states, best = fold(plan, number, seed, watch)
             lengths.append(best)
-            if not path.exists():
+            found = load(path) if path.exists() else []
+            if not _are_of(found, test):
                 save(path, predict_all(pipeline(plan, states), test))
-            predictions[seed] += load(path)
+                found = load(path)
+            predictions[seed] += found
     return Validated(predictions, parts, lengths)
+
+
+def _are_of(predictions: Sequence[Prediction], series: Sequence[Series]) -> bool:
+    """Whether these are predictions of these series; the files of a set may have changed since."""
+    told = [(one.patient, one.name, len(one.labels)) for one in predictions]
+    return told == [(one.patient, one.name, len(one.labels)) for one in series]
 
 
 def fold(plan: Plan, number: int, seed: int, watch: Watch) -> tuple[list[State], list[int]]:
