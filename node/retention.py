@@ -32,6 +32,7 @@ class Retention:
         self._spool = spool
         self._committing = {d.name for d in settings.destination if d.commitment}
         self._told_full = False
+        self._told_stuck: set[int] = set()
 
     def round(self, now: float, used: Callable[[], float] | None = None) -> list[Removal]:
         """Remove what is too old, then what stands in the way; returns what was removed.
@@ -108,7 +109,15 @@ class Retention:
         return [file.path for file in found if file.path.endswith(".dcm") and _at_rest(file, now)]
 
     def _delete(self, removal: Removal) -> None:
-        self._spool.remove(*removal.paths)
+        """A file that cannot be deleted is told once and tried again each round; no other waits for it."""
+        try:
+            self._spool.remove(*removal.paths)
+        except OSError as error:
+            if removal.id not in self._told_stuck:
+                text = "files of study %s cannot be deleted: %s; look at the volume of data_dir"
+                log.error(text, removal.study_instance_uid, error)
+            self._told_stuck.add(removal.id)
+            return
         self._keeping.finish(removal, time.time())
         text = "removed %d files (%.1f MB) of study %s, whose results were delivered: %s"
         reasons = {"age": "spool.keep_days", "watermark": "spool.high_watermark", "canary": "canary.keep"}

@@ -108,7 +108,10 @@ class Scan:
     def _those_in(self, folder: str) -> Iterator[str]:
         for files in batches(self._depot.files(folder)):
             recorded = self._records.keeping.paths_of({sop_uid_in(file) for file in files})
+            leaving = self._records.keeping.leaving()  # after what is recorded, which it may have been
             for file in files:
+                if file.path in leaving:
+                    continue
                 known = recorded.get(sop_uid_in(file)) == file.path
                 fate = Fate.RECORDED if known else self._without_record(file)
                 if fate:

@@ -51,7 +51,16 @@ class SharedVolume:
         return {path for path in paths if self._local.size_here(path) is None}
 
     def delete(self, paths: Sequence[str]) -> int:
-        return sum(self._local.discard(path) for path in paths)
+        """What cannot be deleted is left for last: the first such error is raised then."""
+        size, troubles = 0, list[OSError]()
+        for path in paths:
+            try:
+                size += self._local.discard(path)
+            except OSError as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+        return size
 
     def files(self, folder: str) -> Iterator[Entry]:
         return files_below(self._local.root, folder)

@@ -149,6 +149,12 @@ class Keeping:
                 Removal(r.id, r.study_instance_uid, r.cause, tuple(r.paths or ()), r.size_bytes) for r in rows
             ]
 
+    def leaving(self) -> set[str]:
+        """Files that are about to be deleted, if they are not by now."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(removals.c.paths).where(removals.c.finished_at.is_(None)))
+            return {path for paths in rows.scalars() for path in paths or ()}
+
     def finish(self, removal: Removal, now: float) -> None:
         """Every file of it is gone. Of the node's own phantoms not even this is kept."""
         with writing(self._engine) as connection:

@@ -545,6 +545,41 @@ class TestRetention:
         assert place.files() == []
         assert [r["study_instance_uid"] for r in place.records.keeping.removed()] == [study]
 
+    def test_what_is_left_of_a_removal_is_not_taken_for_new(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.delivered(place.study("a"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "remove", _killed)
+            with pytest.raises(Killed):
+                place.removed()
+        place.scan()
+        assert place.recorded() == []
+        (listed,) = place.records.views.studies()
+        assert listed["files_removed_at"]
+
+    def test_a_file_that_cannot_be_deleted_keeps_nothing_else(
+        self, place: Place, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file server that refuses one file must not let the disk fill up."""
+        studies = [place.study("a"), place.study("b")]
+        for study in studies:
+            place.delivered(study)
+        (stuck, *_) = [path for path in place.recorded() if studies[0] in path]
+        file = place.spool.absolute(stuck)
+        file.unlink()
+        (file / "x").mkdir(parents=True)  # which no unlink takes
+        retention = place.retention(keep_days=1)
+        later = place.now + 2 * DAY_S
+        assert {r.study_instance_uid for r in retention.round(later, lambda: 0.0)} == set(studies)
+        assert place.files() == []
+        retention.round(later, lambda: 0.0)
+        assert caplog.text.count("cannot be deleted") == 1 and stuck in caplog.text
+        (file / "x").rmdir()
+        file.rmdir()
+        retention.round(later, lambda: 0.0)
+        assert place.records.keeping.unfinished() == []
+
     def test_what_comes_again_while_its_old_files_go_is_kept(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
