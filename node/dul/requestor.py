@@ -25,6 +25,8 @@ _PDV_ALONE = struct.Struct(">BxIIBB")
 _PDV = struct.Struct(">IBB")
 MOST_RESPONSE_BYTES = 64 * 1024
 """A command set is some hundred bytes long; whoever sends more does not mean well."""
+RELEASED_WITHIN_S = 5.0
+"""Who asks for a release has all answers: what comes of it no longer matters, and others wait."""
 MOST_BUFFERS = 512  # IOV_MAX is 1024 on Linux; less is as quick
 
 Bytes = bytes | memoryview
@@ -94,6 +96,7 @@ class Requestor:
         """In good order, where that is still possible; the connection is closed in any case."""
         with contextlib.suppress(Over):
             if self.is_established:
+                self._silence_s = min(self._silence_s, RELEASED_WITHIN_S)
                 self._send([encode(pdu.RELEASE_RQ)])
                 while self._read_pdu(LONGEST_PDU_BYTES)[0] == pdu.P_DATA_TF:
                     pass  # what is on its way may still come (PS3.8 7.2.1)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -34,11 +35,12 @@ class Scripted:
 
     def __init__(
         self, answer: Turn, *, window: bytes = b"", maximum: int = 16384, stores: int = 1, results: int = 0,
-        syntax: str = EXPLICIT,
+        syntax: str = EXPLICIT, releases: bool = True,
     ) -> None:  # fmt: skip
         self.answer, self.window, self.maximum, self.stores, self.results, self.syntax = (
             answer, window, maximum, stores, results, syntax,
         )  # fmt: skip
+        self.releases = releases
         self.request, self.longest_pdu = b"", 0
         self.data: list[bytes] = []
         self.released = False
@@ -89,7 +91,7 @@ class Scripted:
                 self.answer(self, [self._gather() for _ in range(self.stores)])
                 while True:
                     kind, _ = self.read()
-                    if kind == 5:
+                    if kind == 5 and self.releases:
                         self.released = True
                         self.connection.sendall(pdu(6, bytes(4)))
 
@@ -285,6 +287,15 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_one_that_is_under_way(parce
     with Scripted(rot, stores=3) as peer, pytest.raises(AssociationBroke) as broke:
         list(Rotting(pacs_at(peer.port, operations=3), "ICHNODE").send(parcels))
     assert broke.value.key == 1, "the first one is on its way, and nothing is wrong with it"
+
+
+def test_a_peer_that_answers_no_release_holds_up_the_next_batch_for_seconds_only(
+    parcels: list[Parcel],
+) -> None:
+    with Scripted(all_good, releases=False) as peer:
+        began = time.monotonic()
+        assert [one.accepted for one in send(peer, parcels[:1])] == [True]
+        assert time.monotonic() - began < 15
 
 
 def test_a_caller_that_stops_midway_leaves_no_connection_open(parcels: list[Parcel]) -> None:
