@@ -36,7 +36,9 @@ from node.store.tables import (
     alerts,
     associations,
     audit_queue,
+    canaries,
     commitments,
+    comparisons,
     deliveries,
     gaps,
     heartbeats,
@@ -336,6 +338,8 @@ class Keeping:
             (gaps, (wanted, gaps.c.next_try_at > soon + LONGEST_OTHER_WAIT_S), {"next_try_at": now}),
             (audit_queue, (audit_queue.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),
             (ups_events, (ups_events.c.next_try_at > soon + LONGEST_OTHER_WAIT_S,), {"next_try_at": now}),
+            (comparisons, (comparisons.c.slot.is_not(None), comparisons.c.asked_at > soon), {"slot": None}),
+            (canaries, (canaries.c.slot.is_not(None), canaries.c.begun_at > soon), {"slot": None}),
             (alerts, (untold, alerts.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (alerts, (untold, alerts.c.lease_until > soon + longest_lease_s), {"lease_until": None}),
         )

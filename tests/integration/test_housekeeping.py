@@ -441,6 +441,19 @@ def test_a_clock_set_back_keeps_no_fetch_no_commitment_and_no_word_to_readers_wa
     assert records.subscriptions.due("R", now, 9) and records.commitments.to_ask(*ask)
 
 
+def test_a_clock_that_was_set_back_keeps_no_comparison_and_no_canary_waiting(place: Place) -> None:
+    """Their turns of the hours to come were taken already, while the clock was ahead."""
+    days, hour = ("20261101", "20261102"), int(place.now // 3600) + 5
+    canaries = place.records.canaries
+    ahead = place.now + 5 * 3600
+    assert place.records.gaps.ask("pacs", days, "(clock)", ahead, f"pacs {hour}")
+    assert canaries.ask("1.1", "ichnode", ahead, slot=hour) is not None
+    assert place.records.keeping.undo_the_future(place.now, 60.0, 60.0)
+    assert place.records.keeping.undo_the_future(place.now, 60.0, 60.0) == 0, "once for all"
+    assert place.records.gaps.ask("pacs", days, "(clock)", ahead, f"pacs {hour}")
+    assert canaries.ask("1.2", "ichnode", ahead, slot=hour) is not None
+
+
 def test_after_a_clock_was_set_back_the_pacs_may_say_that_it_lost_an_object(place: Place) -> None:
     place.delivered(place.study("a"))
     records, now = place.records, place.now
