@@ -141,10 +141,21 @@ class Site:
     def looked_at(self, series: list[Dataset], probabilities: dict[str, float] | None = None) -> int:
         """…analysed, and to be composed."""
         assert self.settings
+        return self.look_at(self.sent(series), series, probabilities)
+
+    def sent(self, series: list[Dataset]) -> int:
+        """…and waits for a worker."""
         self.store(series)
-        first = series[0]
-        job_id = self.decide(str(first.StudyInstanceUID), str(first.SeriesInstanceUID))
+        job_id = self.decide(str(series[0].StudyInstanceUID), str(series[0].SeriesInstanceUID))
         assert job_id is not None
+        return job_id
+
+    def look_at(
+        self, job_id: int, series: list[Dataset], probabilities: dict[str, float] | None = None
+    ) -> int:
+        """What a worker does."""
+        assert self.settings
+        first = series[0]
         job = self.records.jobs.claim(job_id, "worker", time.time() + 60, time.time())
         assert job
         bleeding = max((probabilities or {}).values(), default=0.0) >= 0.5

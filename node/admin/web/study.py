@@ -79,6 +79,7 @@ def gather(site: Site, pictures: Pictures, uid: str, series_uid: str, sees_names
         "alerts": site.records.alerts.of_study(uid),
         "stack": stack if stack and stack.slices else None,
         "chosen": chosen,
+        "pictured": f"{chosen} {stack.analysed_at if stack else 0}",
         "lines": plots.along_slices([s.probabilities for s in stack.slices], wording.CLASS_WORDS)
         if stack
         else [],

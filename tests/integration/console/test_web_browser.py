@@ -13,7 +13,9 @@ import pytest
 import uvicorn
 
 from node.admin.passwords import hashed
+from node.admin.roles import spool_of
 from node.admin.web.app import make_app
+from node.compose import Composer
 from node.domain.findings import Reason
 from node.domain.permissions import Role
 from node.settings import Shadow
@@ -144,6 +146,26 @@ def test_slices_follow_the_slider_and_the_marks_their_boxes(page: Page, site: Si
     eventually(lambda: "/picture/0/" in str(picture.get_attribute("src")), 60)
     assert "<b>Doe</b> Jane" in page.inner_text("h1")
     assert page.locator("h1 b").count() == 0
+
+
+def test_slices_are_shown_with_the_marks_of_the_result_beside_them(page: Page, site: Site) -> None:
+    """Of a study that was opened before it was analysed, and of one that is analysed again."""
+    series = factories.ct_series(5, 64, name="awaited")
+    job = site.sent(series)
+    log_in(page, "victor")
+    page.goto(f"/study/{series[0].StudyInstanceUID}")
+    assert page.is_disabled("#contour") and page.locator("#plot").count() == 0
+    site.look_at(job, series, {"any": 0.93})
+    page.wait_for_selector(".headline.h-suspected", timeout=30_000)
+    page.wait_for_selector("#contour:enabled")
+    assert page.locator("#plot").count() == 1
+    assert site.settings
+    Composer(site.settings, site.records, spool_of(site.settings)).round()
+    before = page.get_attribute("#viewer", "data-of")
+    site.records.jobs.reanalyse(job)
+    site.look_at(job, series, {"any": 0.02})
+    page.wait_for_selector(".headline.h-not_detected")
+    eventually(lambda: page.get_attribute("#viewer", "data-of") != before, 60)
 
 
 def test_an_admin_retries_pauses_and_resumes(page: Page, site: Site) -> None:

@@ -4,6 +4,11 @@
 const viewer = document.getElementById("viewer");
 const picture = document.getElementById("slice");
 
+// The result is drawn anew every few seconds, the slices are not: no marks of one analysis beside the word of another.
+document.addEventListener("ichnode:shown", () => {
+  if (document.getElementById("pictured").dataset.of !== viewer.dataset.of) location.reload();
+});
+
 if (picture) {
   const KEPT = 240;
   const AHEAD = 6;
