@@ -22,9 +22,9 @@ class Reviews:
 
     def judge(self, job_id: int, word: Word) -> None:
         """Agree or disagree; who judges has read, so it acknowledges too. The last judgement counts."""
-        self.acknowledge(job_id, word.who, word.at)
         values = {"opinion": word.opinion, "opinion_by": word.who, "opinion_at": word.at, "wrong": word.wrong}
         with writing(self._engine) as connection:
+            acknowledge(connection, job_id, word.who, word.at)
             connection.execute(update(reviews).where(reviews.c.job_id == job_id).values(**values))
             quality.say(connection, job_id, word)
 

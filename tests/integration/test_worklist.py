@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
+from node.domain.errors import TransientError
 from node.domain.findings import Consistency, Priority, Reason
 from node.domain.lifecycle import DeliveryState
+from node.domain.opinion import Opinion, Word
 from node.store.deliveries import NewDelivery
 from node.store.jobs import NewObject
 from node.store.pauses import QUEUE, of_destination
@@ -239,3 +241,19 @@ def test_what_is_sent_first_stands_first(site: Site) -> None:
     assert stored
     assert site.records.jobs.store_objects(stored, made, wanted[::-1], time.time())
     assert [row["output"] for row in site.records.console.unsent(DeliveryState.PENDING)] == list(kinds)
+
+
+def test_a_judgement_is_written_down_whole_or_not_at_all(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it would take a study off the list of unread ones, and lose what its reader said."""
+    job = Site(records).composed("1.1", SUBDURAL)
+
+    def breaks(*_: object) -> None:
+        raise TransientError("the database went away")
+
+    monkeypatch.setattr("node.store.quality.say", breaks)
+    with pytest.raises(TransientError):
+        records.reviews.judge(job, Word(Opinion.DISAGREE, "anna", time.time()))
+    row = records.worklist.study("1.1")
+    assert row and row["review"] is None
