@@ -18,6 +18,7 @@ from node.admin.roles import spool_of
 from node.admin.web import metrics
 from node.admin.web.gate import Gate
 from node.admin.web.site import Site
+from node.admin.web.words import WITHOUT
 from node.settings import Destination, Settings, load
 from node.store.engine import migrate
 from node.store.records import Records
@@ -333,6 +334,58 @@ class TestChart:
         assert [m for m in report["messages"] if m["severity"] > 1] == []
 
 
+QUIET = {
+    "ichnode_info": "1x90",
+    "ichnode_oldest_unsent_positive_seconds": "0x90",
+    "ichnode_oldest_unsent_alert_seconds": "0x90",
+    'ichnode_processes_alive{role="orders"}': "1x90",
+    'ichnode_led{part="clock"}': "1x90",
+    'ichnode_jobs{state="QUEUED"}': "0x90",
+    'ichnode_jobs{state="FAILED"}': "3x90",
+    "ichnode_analysed_last_hour": "0x90",
+    'ichnode_queue_oldest_seconds{turn="stat"}': "0x90",
+    "ichnode_model_trouble": "0x90",
+    "ichnode_shadow_ok": "1x90",
+    "ichnode_held_oldest_seconds": "0x90",
+    "ichnode_upload_ok": "1x90",
+    'ichnode_listener_disk_room_bytes{disk="d"}': "5e9x90",
+    "ichnode_disk_free_bytes": "9e9x90",
+    "ichnode_disk_bytes_last_day": "1e9x90",
+    'ichnode_last_slice_to_report_seconds{quantile="0.95"}': "60x90",
+    'ichnode_deliveries_unsent{destination="pacs",state="FAILED"}': "0x90",
+    'ichnode_paused{what="queue"}': "0x90",
+}
+"""What is exported when all is well, each minute for an hour and a half."""
+ALARMS: dict[str, dict[str, str]] = {
+    "IchnodeDown": {'up{job="ichnode"}': "0x90"},
+    "IchnodePositiveNotDelivered": {"ichnode_oldest_unsent_positive_seconds": "0x80 301x9"},
+    "IchnodePositiveNotTold": {"ichnode_oldest_unsent_alert_seconds": "121x90"},
+    "IchnodeRoleMissing": {'ichnode_processes_alive{role="orders"}': "0x90"},
+    "IchnodeNobodyLeads": {'ichnode_led{part="clock"}': "0x90"},
+    "IchnodeNothingAnalysed": {'ichnode_jobs{state="QUEUED"}': "2x90"},
+    "IchnodeStatWaits": {'ichnode_queue_oldest_seconds{turn="stat"}': "301x90"},
+    "IchnodeModelTrouble": {"ichnode_model_trouble": "1x90"},
+    "IchnodeShadowStands": {"ichnode_shadow_ok": "0x90"},
+    "IchnodeNotInTheBucket": {"ichnode_held_oldest_seconds": "301x90"},
+    "IchnodeBucketTrouble": {"ichnode_upload_ok": "0x90"},
+    "IchnodeListenerDiskFull": {'ichnode_listener_disk_room_bytes{disk="d"}': "1e9x90"},
+    "IchnodeDiskFull": {"ichnode_disk_free_bytes": "1.5e9x90"},
+    "IchnodeSlow": {'ichnode_last_slice_to_report_seconds{quantile="0.95"}': "301x90"},
+    "IchnodeGivenUp": {'ichnode_deliveries_unsent{destination="pacs",state="FAILED"}': "1x90"},
+    "IchnodePaused": {'ichnode_paused{what="queue"}': "1x90"},
+    "IchnodeFailing": {'ichnode_jobs{state="FAILED"}': "3x60 9x29"},
+}
+"""Of each alert, what is otherwise then."""
+
+
+def evaluated(alert: str, series: dict[str, str], times: int) -> dict[str, Any]:
+    """A test of promtool's: so many of the alert fire in the end."""
+    count = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
+    told = {"expr": count, "eval_time": "85m", "exp_samples": [{"labels": "{}", "value": times}]}
+    given = [{"series": name, "values": values} for name, values in series.items()]
+    return {"interval": "1m", "input_series": given, "promql_expr_test": [told]}
+
+
 class TestFigures:
     """The dashboard and the rules ask for metrics that the node really exports."""
 
@@ -392,6 +445,42 @@ class TestFigures:
                 assert name in exported and labels <= exported[name], rule["alert"]
             assert rule["labels"]["severity"] in ("page", "ticket")
             assert rule["annotations"].keys() == {"summary", "action"}, "what is wrong, and what to do"
+
+    @pytest.mark.parametrize("alert", ALARMS)
+    def test_each_alert_speaks_up_and_not_on_a_quiet_day(self, alert: str, tmp_path: Path) -> None:
+        """By Prometheus' own evaluation."""
+        requires("promtool")
+        quiet = {**QUIET, 'up{job="ichnode"}': "1x90"}
+        tests = [evaluated(alert, quiet, 0), evaluated(alert, quiet | ALARMS[alert], 1)]
+        rules = {"rule_files": [str(DEPLOY / "prometheus/ichnode.rules.yml")], "tests": tests}
+        (tmp_path / "tests.yml").write_text(yaml.safe_dump(rules))
+        checked = run("promtool", "test", "rules", tmp_path / "tests.yml")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    def test_a_console_that_nobody_finds_is_down_whatever_its_job_is_called(self, tmp_path: Path) -> None:
+        """Under Kubernetes the job is called after the service; and one that is gone is no target any more."""
+        requires("promtool")
+        tests = [
+            evaluated("IchnodeDown", {'up{job="site-ichnode-web"}': "0x90"}, 1),
+            evaluated("IchnodeDown", {}, 1),
+            evaluated("IchnodeDown", {'ichnode_info{job="site-ichnode-web"}': "1x90"}, 0),
+        ]
+        rules = {"rule_files": [str(DEPLOY / "prometheus/ichnode.rules.yml")], "tests": tests}
+        (tmp_path / "tests.yml").write_text(yaml.safe_dump(rules))
+        checked = run("promtool", "test", "rules", tmp_path / "tests.yml")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    def test_every_alert_was_heard(self) -> None:
+        (group,) = documents(DEPLOY / "prometheus/ichnode.rules.yml")["groups"]
+        assert {rule["alert"] for rule in group["rules"]} == ALARMS.keys()
+
+    @pytest.mark.parametrize("role", sorted(WITHOUT.keys() - {"web", "shadow-worker"}))
+    def test_no_role_is_missing_in_silence(self, role: str) -> None:
+        """`web` is IchnodeDown, and the shadow's worker IchnodeShadowStands."""
+        (group,) = documents(DEPLOY / "prometheus/ichnode.rules.yml")["groups"]
+        (rule,) = [rule for rule in group["rules"] if rule["alert"] == "IchnodeRoleMissing"]
+        (named,) = re.findall('role=~"([^"]*)"', rule["expr"])
+        assert role in named.split("|")
 
     def test_prometheus_takes_its_files(self) -> None:
         requires("promtool")
