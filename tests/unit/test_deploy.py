@@ -458,7 +458,7 @@ class TestFigures:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
     def test_a_console_that_nobody_finds_is_down_whatever_its_job_is_called(self, tmp_path: Path) -> None:
-        """Under Kubernetes the job is called after the service; and one that is gone is no target any more."""
+        """Under Kubernetes the job is called after the service; one that is gone is no target any more."""
         requires("promtool")
         tests = [
             evaluated("IchnodeDown", {'up{job="site-ichnode-web"}': "0x90"}, 1),
