@@ -65,10 +65,10 @@ def banner(settings: Settings) -> Panel:
     grid.add_column(overflow="fold")
     scp = settings.scp
     grid.add_row("DICOM", f"{scp.ae_title} at {scp.host}:{scp.port}")
-    scheme = "https" if settings.web.tls.cert else "http"
-    grid.add_row("Web", f"{scheme}://{settings.web.host}:{settings.web.port}/")
+    grid.add_row("Web", f"{settings.web.address}/")
     for d in settings.destination:
-        grid.add_row("Results to", f"{d.name}: {d.ae_title} at {d.host}:{d.port} ({', '.join(d.outputs)})")
+        where = d.url or f"{d.ae_title} at {d.host}:{d.port}"
+        grid.add_row("Results to", f"{d.name}: {where} ({', '.join(d.outputs)})")
     if not settings.destination:
         text = "nowhere: add a [[destination]] to the settings; until then objects only lie in data_dir"
         grid.add_row("Results to", Text(text, style="bold yellow"))

@@ -55,7 +55,8 @@ class Web(Section):
     def address(self) -> str:
         """The root of links to the console."""
         scheme = "https" if self.tls.cert else "http"
-        return self.url or f"{scheme}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.url or f"{scheme}://{host}:{self.port}"
 
     @field_validator("time_zone")
     @classmethod

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
+from node.admin.listing import banner
 from node.domain.errors import SettingsError
-from node.settings import Destination, Settings, load
+from node.settings import Destination, Settings, Web, load
 
 pytestmark = pytest.mark.usefixtures("no_settings_around")
 
@@ -336,3 +339,14 @@ def test_every_setting_stands_in_the_documents() -> None:
     known = keys(Settings)
     assert {"quiet_s", "calling_ae_titles", "retry_max_s", "worklist_label"} <= known
     assert {key for key in known if not re.search(rf"\b{key}\b", text)} == set()
+
+
+def test_where_the_console_and_results_are_can_be_opened() -> None:
+    """An IPv6 address stands in brackets (RFC 3986 3.2.2); STOW-RS goes to a URL, and to no AE title."""
+    web = Web(host="::1", port=8081)
+    assert web.address == "http://[::1]:8081"
+    archive = Destination(name="cloud", url="https://pacs.example.org/dicom-web")
+    said = io.StringIO()
+    Console(file=said, width=200).print(banner(Settings(web=web, destination=(archive,))))
+    assert "http://[::1]:8081/" in said.getvalue()
+    assert "cloud: https://pacs.example.org/dicom-web (sr, seg, sc)" in said.getvalue()
