@@ -200,6 +200,9 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
             warning = _number(item, "WarningReason")
             text = f"warning reason 0x{warning:04X}" if warning else ""
             return Outcome(key, True, f"0x{warning:04X}" if warning else "0x0000", text)
+    if _is_page(answer):
+        text = "HTTP 200 with a web page in place of a STOW-RS response: is the url that of the service?"
+        return Outcome(key, False, "HTTP 200", text)
     if answer.status_code == 200 and not stored and not _tells_of_failures(answer, details):
         return Outcome(key, True, "HTTP 200")
     text = f"{_http(answer)}, without a word about this instance" if answer.ok else _http(answer)
@@ -249,6 +252,12 @@ def _details(answer: requests.Response) -> Dataset:
         return Dataset.from_json(body[0] if isinstance(body, list) else body)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return Dataset()
+
+
+def _is_page(answer: requests.Response) -> bool:
+    """A login or a maintenance page, shown by what stands before the service: it has stored nothing."""
+    start = answer.content[:256].lstrip().lower()
+    return answer.status_code == 200 and start.startswith((b"<!doctype html", b"<html"))
 
 
 def _tells_of_failures(answer: requests.Response, details: Dataset) -> bool:

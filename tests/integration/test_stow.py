@@ -291,12 +291,22 @@ class TestAnswers:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT, SENT, PENDING]
 
-    @pytest.mark.parametrize("body", [b"", b"<html>fine</html>", b"{}", b"[{}]"])
+    @pytest.mark.parametrize("body", [b"", b"{}", b"[{}]"])
     def test_an_ok_without_words_counts(self, body: bytes, place: Place) -> None:
         place.compose("pacs", count=1)
         with Service(lambda _: (200, body)) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT]
+
+    @pytest.mark.parametrize(
+        "body", [b"<html>Sign in</html>", b"\n<!DOCTYPE html><title>Maintenance</title>"]
+    )
+    def test_a_web_page_in_place_of_an_answer_is_not_believed(self, body: bytes, place: Place) -> None:
+        place.compose("pacs", count=1)
+        with Service(lambda _: (200, body), content_type="text/html") as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [PENDING]
+        assert "a web page in place of a STOW-RS response" in place.rows()[0].last_error
 
     def test_an_answer_in_xml_is_read_too(self, place: Place) -> None:
         def respond(datasets: list[FileDataset]) -> tuple[int, bytes]:
