@@ -298,9 +298,7 @@ class TestAnswers:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT]
 
-    @pytest.mark.parametrize(
-        "body", [b"<html>Sign in</html>", b"\n<!DOCTYPE html><title>Maintenance</title>"]
-    )
+    @pytest.mark.parametrize("body", [b"<html>Sign in</html>", b"\n<!DOCTYPE html><title>Away</title>"])
     def test_a_web_page_in_place_of_an_answer_is_not_believed(self, body: bytes, place: Place) -> None:
         place.compose("pacs", count=1)
         with Service(lambda _: (200, body), content_type="text/html") as service:
