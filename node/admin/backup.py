@@ -66,11 +66,13 @@ def back_up(settings: Settings, folder: Path, images: bool = True) -> Backup:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = open_engine(settings.database_url)
     try:
+        records = Records(engine)
+        named = _named(records, images)
         if url.get_backend_name() == "sqlite":
             dump = _copy_sqlite(Path(url.database or ""), folder / SQLITE)
         else:
             dump = _dump_postgres(url, folder / POSTGRES)
-        named = _named(Records(engine), images)
+        named |= _named(records, images)  # the copy is of a moment in between
     finally:
         engine.dispose()
     spool = spool_of(settings)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner
-from sqlalchemy import JSON, MetaData, Table, insert, make_url, select
+from sqlalchemy import JSON, MetaData, Table, delete, insert, make_url, select
 from sqlalchemy.engine import Engine
 
 from node.admin import backup as backups
@@ -31,6 +31,7 @@ from node.spool import Spool
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision, writing
 from node.store.jobs import Alarm
 from node.store.records import Records, open_records
+from node.store.tables import instances
 from tests import factories
 from tests.peers import requires
 from tests.postgres import Postgres
@@ -89,6 +90,20 @@ def files(settings: Settings) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+def removing(path: str, site: Site, take: Callable[[Any, Path], Path]) -> Callable[[Any, Path], Path]:
+    """As retention does, behind the back of `take`."""
+
+    def taken(source: Any, target: Path) -> Path:
+        made = take(source, target)
+        assert site.settings
+        (site.settings.data_dir / "spool" / path).unlink()
+        with writing(site.records.engine) as connection:
+            connection.execute(delete(instances).where(instances.c.path == path))
+        return made
+
+    return taken
+
+
 class TestThereAndBack:
     def test_everything_is_as_it_was(
         self, pair: tuple[Settings, Settings], filled: Site, tmp_path: Path
@@ -115,7 +130,8 @@ class TestThereAndBack:
 
         def meanwhile(records: Records, images: bool) -> set[str]:
             named = whole(records, images)
-            filled.store(factories.ct_series(3, 32, name="late"))
+            if any((tmp_path / "backup").glob("database.*")):
+                filled.store(factories.ct_series(3, 32, name="late"))
             return named
 
         monkeypatch.setattr(backups, "_named", meanwhile)
@@ -125,6 +141,16 @@ class TestThereAndBack:
         counts = Scan(records, Spool(new.data_dir / "spool")).run()
         assert counts[Fate.ADOPTED] == 3 and not counts.get(MISSING)
         records.close()
+
+    def test_what_is_removed_while_the_database_is_taken_is_named(
+        self, pair: tuple[Settings, Settings], filled: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The copy of the database still names it."""
+        old, _ = pair
+        lost = min(filled.records.keeping.all_paths())
+        for name in ("_copy_sqlite", "_dump_postgres"):
+            monkeypatch.setattr(backups, name, removing(lost, filled, getattr(backups, name)))
+        assert lost in back_up(old, tmp_path / "backup").missing
 
     def test_without_images_says_so_and_keeps_the_results(
         self, pair: tuple[Settings, Settings], filled: Site, tmp_path: Path
