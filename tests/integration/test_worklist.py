@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
-from node.domain.errors import TransientError
+from node.domain.errors import IllegalTransition, TransientError
 from node.domain.findings import Consistency, Priority, Reason
 from node.domain.lifecycle import DeliveryState
 from node.domain.opinion import Opinion, Word
@@ -125,6 +125,23 @@ def test_the_first_to_acknowledge_is_kept(site: Site) -> None:
     assert not site.records.reviews.acknowledge(job, "victor", time.time())
     review = site.records.worklist.study("1.1")["review"]  # type: ignore[index]
     assert review["acknowledged_by"] == "anna"
+
+
+def test_a_result_that_was_replaced_since_it_was_read_is_not_acknowledged(site: Site) -> None:
+    """Somebody reads a routine result; meanwhile the same job is analysed anew, and the word is STAT."""
+    reviews = site.records.reviews
+    job = site.composed("1.1", findings())
+    read = site.records.worklist.study("1.1")["word"]["analysed_at"]  # type: ignore[index]
+    site.records.jobs.reanalyse(job)
+    assert site.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    assert site.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time() + 1)
+    with pytest.raises(IllegalTransition, match="analysed again"):
+        reviews.acknowledge(job, "anna", time.time() + 2, read)
+    with pytest.raises(IllegalTransition, match="analysed again"):
+        reviews.judge(job, Word(Opinion.AGREE, "anna", time.time() + 2), read)
+    assert uids(site.records) == ["1.1"]
+    now = site.records.worklist.study("1.1")["word"]["analysed_at"]  # type: ignore[index]
+    assert reviews.acknowledge(job, "anna", time.time() + 3, now)
 
 
 def test_search_takes_no_wildcard(site: Site) -> None:

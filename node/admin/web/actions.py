@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from node.admin.web.deeds import Deeds
-from node.admin.web.forms import back, row_ids
+from node.admin.web.forms import back, row_ids, when
 from node.admin.web.gate import Gate, RowId, Visitor, fields
 from node.admin.web.quality import period_start
 from node.admin.web.site import Site
@@ -28,9 +28,15 @@ def routes(site: Site, gate: Gate) -> APIRouter:
             await run_in_threadpool(act, visitor, number)
             return await back(request)
 
-    on_job("/acknowledge", deeds.acknowledge, gate.viewer)
+    def on_result(path: str, act: Callable[[Visitor, int, float | None], None]) -> None:
+        @router.post(f"{path}/{{number}}")
+        async def press(request: Request, number: RowId, visitor: Visitor = gate.viewer) -> Response:
+            await run_in_threadpool(act, visitor, number, when(await fields(request), "read"))
+            return await back(request)
+
+    on_result("/acknowledge", deeds.acknowledge)
+    on_result("/agree", lambda who, job, read: deeds.judge(who, job, Opinion.AGREE, read=read))
     on_job("/unread", deeds.mark_unread, gate.viewer)
-    on_job("/agree", lambda who, job: deeds.judge(who, job, Opinion.AGREE), gate.viewer)
     on_job("/jobs/retry", deeds.retry_job, gate.admin)
     on_job("/jobs/cancel", deeds.cancel, gate.admin)
     on_job("/jobs/reanalyse", deeds.reanalyse, gate.admin)
@@ -43,7 +49,8 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         form = await fields(request)
         why = Wrong(form["why"]) if form.get("why") in tuple(Wrong) else Wrong.UNSPECIFIED
         actual = [name for name in form.get("actual", "").split(",") if name in SUBTYPES]
-        await run_in_threadpool(deeds.judge, visitor, number, Opinion.DISAGREE, why, actual)
+        read = when(form, "read")
+        await run_in_threadpool(deeds.judge, visitor, number, Opinion.DISAGREE, why, actual, read)
         return await back(request)
 
     @router.post("/quality/sample")

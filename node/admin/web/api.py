@@ -59,12 +59,13 @@ class Chosen(BaseModel):
 
 
 class Said(BaseModel):
-    """Agree or disagree, and why; `actual`: the subtypes that the images show."""
+    """Agree or disagree, and why; `actual`: the subtypes that the images show; `read`: see *acknowledge*."""
 
     model_config = ConfigDict(extra="forbid")
     opinion: Opinion
     why: Wrong = Wrong.UNSPECIFIED
     actual: list[Subtype] = []
+    read: float | None = None
 
 
 class Asked(BaseModel):
@@ -266,15 +267,15 @@ def _study(row: dict[str, Any], visitor: Visitor) -> dict[str, Any]:
 
 def _reviewing(router: APIRouter, deeds: Deeds, gate: Gate) -> None:
     @router.post("/jobs/{number}/acknowledge", tags=["reading"])
-    def acknowledge(number: RowId, visitor: Visitor = gate.viewer) -> Done:
-        """The result was read."""
-        deeds.acknowledge(visitor, number)
+    def acknowledge(number: RowId, read: float | None = None, visitor: Visitor = gate.viewer) -> Done:
+        """The result was read; `read` is the `analysed_at` it had: 409 when there is a newer one."""
+        deeds.acknowledge(visitor, number, read)
         return Done()
 
     @router.post("/jobs/{number}/opinion", tags=["reading"])
     def judge(number: RowId, said: Said, visitor: Visitor = gate.viewer) -> Done:
         """Agree or disagree with the result; acknowledges it too."""
-        deeds.judge(visitor, number, said.opinion, said.why, said.actual)
+        deeds.judge(visitor, number, said.opinion, said.why, said.actual, said.read)
         return Done()
 
     @router.post("/jobs/{number}/unread", tags=["reading"])

@@ -38,9 +38,10 @@ class Deeds:
         self._site = site
         self._records = site.records
 
-    def acknowledge(self, visitor: Visitor, job_id: int) -> None:
+    def acknowledge(self, visitor: Visitor, job_id: int, read: float | None = None) -> None:
+        """`read`: when what was read had been analysed; refused when the job was analysed again since."""
         self._note(visitor, "acknowledge", job_id)
-        self._records.reviews.acknowledge(job_id, visitor.name, time.time())
+        self._records.reviews.acknowledge(job_id, visitor.name, time.time(), read)
 
     def judge(
         self,
@@ -49,12 +50,13 @@ class Deeds:
         opinion: Opinion,
         why: Wrong = Wrong.UNSPECIFIED,
         actual: Sequence[str] = (),
+        read: float | None = None,
     ) -> None:
-        """Also acknowledges. `actual`: the subtypes the images show, where they are not those found."""
+        """Also acknowledges. `actual`: the subtypes that the images show, if not those found."""
         word = Word(opinion, visitor.name, time.time(), why, tuple(actual))
         said = f": {why.lower()} {' '.join(actual)}".rstrip() if word.wrong else ""
         self._note(visitor, opinion.lower(), job_id, said)
-        self._records.reviews.judge(job_id, word)
+        self._records.reviews.judge(job_id, word, read)
 
     def mark_unread(self, visitor: Visitor, job_id: int) -> None:
         self._note(visitor, "mark-unread", job_id)

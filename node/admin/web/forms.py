@@ -22,6 +22,16 @@ def row_ids(form: dict[str, str]) -> list[int]:
     return [int(text) for text in texts]
 
 
+def when(form: dict[str, str], name: str) -> float | None:
+    """A moment in UNIX seconds, None where the form has none. Raises NotAllowed for what is no number."""
+    text = form.get(name, "")
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,10}(\.\d{1,12})?", text, re.ASCII):
+        raise NotAllowed(400, f"{name} in this form is no moment; load the page again")
+    return float(text)
+
+
 async def back(request: Request) -> Response:
     """204 for a page that refreshes itself, else the way back to it."""
     if QUIET in request.headers:

@@ -157,6 +157,25 @@ def test_acknowledging_says_who_and_when_until_there_is_a_new_word(client: TestC
     assert "PID-7" in client.get("/").text
 
 
+@pytest.mark.parametrize("deed", ["acknowledge", "agree", "disagree"])
+def test_a_page_shown_before_a_new_analysis_acknowledges_nothing(
+    deed: str, client: TestClient, site: Site
+) -> None:
+    job = site.composed("1.1", findings(), patient_id="PID-7")
+    read = rf'action="/{deed}/{job}".*?name="read" value="([\d.]+)"'
+    shown = re.search(read, client.get("/study/1.1").text, re.DOTALL)
+    assert shown
+    site.records.jobs.reanalyse(job)
+    site.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+    site.records.jobs.store_analysis(job, "worker", SUBDURAL, "maps", time.time() + 1)
+    assert press(client, f"/{deed}/{job}", read=shown[1]) == 409
+    assert "PID-7" in client.get("/").text
+    assert press(client, f"/{deed}/{job}", read="x") == 400
+    fresh = re.search(read, client.get("/study/1.1").text, re.DOTALL)
+    assert fresh
+    assert press(client, f"/{deed}/{job}", read=fresh[1]) == 303
+
+
 def test_the_study_page_shows_slices_marks_objects_and_the_way(client: TestClient, site: Site) -> None:
     series = factories.ct_series(6, 64, name="seen")
     site.pictured(series, {"any": 0.93, "subdural": 0.8})
