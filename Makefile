@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## run the whole node once: a head CT goes in, SR, SEG
 test: $(VENV)/.installed-dev peers  ## install the test peers where that is allowed, and pass the tests; TEST_WORKERS=0: one by one
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
-bench: $(VENV)/.installed-dev peers  ## speed beside dcmtk, Orthanc and plain torch: bench-report/report.md, some half an hour
+bench: $(VENV)/.installed-dev peers  ## speed beside dcmtk, Orthanc and plain torch: bench-report/report.md, some 20 minutes
 	$(BIN)/python -m tests.bench
 
 lint: $(VENV)/.installed-dev  ## ruff

@@ -1,7 +1,7 @@
 """All headline benchmarks, one after the other, the peers beside them: a report with tables and a picture.
 
 `python -m tests.bench [--out bench-report] [--only ingest …] [--quick] [--folder DIR]` (or `make bench`)
-takes some half an hour on two cores that do nothing else; other work shows in the ranges and in the load.
+takes some twenty minutes on two cores that do nothing else; other work shows in the ranges and in the load.
 Written are `report.md`, `benchmarks.png`, `simulation.png`, and `panels.json` with every measurement.
 """
 
@@ -146,7 +146,8 @@ def told(module: str, options: Sequence[str]) -> str:
     command = [sys.executable, "-m", f"tests.bench.{module}", *options]
     print(f"\n$ {' '.join(command)}", flush=True)
     lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
         for line in process.stdout:
             print(line, end="", flush=True)

@@ -93,12 +93,14 @@ def draw(file: Path, panels: Sequence[Panel]) -> None:
             at = [group + (place - (len(names) - 1) / 2) * width for group in found]
             axis.bar(at, middles, 0.92 * width, yerr=(low, high), color=COLOURS[place % len(COLOURS)],
                      error_kw={"lw": 0.8, "capsize": 2}, label=name)  # fmt: skip
-        axis.set_xticks(range(len(panel.values)), [group.replace(", ", ",\n") for group in panel.values])
+        labels = [group.replace(", ", ",\n") for group in panel.values]
+        axis.set_xticks(range(len(labels)), labels)
         better = "higher" if panel.higher else "lower"
         axis.set(title=panel.title, ylabel=f"{panel.unit} ({better} is better)", ylim=(0, None))
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
-        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+        below = -0.19 if any("\n" in text for text in labels) else -0.12
+        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.savefig(file, dpi=110)

@@ -21,7 +21,7 @@ from pathlib import Path
 HOUR_S, DAY_S = 3600.0, 86400.0
 HOURS = (26, 22, 19, 17, 16, 17, 22, 32, 46, 56, 62, 63, 61, 60, 60, 61, 62, 63, 64, 62, 57, 49, 41, 33)
 """How studies are spread over the hours of a day, as weights: assumed, two peaks and a quiet night."""
-SERVICE_S = (2.16, 2.29, 2.34, 2.79)
+SERVICE_S = (3.05, 3.10, 3.41, 2.03, 2.40, 2.08)
 """CPU seconds of a study on one core, as tests.bench.service printed them."""
 COMPOSE_S = 0.65
 """CPU seconds to build SR, SEG and SC of 32 slices, as tests.bench.outputs printed them, rounded up."""
