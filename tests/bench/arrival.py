@@ -137,7 +137,7 @@ def _finished(records: Records, study_uid: str, last: float) -> Timed | None:
         return None
     row = next(row for row in records.views.jobs(50) if row["id"] == jobs[0].id)
     sent = {d["output"]: d["sent_at"] for d in records.views.deliveries_of(jobs[0].id)}
-    if not sent:
+    if not sent or None in sent.values():  # composed between the two looks
         return None
     moments = (
         row["created_at"], row["started_at"], row["analysed_at"], row["reported_at"], sent["sr"],

@@ -178,7 +178,7 @@ class ReadingPipeline:
         owner = reading.masks[:, 1:].argmax(axis=1)
         divided = {}
         for index, name in enumerate(SUBTYPES):
-            mask = np.zeros_like(blood)
+            mask = np.zeros(blood.shape, bool)
             for z, picture in enumerate(reading.source.to_slices((owner == index).astype(np.float32))):
                 if blood[z].any():
                     mask[z] = blood[z] & (reading.source.to_source(picture) > 0.5)
@@ -286,13 +286,23 @@ def require_finite(reading: Reading) -> Reading:
 
 def without_specks(mask: Mask, spacing_mm: Spacing) -> Mask:
     """The mask without connected pieces smaller than SMALLEST_ML."""
-    if not mask.any():
-        return mask
-    labels, _ = ndimage.label(mask)
-    sizes_ml = np.bincount(labels.ravel()) * float(np.prod(spacing_mm)) / 1000
-    keep = sizes_ml >= SMALLEST_ML
-    keep[0] = False
-    return keep[labels]
+    kept = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = _box(mask)  # labels of a whole series of thin slices would take a gigabyte, and seconds
+        labels, _ = ndimage.label(mask[box])
+        sizes_ml = np.bincount(labels.ravel()) * float(np.prod(spacing_mm)) / 1000
+        keep = sizes_ml >= SMALLEST_ML
+        keep[0] = False
+        kept[box] = keep[labels]
+    return kept
+
+
+def _box(mask: Mask) -> tuple[slice, ...]:
+    """The smallest box (z, y, x) that holds a mask with anything in it."""
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    plane = np.any(mask[slices[0] : slices[-1] + 1], axis=0)
+    places = (slices, np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0)))
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in places)
 
 
 def peak_is_one(maps: Tensor) -> Tensor:
