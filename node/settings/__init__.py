@@ -187,7 +187,7 @@ def load(file: Path | None = None, data_dir: Path | None = None) -> Settings:
 
 def _read_toml(path: Path, optional: bool = False) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with the mark of some editors
     except FileNotFoundError:
         if optional:
             return {}

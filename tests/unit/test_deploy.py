@@ -19,7 +19,8 @@ from node.admin.web import metrics
 from node.admin.web.gate import Gate
 from node.admin.web.site import Site
 from node.admin.web.words import WITHOUT
-from node.settings import Destination, Settings, load
+from node.settings import Canary, Destination, Settings, load
+from node.settings.alerts import Hl7
 from node.store.engine import migrate
 from node.store.records import Records
 from tests.peers import requires
@@ -354,6 +355,8 @@ QUIET = {
     'ichnode_last_slice_to_report_seconds{quantile="0.95"}': "60x90",
     'ichnode_deliveries_unsent{destination="pacs",state="FAILED"}': "0x90",
     'ichnode_paused{what="queue"}': "0x90",
+    "ichnode_canary_ok": "1x90",
+    'ichnode_alerts_unsent{channel="ris",state="FAILED"}': "0x90",
 }
 """What is exported when all is well, each minute for an hour and a half."""
 ALARMS: dict[str, dict[str, str]] = {
@@ -365,6 +368,7 @@ ALARMS: dict[str, dict[str, str]] = {
     "IchnodeNothingAnalysed": {'ichnode_jobs{state="QUEUED"}': "2x90"},
     "IchnodeStatWaits": {'ichnode_queue_oldest_seconds{turn="stat"}': "301x90"},
     "IchnodeModelTrouble": {"ichnode_model_trouble": "1x90"},
+    "IchnodeCanaryFailed": {"ichnode_canary_ok": "0x90"},
     "IchnodeShadowStands": {"ichnode_shadow_ok": "0x90"},
     "IchnodeNotInTheBucket": {"ichnode_held_oldest_seconds": "301x90"},
     "IchnodeBucketTrouble": {"ichnode_upload_ok": "0x90"},
@@ -372,6 +376,7 @@ ALARMS: dict[str, dict[str, str]] = {
     "IchnodeDiskFull": {"ichnode_disk_free_bytes": "1.5e9x90"},
     "IchnodeSlow": {'ichnode_last_slice_to_report_seconds{quantile="0.95"}': "301x90"},
     "IchnodeGivenUp": {'ichnode_deliveries_unsent{destination="pacs",state="FAILED"}': "1x90"},
+    "IchnodeWordsGivenUp": {'ichnode_alerts_unsent{channel="ris",state="FAILED"}': "1x90"},
     "IchnodePaused": {'ichnode_paused{what="queue"}': "1x90"},
     "IchnodeFailing": {'ichnode_jobs{state="FAILED"}': "3x60 9x29"},
 }
@@ -395,7 +400,10 @@ class TestFigures:
         engine = create_engine(f"sqlite:///{tmp_path}/t.sqlite3")
         migrate(engine)
         settings = Settings(
-            data_dir=tmp_path, destination=(Destination(name="pacs", ae_title="PACS", host="127.0.0.1"),)
+            data_dir=tmp_path,
+            destination=(Destination(name="pacs", ae_title="PACS", host="127.0.0.1"),),
+            alert=(Hl7(type="hl7", name="ris", host="127.0.0.1", port=2575),),
+            canary=Canary(every_min=60),
         )
         (tmp_path / "spool").mkdir()
         records = Records(engine)

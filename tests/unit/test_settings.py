@@ -269,6 +269,12 @@ def test_a_file_that_is_no_toml_is_an_error_that_names_it(content: bytes, tmp_pa
         load(file)
 
 
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "ichnode.toml"
+    file.write_text("[scp]\nport = 11119\n", encoding="utf-8-sig")
+    assert load(file).scp.port == 11119
+
+
 def test_a_folder_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         load(tmp_path)
