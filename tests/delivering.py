@@ -15,6 +15,7 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -142,6 +143,14 @@ class Place:
         ]
         assert jobs.store_objects(job, new, where, T0)
         return [o.sop_instance_uid for o in new]
+
+    def spoil(self, rank: int) -> None:
+        """Compress an object, and take what a decoder needs out of it."""
+        file = self.spool.absolute(f"outgoing/1/{self.rows()[rank].sop_instance_uid}.dcm")
+        ds = dcmread(file)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        del ds.PhotometricInterpretation
+        ds.save_as(file)
 
     def courier(self, destination: Destination) -> Courier:
         return Courier(destination, carrier_to(destination, "ICHNODE"), self.records, self.spool)

@@ -36,7 +36,10 @@ PEERS: dict[str, Callable[[], object]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """One benchmark: its module, what to run it with, and what in place of that when it must be quick."""
+    """One benchmark: its module, what to run it with, and what in place of that when it must be quick.
+
+    It gives panels, which are drawn together, or makes a `plot` of its own.
+    """
 
     name: str
     title: str
@@ -45,6 +48,7 @@ class Bench:
     quick: tuple[str, ...] = ()
     on_tmpfs: bool = False
     peers: tuple[str, ...] = ("storescp", "Orthanc")
+    plot: str = ""
 
 
 BENCHES = (
@@ -68,9 +72,9 @@ BENCHES = (
           ("--rounds", "1", "--series", "2"), peers=()),
     Bench("queue", "Taking and finishing a job, however many wait", "queue_depth",
           ("--depths", "100", "100000"), ("--depths", "100", "--jobs", "5"), peers=("PostgreSQL",)),
+    Bench("simulation", "Ten hospitals, 2,000 head CTs a day: a simulation", "simulation",
+          ("--studies", "6"), ("--studies", "1"), peers=(), plot="simulation.png"),
 )  # fmt: skip
-SIMULATION = Bench("simulation", "Ten hospitals, 2,000 head CTs a day: a simulation", "service",
-                   ("--studies", "6"), ("--studies", "1"), peers=())  # fmt: skip
 
 
 class Failed(Exception):
@@ -79,7 +83,7 @@ class Failed(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [bench.name for bench in (*BENCHES, SIMULATION)]
+    names = [bench.name for bench in BENCHES]
     parser.add_argument("--out", type=Path, default=Path("bench-report"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--quick", action="store_true", help="one short round of each: does it run at all?")
@@ -91,7 +95,7 @@ def main() -> None:
     panels: list[report.Panel] = []
     chapters: list[str] = []
     failed: list[str] = []
-    for bench in (*BENCHES, SIMULATION):
+    for bench in BENCHES:
         if bench.name in options.only:
             try:
                 text, found = run(bench, options)
@@ -118,27 +122,14 @@ def run(bench: Bench, options: argparse.Namespace) -> tuple[str, list[report.Pan
     given = [*(bench.quick if options.quick else bench.options)]
     if bench.on_tmpfs and options.folder:
         given += ["--folder", str(options.folder)]
-    if bench == SIMULATION:
-        return simulation(options.out, given), []
     with tempfile.TemporaryDirectory() as kept:
         panels = Path(kept) / "panels.json"
-        printed = told(bench.module, [*given, "--panels", str(panels)])
+        drawn = ["--plot", str(options.out / bench.plot)] if bench.plot else ["--panels", str(panels)]
+        printed = told(bench.module, [*given, *drawn])
         found = [replace(one, title=bench.title) for one in report.read(panels)]
     command = " ".join(["python", "-m", f"tests.bench.{bench.module}", *given])
-    return f"`{command}`\n\n{printed.strip()}", found
-
-
-def simulation(out: Path, options: Sequence[str]) -> str:
-    """Service times measured on this machine, and a large site played with them."""
-    measured = told(SIMULATION.module, options).strip().splitlines()[-1]
-    with tempfile.TemporaryDirectory() as kept:
-        service = Path(kept) / "service.json"
-        service.write_text(measured)
-        printed = told("simulation", ["--service", str(service), "--plot", str(out / "simulation.png")])
-    return (
-        f"Core seconds of a study, measured here: {measured}\n\n{printed.strip()}\n\n"
-        "![Waiting by number of workers](simulation.png)"
-    )
+    picture = f"\n\n![{bench.title}]({bench.plot})" if bench.plot else ""
+    return f"`{command}`\n\n{printed.strip()}{picture}", found
 
 
 def told(module: str, options: Sequence[str]) -> str:

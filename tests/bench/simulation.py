@@ -1,10 +1,11 @@
 """How long studies of a large site wait, by the number of workers: a seeded simulation on measured times.
 
-`python -m tests.bench.simulation [--service FILE] [--plot FILE]`. Ten hospitals send 2,000 head CTs a day,
-more of them at some hours (HOURS, an assumption). A study waits `quiet_s` until it is complete, then for a
-worker, first come first served; one process composes, and its report is sent. Service times are drawn from
-those that tests.bench.service measured on one core. What it leaves out: that analyses slow each other on one
-memory bus, failures, studies of several candidates, a slow PACS. Nothing here touches a node.
+`python -m tests.bench.simulation [--studies 6] [--service FILE] [--plot FILE]`. Ten hospitals send 2,000 head
+CTs a day, more of them at some hours (HOURS, an assumption). A study waits `quiet_s` until it is complete,
+then for a worker, first come first served; one process composes, and its report is sent. Service times are
+drawn from those that tests.bench.service measured on one core, with `--studies` here and now. What it leaves
+out: that analyses slow each other on one memory bus, failures, studies of several candidates, a slow PACS.
+Nothing here touches a node.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench import service
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 HOURS = (26, 22, 19, 17, 16, 17, 22, 32, 46, 56, 62, 63, 61, 60, 60, 61, 62, 63, 64, 62, 57, 49, 41, 33)
@@ -196,10 +199,14 @@ def plot(file: Path, families: Sequence[Family]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--service", type=Path, help="JSON of tests.bench.service, in place of SERVICE_S")
+    parser.add_argument("--studies", type=int, default=0, help="measure so many first, in place of either")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     measured = json.loads(options.service.read_text()) if options.service else SERVICE_S
+    if options.studies:
+        measured = service.measured(options.studies)
+        print(f"Core seconds of a study, measured here: {measured}")
     families: list[Family] = []
     for times in (1.0, 20.0, 100.0):
         service_s = [times * one for one in measured]

@@ -17,7 +17,6 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom.presentation import build_context
@@ -244,11 +243,7 @@ class TestUnkindPeers:
         self, changes: dict[str, Any], place: Place
     ) -> None:
         place.compose("pacs")
-        file = place.spool.absolute(f"outgoing/1/{place.rows()[2].sop_instance_uid}.dcm")
-        ds = dcmread(file)
-        ds.compress(RLELossless, generate_instance_uid=False)
-        del ds.PhotometricInterpretation
-        ds.save_as(file)
+        place.spoil(2)
         with Pacs() as pacs:
             assert place.courier(pacs_at(pacs.port, **changes)).round(lambda: T0)
         assert place.states() == [SENT, SENT, PENDING]

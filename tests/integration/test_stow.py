@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage
 
 from node.deliver import carrier_to, start_couriers
 from node.domain.errors import SettingsError, TransientError
@@ -230,6 +230,16 @@ def taken(datasets: list[FileDataset]) -> tuple[int, Any]:
     return 200, sequence([(ds, "", 0) for ds in datasets])
 
 
+def but_for_the_second(status: int) -> Respond:
+    """Everything is stored, but for a request with the second object, which gets this status."""
+
+    def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
+        poison = any(ds.InstanceNumber == 2 for ds in datasets)
+        return (status, b"") if poison else taken(datasets)
+
+    return respond
+
+
 FAILURE, WARNING = "00081197", "00081196"
 
 
@@ -257,12 +267,8 @@ class TestAnswers:
 
     @pytest.mark.parametrize("status", [400, 413, 415, 500])
     def test_a_request_refused_as_a_whole_is_tried_object_by_object(self, status: int, place: Place) -> None:
-        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
-            poison = any(ds.InstanceNumber == 2 for ds in datasets)
-            return (status, b"") if poison else taken(datasets)
-
         place.compose("pacs", count=4)
-        with Service(respond) as service:
+        with Service(but_for_the_second(status)) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
             assert service.sizes() == [4, 1, 1, 1, 1]
         assert place.states() == [SENT, PENDING, SENT, SENT]
@@ -351,12 +357,8 @@ class TestAnswers:
     def test_an_object_at_which_the_service_breaks_down_holds_up_no_other(
         self, status: int, place: Place
     ) -> None:
-        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
-            poison = any(ds.InstanceNumber == 2 for ds in datasets)
-            return (status, b"") if poison else taken(datasets)
-
         place.compose("pacs", count=4)
-        with Service(respond) as service:
+        with Service(but_for_the_second(status)) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT, PENDING, SENT, SENT]
 
@@ -374,13 +376,9 @@ class TestAnswers:
     def test_a_broken_file_keeps_no_refused_request_from_being_tried_object_by_object(
         self, place: Place
     ) -> None:
-        def respond(datasets: list[FileDataset]) -> tuple[int, Any]:
-            poison = any(ds.InstanceNumber == 2 for ds in datasets)
-            return (400, b"") if poison else taken(datasets)
-
         place.compose("pacs", count=4)
         place.spool.absolute(f"outgoing/1/{place.rows()[0].sop_instance_uid}.dcm").write_bytes(b"rot")
-        with Service(respond) as service:
+        with Service(but_for_the_second(400)) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [PENDING, PENDING, SENT, SENT]
 
@@ -393,11 +391,7 @@ class TestAnswers:
             return 200 if all(plain) else 202, sequence(tags)
 
         place.compose("pacs")
-        file = place.spool.absolute(f"outgoing/1/{place.rows()[1].sop_instance_uid}.dcm")
-        ds = dcmread(file)
-        ds.compress(RLELossless, generate_instance_uid=False)
-        del ds.PhotometricInterpretation
-        ds.save_as(file)
+        place.spoil(1)
         with Service(respond) as service:
             assert place.courier(web(service.url)).round(lambda: T0)
         assert place.states() == [SENT, PENDING, SENT]
