@@ -59,12 +59,14 @@ def read(file: Path) -> list[Panel]:
 
 
 def summary(panels: Sequence[Panel]) -> str:
-    """All ratios as one Markdown table: above 1, ours is better."""
+    """All ratios as one Markdown table: above 1, ours is better. Empty where nothing was compared."""
     rows = [
         f"| {panel.title} | {group} | {peer} | {spread(found)} | {len(found)} |"
         for panel in panels
         for group, peer, found in panel.ratios()
     ]
+    if not rows:
+        return ""
     return "\n".join(
         ["| what | how | ours against | × better, median (range) | rounds |", "|---" * 5 + "|", *rows]
     )

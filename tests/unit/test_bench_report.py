@@ -33,6 +33,12 @@ def test_ratios_are_taken_within_a_round_not_between_medians() -> None:
     assert summary([panel]).splitlines()[-1] == "| x | g | peer | 2.00 (0.50–4.00) | 3 |"
 
 
+def test_where_nothing_was_compared_there_is_no_table() -> None:
+    alone = Panel("x", "1/s", "ours", True, {"g": {"ours": [1.0]}})
+
+    assert summary([]) == summary([alone]) == ""
+
+
 def test_rounds_that_are_not_paired_are_refused() -> None:
     panel = Panel("x", "1/s", "ours", True, {"g": {"ours": [1.0, 2.0], "peer": [1.0]}})
 
