@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
 WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.4: the object was stored, with a remark
+DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 Annex C: the peer has it, as after an answer that was lost
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ class Peer:
             text = f"{self.name}: no answer to the C-STORE of {parcel.file.name}"
             raise AssociationBroke(parcel.key, text)
         code = int(status.Status)
-        good = code == 0x0000 or code in WARNINGS
-        return Outcome(parcel.key, good, f"0x{code:04X}", "" if code == 0 else words(status))
+        return Outcome(parcel.key, is_held(code), f"0x{code:04X}", "" if code == 0 else words(status))
 
     def associate(
         self, contexts: Sequence[PresentationContext], within_s: float | None = None, **more: Any
@@ -200,6 +200,11 @@ class Peer:
         tls = " and do both ends speak TLS and trust each other" if self.destination.tls.wanted else ""
         text = f"{self.name} cannot be reached; is it running, and are host and port right{tls}?"
         return TransientError(text)
+
+
+def is_held(status: int) -> bool:
+    """Whether a peer that answers so holds the object: a SOP Instance UID names one for ever (PS3.5 9)."""
+    return status == 0x0000 or status in WARNINGS or status == DUPLICATE_SOP_INSTANCE
 
 
 def let_go(assoc: Association) -> None:

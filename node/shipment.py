@@ -25,7 +25,7 @@ from node.dul.asking import Accepted, Self, Titles
 from node.dul.pdu import ProposedContext
 from node.dul.requestor import Bytes, Over, Requestor
 from node.filemeta import FileHead, read_head
-from node.scu import WARNINGS, AssociationBroke, Outcome, Parcel, Peer, prepared, tls_context
+from node.scu import AssociationBroke, Outcome, Parcel, Peer, is_held, prepared, tls_context
 from node.settings import Destination
 
 CHUNK_BYTES = 2**20
@@ -239,7 +239,7 @@ def _outcome(parcel: Parcel, response: Response) -> Outcome:
     code = response.status
     comment = f" ({response.comment})" if response.comment else ""
     text = f"status 0x{code:04X}{comment}" if code else ""
-    return Outcome(parcel.key, code == 0 or code in WARNINGS, f"0x{code:04X}", text)
+    return Outcome(parcel.key, is_held(code), f"0x{code:04X}", text)
 
 
 def _head(parcel: Parcel) -> FileHead | str:

@@ -21,6 +21,7 @@ from node.credentials import secret
 from node.domain.errors import SettingsError, TransientError
 from node.scu import (
     CONNECTION_TIMEOUT_S,
+    DUPLICATE_SOP_INSTANCE,
     RESPONSE_TIMEOUT_S,
     AssociationBroke,
     Outcome,
@@ -193,7 +194,10 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
     for item in details.get("FailedSOPSequence") or []:
         if item.get("ReferencedSOPInstanceUID") == sop_instance_uid:
             reason = _number(item, "FailureReason") or PROCESSING_FAILURE
-            return Outcome(key, False, f"0x{reason:04X}", f"not stored, failure reason 0x{reason:04X}")
+            said = f"failure reason 0x{reason:04X}"
+            if reason == DUPLICATE_SOP_INSTANCE:
+                return Outcome(key, True, f"0x{reason:04X}", f"{said}: it is there already")
+            return Outcome(key, False, f"0x{reason:04X}", f"not stored, {said}")
     stored = details.get("ReferencedSOPSequence") or []
     for item in stored:
         if item.get("ReferencedSOPInstanceUID") == sop_instance_uid:

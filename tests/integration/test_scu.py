@@ -102,6 +102,18 @@ class TestKindPeers:
         (row,) = place.rows()
         assert (row.state, row.last_status) == (SENT, "0xB000")
 
+    @pytest.mark.parametrize("sender", ["streaming", "pynetdicom"])
+    def test_what_the_peer_holds_already_counts_as_sent(self, sender: str, place: Place) -> None:
+        """The association broke after it was stored; at the next try the archive says Duplicate."""
+        place.compose("pacs", count=1, urgent=True)
+        with Pacs(answers=lambda number: "cut" if number == 1 else 0x0111) as pacs:
+            courier = place.courier(pacs_at(pacs.port, sender=sender))
+            courier.round(lambda: T0)
+            assert place.states() == [PENDING]
+            assert courier.round(lambda: T0 + 60)
+        (row,) = place.rows()
+        assert (row.state, row.last_status) == (SENT, "0x0111")
+
     def test_an_echo_is_answered(self) -> None:
         with Pacs() as pacs:
             Peer(pacs_at(pacs.port), "ICHNODE").echo()

@@ -265,6 +265,13 @@ class TestAnswers:
             assert service.sizes() == [2]
         assert {row.last_status for row in place.rows()} == {"0x0122"}
 
+    def test_what_the_service_holds_already_counts_as_sent(self, place: Place) -> None:
+        place.compose("pacs", count=2)
+        with Service(lambda all_: (409, sequence([(ds, FAILURE, 0x0111) for ds in all_]))) as service:
+            assert place.courier(web(service.url)).round(lambda: T0)
+        assert place.states() == [SENT, SENT]
+        assert {row.last_status for row in place.rows()} == {"0x0111"}
+
     @pytest.mark.parametrize("status", [400, 413, 415, 500])
     def test_a_request_refused_as_a_whole_is_tried_object_by_object(self, status: int, place: Place) -> None:
         place.compose("pacs", count=4)
