@@ -5,6 +5,7 @@ The priority stands in TQ1-9, in older versions in ORC-7 or OBR-27 (sixth compon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ CANCELLED = ("CA", "DC", "OC", "OD", "CR", "DR")
 PRIORITY_FIELDS = (("TQ1", 9, 1), ("ORC", 7, 6), ("OBR", 27, 6), ("OBR", 5, 1))
 """(segment, field, component), the first that says something counts."""
 UTF8 = ("UNICODE UTF-8", "UTF-8")
+NULL = '""'
+"""What a sender writes to empty a field (HL7 v2.5.1, 2.5.3)."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,28 @@ def said(order: Order, control_id: str, now: float) -> Said:
 
 def component(segment: hl7.Segment, number: int, part: int = 1, repetition: int = 0) -> str:
     """One component of a field, counted from 1 as HL7 counts; empty where there is none."""
-    try:
-        text = str(segment[number])
-    except IndexError:
-        return ""
-    repetitions = text.split("~")
+    _, _, between_repetitions, between_parts, between_subparts = segment.separators
+    repetitions = _text(segment, number).split(between_repetitions)
     if repetition >= len(repetitions):
         return ""
-    parts = repetitions[repetition].split("^")
-    return parts[part - 1].split("&")[0].strip() if part <= len(parts) else ""
+    parts = repetitions[repetition].split(between_parts)
+    text = parts[part - 1].split(between_subparts)[0].strip() if part <= len(parts) else ""
+    return "" if text == NULL else _unescaped(segment, text)
+
+
+def _text(segment: hl7.Segment, number: int) -> str:
+    """A whole field as it was written."""
+    try:
+        return str(segment[number])
+    except IndexError:
+        return ""
+
+
+def _unescaped(segment: hl7.Segment, text: str) -> str:
+    """With the separators that a value holds in place of their escape sequences (HL7 v2.5.1, 2.7.1)."""
+    escape = re.escape(segment.esc)
+    stands_for = dict(zip("FRST", segment.separators[1:], strict=True)) | {"E": segment.esc}
+    return re.sub(f"{escape}([EFRST]){escape}", lambda match: stands_for[match[1]], text)
 
 
 def _groups(message: hl7.Message) -> Iterator[_Group]:
@@ -136,7 +152,7 @@ def _patients(group: _Group) -> tuple[str, ...]:
     """Every identifier of PID-3."""
     for segment in group.segments:
         if _name(segment) == "PID":
-            count = str(segment[3]).count("~") + 1 if len(segment) > 3 else 0
+            count = _text(segment, 3).count(segment.separators[2]) + 1
             found = (component(segment, 3, 1, index) for index in range(count))
             return tuple(text for text in found if text)
     return ()

@@ -98,6 +98,28 @@ def test_the_study_is_found_by_uid_number_and_every_id_of_the_patient() -> None:
     )
 
 
+def test_a_message_may_bring_separators_of_its_own() -> None:
+    own = message("PID|1||P1$$$HOSP#X@A77", "ORC|NW||FI1$RIS", "TQ1|1||||||||S$STAT", kind="ORM$O01")
+    read = messages.parse(own.replace(b"^~\\&", b"$@!#"))
+    assert messages.kind(read) == ("ORM", "O01")
+    (order,) = messages.orders(read, USUAL)
+    assert order.about == Subject("", "FI1", ("P1", "A77"))
+    assert order.priority is STAT
+
+
+def test_separators_that_stand_in_a_value_are_read_as_what_they_are() -> None:
+    order = only(r"ORC|NW||A\T\1\F\2\E\3", "OBR|1")
+    assert order.about.accession_number == r"A&1|2\3"
+    assert only(r"ORC|NW||A\1", "OBR|1").about.accession_number == r"A\1", "no escape sequence"
+
+
+def test_a_field_that_is_emptied_says_nothing() -> None:
+    """Two double quotes mean null (HL7 v2.5.1, 2.5.3)."""
+    order = only("ORC|NW||FI1", f'OBR|1||{"|" * 15}""', 'ZDS|""', 'TQ1|1||||||||""')
+    assert order.about == Subject("", "FI1", ("P1", "A77"))
+    assert order.raw_priority == ""
+
+
 def test_each_order_of_a_message_is_read_by_itself() -> None:
     raw = message(
         PID,
