@@ -7,6 +7,7 @@ InstanceNumber, SliceLocation or PatientPosition. Lengths are in mm, positions i
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,17 +19,24 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from node.domain.completeness import find_gaps
+from node.domain.eligibility import Rules, SkipCode, refuse_slice
 from node.domain.errors import PermanentError
 from node.domain.geometry import SAME_POSITION_MM, slice_normal, slice_position_mm
-from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance, SliceRef, Vector
+from node.domain.instance import Instance, SliceRef, Vector
 from node.domain.patients import require_one
 from node.domain.stacks import main_stack
 from workers.head import Slice
 from workers.images import Image, image_of
 
 MIN_SLICES = 3
-MAX_TILT_DEG = 45.0
-"""Beyond this a stack is coronal or sagittal rather than axial."""
+_WIDEST = Rules(allow_derived=True)
+_NOT_AXIAL = "localizers or slices that are not axial"
+_LEFT_OUT = {
+    SkipCode.NOT_CT.value: "objects that are no CT images",
+    SkipCode.NO_GEOMETRY.value: "images without position, orientation or pixel spacing",
+    SkipCode.NO_RESCALE.value: "images without RescaleSlope and RescaleIntercept",
+}
+"""In words of the report; of every other refusal `_NOT_AXIAL`."""
 MAX_FILLED_STEPS = 3.0
 """A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
 LONGER = 1.3
@@ -160,41 +168,29 @@ def volume_of(images: Sequence[Image]) -> Volume:
 
 
 def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]:
-    """CT slices with geometry that stand more or less axially, those of each SOP instance once."""
+    """Slices that the choice of a series counts, too, those of each SOP instance once.
+
+    Derived ones are among them, which a site may allow: where there are others, they stand back.
+    """
     seen: set[str] = set()
     images: list[_Slice] = []
-    foreign = placeless = others = repeated = 0
+    left_out: Counter[str] = Counter()
     for instance, image in series:
         if instance.sop_instance_uid in seen:
-            repeated += 1
+            left_out["repeated instances"] += 1
             continue
         seen.add(instance.sop_instance_uid)
-        if instance.sop_class_uid not in (CT_IMAGE, *ENHANCED_CT_IMAGES):
-            foreign += 1
-            continue
         for slice_ in instance.slices():
-            if slice_.position is None or slice_.orientation is None or slice_.pixel_spacing is None:
-                placeless += 1
-            elif "LOCALIZER" in slice_.image_type or not _is_axial(slice_.orientation):
-                others += 1
-            else:
+            reason = refuse_slice(slice_, _WIDEST)
+            if reason is None:
                 images.append((slice_, image))
-    if placeless and not images:
-        text = f"none of {placeless} images tells its position, orientation and pixel spacing"
-        raise PermanentError("NO_GEOMETRY", text)
-    for count, what in (
-        (repeated, "repeated instances"),
-        (foreign, "objects that are no CT images"),
-        (placeless, "images without geometry"),
-        (others, "localizers or slices that are not axial"),
-    ):
-        if count:
-            warnings.append(f"{count} {what} left out")
+            else:
+                left_out[_LEFT_OUT.get(reason.code, _NOT_AXIAL)] += 1
+    for code in (SkipCode.NO_GEOMETRY, SkipCode.NO_RESCALE):
+        if not images and (count := left_out[_LEFT_OUT[code]]):
+            raise PermanentError(code, f"{count} {_LEFT_OUT[code]}, and none with them")
+    warnings += [f"{count} {what} left out" for what, count in left_out.items()]
     return images
-
-
-def _is_axial(orientation: Vector) -> bool:
-    return abs(slice_normal(orientation)[2]) >= np.cos(np.radians(MAX_TILT_DEG))
 
 
 def _main_stack(images: list[_Slice], warnings: list[str]) -> list[_Slice]:

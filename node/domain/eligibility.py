@@ -156,7 +156,7 @@ def _reason(code: SkipCode, text: str) -> Reason:
 def _assess(uid: str, instances: Sequence[Instance], rules: Rules) -> _Candidate | Reason:
     """A candidate, or the first reason that speaks against the series."""
     slices = [slice_ for instance in instances for slice_ in instance.slices()]
-    refusals = [_refuse_slice(slice_, rules) for slice_ in slices]
+    refusals = [refuse_slice(slice_, rules) for slice_ in slices]
     kept = [slice_ for slice_, reason in zip(slices, refusals, strict=True) if reason is None]
     refused = [reason for reason in refusals if reason is not None]
     if len(kept) < rules.min_slices and len(refused) >= len(kept):
@@ -202,8 +202,8 @@ def _assess_kept(
     return _Candidate(uid, _name(first), slices, thickness, _is_soft(first), enhanced, number, tuple(notes))
 
 
-def _refuse_slice(instance: Instance, rules: Rules) -> Reason | None:
-    """What one instance's own header says against it."""
+def refuse_slice(instance: Instance, rules: Rules) -> Reason | None:
+    """What the own header of one instance, or of one frame, says against it: then it is no slice of any scan."""
     kind = "\\".join(instance.image_type)
     enhanced = instance.sop_class_uid in ENHANCED_CT_IMAGES
     if instance.modality not in ("CT", "") or not (enhanced or instance.sop_class_uid == CT_IMAGE):

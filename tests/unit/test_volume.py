@@ -184,6 +184,30 @@ def test_missing_slices_are_told() -> None:
     assert warned(build_volume(at_heights(0, 5, 10, 20, 25, 30)), "no slice between 10.0 and 20.0 mm")
 
 
+def oblique(degrees: float) -> list[float]:
+    angle = np.radians(degrees)
+    return [1, 0, 0, 0, float(np.cos(angle)), float(-np.sin(angle))]
+
+
+LEFT_OUT = [
+    ("no rescale", {"RescaleSlope": None}, "without RescaleSlope and RescaleIntercept"),
+    ("two frames without groups", {"NumberOfFrames": 2}, "without position, orientation or pixel spacing"),
+    ("a projection", {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "not axial"),
+    ("reformats that stand at 40 degrees", {"ImageOrientationPatient": oblique(40)}, "not axial"),
+]
+
+
+@pytest.mark.parametrize(("changes", "word"), [row[1:] for row in LEFT_OUT], ids=[row[0] for row in LEFT_OUT])
+def test_what_the_choice_of_series_leaves_out_is_not_read(changes: dict[str, Any], word: str) -> None:
+    """There is more of it than of the slices that were judged, which are derived ones, as a site may allow."""
+    derived = ["DERIVED", "SECONDARY", "AXIAL"]
+    series = at_heights(*np.arange(24) * 5.0, ImageType=derived)
+    others = at_heights(*np.arange(30) * 5.0 + 2.5, name="other", **{"ImageType": derived, **changes})
+    volume = build_volume([*others, *series])
+    assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in series)
+    assert warned(volume, "30 ") and warned(volume, word)
+
+
 def test_captures_in_the_same_place_are_no_slices() -> None:
     captures = at_heights(0, 5, 10, name="capture", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
     volume = build_volume([*captures, *at_heights(0, 5, 10, 15)])
