@@ -73,6 +73,8 @@ def _plan(name: str, out: Path, **changes: object) -> Plan:
 def test_a_recipe_trains_is_judged_and_runs_in_the_node(name: str, tmp_path: Path) -> None:
     outcome, identity = ship.run(_plan(name, tmp_path), _silent)
     assert outcome is not None and identity is not None and identity.version == "0.0.1"
+    alone = [part.plan.recipe.name for part in outcome.parts if len(outcome.parts) > 1]
+    assert [one["recipe"] for one in outcome.summary["seeds"]] == [*alone, name]
     assert outcome.summary["cases"]["patients"] == PATIENTS and outcome.facts["parameters"] > 10_000
     folder = tmp_path / name
     assert (folder / "report").is_dir()
@@ -124,7 +126,9 @@ def test_predictions_of_whom_a_set_held_before_are_not_those_of_its_patients(tmp
 
     outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=others), tmp_path),)), _silent)
     assert outcome is not None
-    assert {one.case.patient for one in outcome.parts[0].judged} == {f"q{n}" for n in range(PATIENTS)}
+    assert {one.patient for one in outcome.parts[0].validated.averaged()} == {
+        f"q{n}" for n in range(PATIENTS)
+    }
 
 
 @pytest.mark.usefixtures("tiny")
@@ -155,7 +159,9 @@ def test_a_report_of_one_fold_tells_of_the_patients_in_it(tmp_path: Path) -> Non
 def test_three_seeds_are_three_networks_and_one_answer(tmp_path: Path) -> None:
     outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, seeds=3), _silent)
     assert outcome is not None
-    assert list(outcome.facts["slice AUC of any, seed by seed"]) == ["1", "2", "3"]
+    alone = outcome.summary["seeds"]
+    assert [one["seed"] for one in alone] == [1, 2, 3]
+    assert len({one["slice_auc"] for one in alone}) == 3, "each seed is judged by what it alone said"
     assert json.loads((tmp_path / "cnn-baseline" / "cnn-baseline.json").read_text())["members"] == 3
 
 

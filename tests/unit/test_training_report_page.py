@@ -160,3 +160,20 @@ def test_text_is_escaped_in_both_forms() -> None:
     Page(page)
     assert "<i>" not in page and "a &lt; b &amp; c" in page
     assert "&lt;i>\\|" in markdown("t", blocks)
+
+
+def test_seeds_stand_each_alone_with_their_spread(tmp_path: Path) -> None:
+    def one(seed: int, auc: float) -> dict[str, object]:
+        return {"recipe": "rim", "seed": seed, "slice_auc": auc, "study_auc": 0.9, "sensitivity": None,
+                "specificity": 0.8, "dice_pooled": None}  # fmt: skip
+
+    cases = patients(6)
+    summary = report.summarise(cases, {"any": 0.5}, draws=20)
+    report.write(tmp_path / "single", "t", {}, summary | {"seeds": [one(1, 0.93)]}, cases)
+    assert "Seeds" not in (tmp_path / "single" / "report.md").read_text(encoding="utf-8")
+    report.write(
+        tmp_path / "three", "t", {}, summary | {"seeds": [one(1, 0.93), one(2, 0.91), one(3, 0.94)]}, cases
+    )
+    told = (tmp_path / "three" / "report.md").read_text(encoding="utf-8")
+    assert "| rim, seed 2 | 0.910 | 0.900 | – | 0.800 | – |" in told
+    assert "| rim, lowest to highest | 0.910 to 0.940 | 0.900 to 0.900 | – | 0.800 to 0.800 | – |" in told

@@ -40,11 +40,10 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Part:
-    """One trained network family of a recipe: its predictions, how they are judged, how it would operate."""
+    """One trained network family of a recipe: its predictions, how it would operate."""
 
     plan: Plan
     validated: Validated
-    judged: list[Judged]
     fitted: Fitted
     pipeline: PicturePipeline
 
@@ -67,41 +66,73 @@ def validate(plan: Plan, watch: Watch) -> Outcome:
     family = plan.recipe.family
     plans = plan.parts() if family in (families.GATED, families.ENSEMBLE) else (plan,)
     parts = tuple(_part(one, watch) for one in plans)
-    judged, fitted = parts[0].judged, parts[0].fitted
+    judged = _judged(plan, parts)
+    fitted = parts[0].fitted
     if family == families.ENSEMBLE:
-        judged, fitted = _together(plan, parts)
-    if family == families.GATED:
-        judged = evaluate.gated(*(part.judged for part in parts))
+        fitted = evaluate.fit_operating(_together(plan, parts), plan.recipe.rules)
     facts = _facts(plan, parts, judged)
     if family == families.GATED:
         facts["agreement of classifier and mask, patients"] = evaluate.agreement(
-            *(part.judged for part in parts)
+            *(_judged(part.plan, (part,)) for part in parts)
         )
     cases = [one.case for one in judged]
     knows = [name for name in CLASSES if name in parts[0].pipeline.knows]
     summary = report.summarise(cases, dict(fitted.thresholds), classes=knows)
+    summary["seeds"] = _seed_by_seed(plan, parts)
     title = f"{plan.recipe.name}: cross-validation"
     report.write(plan.folder / REPORT, title, facts, summary, cases, about=about(plan, facts), limits=LIMITS)
     return Outcome(parts, fitted, summary, facts)
 
 
-def _together(plan: Plan, parts: Sequence[Part]) -> tuple[list[Judged], Fitted]:
-    """An ensemble's verdicts and how it operates: its parts saw the same folds of the same patients."""
-    same = zip(*(part.validated.averaged() for part in parts), strict=True)
-    predictions = [joined(of_one, plan.recipe.weights) for of_one in same]
-    judged = evaluate.cross_fitted(predictions, parts[0].validated.parts, plan.recipe.rules)
-    return judged, evaluate.fit_operating(predictions, plan.recipe.rules)
+def _judged(plan: Plan, parts: Sequence[Part], seed: int | None = None) -> list[Judged]:
+    """The verdicts of one seed alone, or of the mean of all. The parts saw the same folds."""
+    if plan.recipe.family == families.GATED:
+        return evaluate.gated(*(_judged(part.plan, (part,), seed) for part in parts))
+    return evaluate.cross_fitted(_together(plan, parts, seed), parts[0].validated.parts, plan.recipe.rules)
+
+
+def _together(plan: Plan, parts: Sequence[Part], seed: int | None = None) -> list[Prediction]:
+    """One prediction a series, from a single part or from those of an ensemble."""
+    said = [part.validated.of(seed) for part in parts]
+    if len(said) == 1:
+        return said[0]
+    return [joined(of_one, plan.recipe.weights) for of_one in zip(*said, strict=True)]
+
+
+def _seed_by_seed(plan: Plan, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Figures of each seed alone, of the parts first where there are several: how much of them is chance."""
+    wholes = [*((part.plan, (part,)) for part in parts if len(parts) > 1), (plan, tuple(parts))]
+    return [
+        {"recipe": one.recipe.name, "seed": seed, **_in_short(_judged(one, own, seed))}
+        for one, own in wholes
+        for seed in plan.all_seeds
+    ]
+
+
+def _in_short(judged: Sequence[Judged]) -> dict[str, float | None]:
+    """The AUC of "any" of slices and studies, and the pooled Dice, without intervals."""
+    found = report.summarise([one.case for one in judged], {}, classes=["any"], draws=1)
+    dice = (found["masks"] or {}).get("all", {}).get("dice_pooled")
+    point = evaluate.operating_point(judged)
+    return {
+        **{f"{which}_auc": _value(found[which]["any"].get("auc")) for which in ("slice", "study")},
+        "sensitivity": point["sensitivity"],
+        "specificity": point["specificity"],
+        "dice_pooled": _value(dice),
+    }
+
+
+def _value(figure: Sequence[float | None] | None) -> float | None:
+    return figure[0] if figure else None
 
 
 def _part(plan: Plan, watch: Watch) -> Part:
     validated = train.cross_validate(plan, watch)
     predictions = validated.averaged()
-    judged = evaluate.cross_fitted(predictions, validated.parts, plan.recipe.rules)
     states, _ = train.fold(plan, plan.chosen_folds[0], plan.seed, watch)
     return Part(
         plan,
         validated,
-        judged,
         evaluate.fit_operating(predictions, plan.recipe.rules),
         train.pipeline(plan, states),
     )
@@ -110,11 +141,6 @@ def _part(plan: Plan, watch: Watch) -> Part:
 def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[str, Any]:
     """What stands beside the figures. Images a second are those of all networks of one member."""
     seconds = sum(1 / throughput(part.pipeline, part.plan.real) for part in parts)
-    by_seed = {
-        str(seed) if len(parts) == 1 else f"{part.plan.recipe.name} {seed}": _auc(own, part.validated.parts)
-        for part in parts
-        for seed, own in part.validated.predictions.items()
-    }
     return {
         "recipe": plan.recipe.name,
         "summary": plan.recipe.summary,
@@ -124,7 +150,6 @@ def _facts(plan: Plan, parts: Sequence[Part], judged: Sequence[Judged]) -> dict[
         "device": f"{plan.device.type}, {torch.get_num_threads()} threads",
         "folds": f"{len(plan.chosen_folds)} of {plan.folds}",
         "seeds": plan.seeds,
-        "slice AUC of any, seed by seed": by_seed,
         "patients": len({one.case.patient for one in judged}),
         "operating point, cross-fitted": evaluate.operating_point(judged),
         "data": ", ".join(source.name for source, _ in plan.data),
@@ -184,13 +209,6 @@ def parameters(pipeline: ReadingPipeline) -> int:
 def _modules(value: object) -> list[nn.Module]:
     found = value if isinstance(value, list) else [value]
     return [one for one in found if isinstance(one, nn.Module)]
-
-
-def _auc(predictions: Sequence[Prediction], parts: Sequence[Sequence[int]]) -> float | None:
-    """Slice AUC of "any" of one seed alone."""
-    cases = [one.case for one in evaluate.cross_fitted(predictions, parts)]
-    value = report.summarise(cases, {}, classes=["any"], draws=1)["slice"]["any"].get("auc")
-    return value[0] if value else None
 
 
 def table(out: Path) -> str:

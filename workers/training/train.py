@@ -50,6 +50,10 @@ class Validated:
     parts: list[list[int]]
     lengths: list[list[int]]
 
+    def of(self, seed: int | None) -> list[Prediction]:
+        """One prediction a series, of one seed alone, or of all for None."""
+        return self.averaged() if seed is None else self.predictions[seed]
+
     def averaged(self) -> list[Prediction]:
         """One prediction a series: the mean logits, masks and maps of all seeds."""
         return [average(same) for same in zip(*self.predictions.values(), strict=True)]

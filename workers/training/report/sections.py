@@ -8,7 +8,7 @@ from typing import Any
 from workers.training.report.blocks import Block, Heading, Points, Table, Words
 from workers.training.report.classes import SPECIFICITIES
 from workers.training.report.masks import GRID_PIXELS
-from workers.training.report.numbers import fact, plain, shown
+from workers.training.report.numbers import UNTOLD, fact, plain, shown
 
 Summary = Mapping[str, Any]
 LEVELS = {"study": "Studies", "slice": "Slices"}
@@ -187,3 +187,35 @@ def explanation(summary: Summary) -> list[Block]:
         Table(head, rows),
         *([Words(f"{empty} maps are empty: they miss, and have no share inside.")] if empty else []),
     ]
+
+
+def seeds(summary: Summary) -> list[Block]:
+    """Each seed judged alone and how far they lie apart; nothing where there was one seed of one network."""
+    told = summary.get("seeds") or []
+    if len(told) < 2:
+        return []
+    keys = {
+        "slice_auc": "slice AUC, any", "study_auc": "study AUC, any", "sensitivity": "sensitivity",
+        "specificity": "specificity", "dice_pooled": "Dice, pooled",
+    }  # fmt: skip
+    rows = []
+    for recipe in dict.fromkeys(one["recipe"] for one in told):
+        own = [one for one in told if one["recipe"] == recipe]
+        rows += [(f"{recipe}, seed {one['seed']}", *(plain(one[key]) for key in keys)) for one in own]
+        if len(own) > 1:
+            rows.append(
+                (f"{recipe}, lowest to highest", *(_spread([one[key] for one in own]) for key in keys))
+            )
+    return [
+        Heading("Seeds and parts, each alone"),
+        Words(
+            "Each is calibrated and thresholded by itself, over the same folds. The figures above are those "
+            "of all seeds' mean; what lies between the seeds is chance of the training, not of the patients."
+        ),
+        Table(("which", *keys.values()), rows),
+    ]
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [one for one in values if one is not None]
+    return f"{plain(min(known))} to {plain(max(known))}" if known else UNTOLD

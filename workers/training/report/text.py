@@ -19,6 +19,7 @@ from workers.training.report.sections import (
     level,
     masks,
     predictive,
+    seeds,
 )
 
 
@@ -52,6 +53,7 @@ def blocks(
         *masks(summary),
         *shows("volume", "bland_altman"),
         *explanation(summary),
+        *seeds(summary),
         *_facts(facts),
         Heading("How the figures are made"),
         Points(_methods(summary)),
