@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from zoneinfo import ZoneInfo
 
 from pydicom.dataset import Dataset
 
@@ -57,7 +58,8 @@ class Composer:
         """`stored` is called when there is something new to be sent."""
         self._destinations = settings.destination
         self._wanted = wanted_outputs(settings.destination)
-        self._gathering = Gathering(self._wanted, records, spool)
+        zone = ZoneInfo(settings.web.time_zone) if settings.web.time_zone else None
+        self._gathering = Gathering(self._wanted, records, spool, zone)
         self._stored = stored
         self._canary_destination = settings.canary.destination
         self._audiences = settings.audiences

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock_time
 from pathlib import Path
 
 from pydicom import dcmread
@@ -15,11 +16,12 @@ from node import __version__
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status, most_urgent
 from node.domain.lifecycle import JobState
+from node.domain.routing import read_date
 from node.frames import UNREADABLE
 from node.maps import unpack
 from node.outputs.context import Context, Predecessor, PriorReport
 from node.outputs.report import REPORTS, expected
-from node.outputs.source import Source
+from node.outputs.source import Source, value
 from node.pixels import hounsfield
 from node.scheduling import is_urgent
 from node.spool import Spool
@@ -28,15 +30,20 @@ from node.store.records import Records
 
 DEFER_BYTES = 64 * 1024
 """Values longer than this (the pixels) stay on disk until somebody asks for them."""
+FIRST_CT = 1971
+"""A Study Date before that year is none."""
 
 
 class Gathering:
-    """Of jobs whose objects are wanted by the names `wanted`."""
+    """Of jobs whose objects are wanted by the names `wanted`; in that `zone`, None: the machine's own."""
 
-    def __init__(self, wanted: Sequence[str], records: Records, spool: Spool) -> None:
+    def __init__(
+        self, wanted: Sequence[str], records: Records, spool: Spool, zone: tzinfo | None = None
+    ) -> None:
         self._reports = [name for name in REPORTS if name in wanted]
         self._records = records
         self._spool = spool
+        self._zone = zone
 
     def of(self, job: Job, earlier: Alarm | None = None, lost: Sequence[str] = ()) -> Context:
         """All that is needed to build; `earlier` is the alarm that was reported before."""
@@ -80,7 +87,7 @@ class Gathering:
         return Context(
             findings=findings,
             source=Source.ordered(datasets, findings, hounsfield),
-            made_at=datetime.fromtimestamp(job.analysed_at or job.created_at, UTC),
+            made_at=made_at(job.analysed_at or job.created_at, self._zone, datasets),
             software_version=__version__,
             masks=maps.masks if maps else None,
             heat=maps.heat if maps else None,
@@ -110,6 +117,20 @@ class Gathering:
                 else expected(comparison.study_uid, then, name)
             )
         return found
+
+
+def made_at(seconds: float, zone: tzinfo | None, datasets: Iterable[Dataset]) -> datetime:
+    """The moment with the offset from UTC that the zone (None: the machine's) had on the day of the study.
+
+    The objects state one offset for all their times, Study Date and Time included. Those are copied from
+    images that seldom state any, and then mean the clock on the wall.
+    """
+    moment = datetime.fromtimestamp(seconds, UTC)
+    days = (read_date(str(value(ds, "StudyDate") or "")) for ds in datasets)
+    day = next((day for day in days if day and day.year >= FIRST_CT), moment.date())
+    noon = datetime.combine(day, clock_time(12))
+    there = noon.replace(tzinfo=zone) if zone else noon.astimezone()
+    return moment.astimezone(timezone(there.utcoffset() or timedelta()))
 
 
 def not_analysed(job: Job) -> Findings:

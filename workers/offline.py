@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -17,7 +16,7 @@ from node.domain.eligibility import Choice, Rules, best_refused, choose
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status
 from node.domain.instance import Instance
-from node.gathering import read_source
+from node.gathering import made_at, read_source
 from node.headers import read_instance
 from node.outputs.catalogue import build_all
 from node.outputs.context import Context
@@ -147,7 +146,7 @@ def _write(
     context = Context(
         findings=findings,
         source=Source.ordered(datasets, findings, hounsfield),
-        made_at=datetime.fromtimestamp(int(time.time()), UTC),
+        made_at=made_at(int(time.time()), None, datasets),
         software_version=__version__,
         masks=analysis.masks if analysis else None,
         heat=analysis.heat if analysis else None,

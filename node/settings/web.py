@@ -30,7 +30,7 @@ class Web(Section):
     """Empty: from anywhere; else only from these addresses and networks. Behind a proxy: the proxy's."""
     tls: Tls = Tls()
     time_zone: str = ""
-    """Of the times shown, as in Europe/Berlin; empty: the machine's own."""
+    """Of the times shown, and of those in results, as in Europe/Berlin; empty: the machine's own."""
     session_h: float = Field(12, gt=0, le=168)
     """A login lasts this long."""
     proxy: Proxy = Proxy()

@@ -38,6 +38,7 @@ from node.headers import read_instance
 from node.maps import Maps, pack
 from node.outputs.encoding import encode
 from node.settings import Destination, Settings
+from node.settings.web import Web
 from node.spool import Spool, SpoolFull
 from node.store.arrivals import StoredFile
 from node.store.jobs import Job
@@ -182,6 +183,27 @@ def test_an_analysed_job_becomes_objects_and_deliveries(place: Place) -> None:
     assert (sr.Modality, sr.AccessionNumber, sr.PatientID) == ("SR", "ACC001", "PID123")
     assert found.priority is Priority.STAT
     assert place.composer.round() == 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "at", "offset"),
+    [
+        ({}, "151320", "+0100"),
+        ({"StudyDate": "20260701"}, "161320", "+0200"),  # in summer
+        ({"StudyDate": ""}, "161320", "+0200"),  # as when it was analysed
+        ({"StudyDate": "00010101"}, "161320", "+0200"),
+        ({"TimezoneOffsetFromUTC": "-0500"}, "091320", "-0500"),
+    ],
+)
+def test_times_are_told_in_the_zone_in_which_the_study_s_are(
+    place: Place, attributes: dict[str, Any], at: str, offset: str
+) -> None:
+    """One offset holds for all times of an object (PS3.3 C.12.1.1.8), for the copied Study Time, too."""
+    settings = place.settings.model_copy(update={"web": Web(time_zone="Europe/Berlin")})
+    job, _ = place.analysed(**attributes)
+    Composer(settings, place.records, place.spool).round()
+    for ds in itertools.chain.from_iterable(place.objects(job.id).values()):
+        assert (ds.ContentTime, ds.TimezoneOffsetFromUTC, ds.StudyTime) == (at, offset, "101500")
 
 
 def test_each_destination_gets_what_it_wants_the_report_first_and_urgently(place: Place) -> None:
@@ -432,6 +454,7 @@ import os, signal, sys
 from pathlib import Path
 from node.compose import Composer
 from node.settings import Destination, Settings
+from node.settings.web import Web
 from node.spool import Spool
 from node.store.records import open_records
 
