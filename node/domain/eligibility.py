@@ -203,7 +203,7 @@ def _assess_kept(
 
 
 def refuse_slice(instance: Instance, rules: Rules) -> Reason | None:
-    """What the own header of one instance, or of one frame, says against it: then it is no slice of any scan."""
+    """What its own header says against one instance, or one frame: then it is a slice of no scan."""
     kind = "\\".join(instance.image_type)
     enhanced = instance.sop_class_uid in ENHANCED_CT_IMAGES
     if instance.modality not in ("CT", "") or not (enhanced or instance.sop_class_uid == CT_IMAGE):

@@ -199,7 +199,7 @@ LEFT_OUT = [
 
 @pytest.mark.parametrize(("changes", "word"), [row[1:] for row in LEFT_OUT], ids=[row[0] for row in LEFT_OUT])
 def test_what_the_choice_of_series_leaves_out_is_not_read(changes: dict[str, Any], word: str) -> None:
-    """There is more of it than of the slices that were judged, which are derived ones, as a site may allow."""
+    """There is more of it than of the slices that were judged: derived ones, as a site may allow."""
     derived = ["DERIVED", "SECONDARY", "AXIAL"]
     series = at_heights(*np.arange(24) * 5.0, ImageType=derived)
     others = at_heights(*np.arange(30) * 5.0 + 2.5, name="other", **{"ImageType": derived, **changes})
