@@ -2,13 +2,15 @@
 
 Report and observations are conditional updates, one of each a study and channel, so that a final word
 takes the place of the preliminary one; the Task, which people move on, is a conditional create. Both make
-a resend harmless. Names no patient: the report refers to the Patient ID.
+a resend harmless. Names no patient: the report refers to the Patient ID. Nothing stays under one that turned
+out to be wrong: what is not said anew is entered in error, and the Task begins again.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -112,10 +114,22 @@ def entries(told: Announcement, settings: Fhir) -> list[Resource]:
     """The entries of the transaction: Observations, the DiagnosticReport that holds them, the Task."""
     observations = _observations(told, settings)
     report = _report(told, settings, observations)
-    found = [_put(resource) for resource in (*observations, report)]
+    found = [_put(resource) for resource in (*observations, report, *_in_error(told, settings, observations))]
     if told.urgent:
-        found.append(_create(_task(told, settings, report)))
+        task = _task(told, settings, report)
+        found.append(_put(task) if told.withdraws else _create(task))
     return found
+
+
+def _in_error(told: Announcement, settings: Fhir, observations: list[Resource]) -> list[Resource]:
+    """What was said of a patient whose study it is not, and is said of nobody now."""
+    said_anew = {_full_url(one) for one in observations}
+    found: dict[str, Resource] = {}
+    for wrong in told.withdraws:
+        before = replace(told, subject=wrong.subject, findings=wrong.findings)
+        for one in _observations(before, settings):
+            found[_full_url(one)] = one | {"status": "entered-in-error"}
+    return [one for url, one in found.items() if url not in said_anew]
 
 
 def _report(told: Announcement, settings: Fhir, observations: list[Resource]) -> Resource:

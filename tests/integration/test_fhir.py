@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from node.channels.contract import Rejected
 from node.channels.fhir import FhirChannel, entries
 from node.channels.trial import trial
-from node.domain.announcing import Stage
+from node.domain.announcing import Stage, Withdrawal
 from node.domain.errors import SettingsError, TransientError
-from node.domain.findings import Findings, ModelIdentity, Reason, Status
+from node.domain.findings import CLASSES, Findings, ModelIdentity, Reason, Status
 from node.domain.lifecycle import AlertState
 from node.settings import Fhir, Settings
 from node.store.records import open_records
@@ -236,6 +236,29 @@ def test_what_was_not_analysed_is_never_negative() -> None:
     assert "NOT a negative result" in server.the("DiagnosticReport")["conclusion"]
     assert "Task" not in server.resources
     assert server.observation("priority")["dataAbsentReason"]["text"] == "no volume"
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+@pytest.mark.parametrize(("findings_", "stage"), [(FAILED, Stage.NOT_ANALYSED), (EARLY, Stage.FINAL)])
+def test_nothing_stands_under_a_patient_whose_study_it_turned_out_not_to_be(
+    findings_: Findings, stage: Stage, transaction: bool
+) -> None:
+    """What is said anew moves with its identifier, the rest is entered in error, the task begins again."""
+    server = Server()
+    with Receiver(server.respond) as receiver:
+        there = channel(receiver.url, transaction=transaction)
+        there.send(first := told())
+        server.the("Task")["status"] = "accepted"
+        news = told(findings_, stage, last=first)
+        right = replace(news.subject, patient_id="PID-8")
+        there.send(replace(news, subject=right, withdraws=(Withdrawal(first.subject, first.findings),)))
+    kept = [*server.resources["Observation"], server.the("DiagnosticReport")]
+    wrong = [one for one in kept if one["subject"]["identifier"]["value"] == "PID-7"]
+    assert wrong and {one["status"] for one in wrong} == {"entered-in-error"}
+    said = {one["identifier"][0]["value"].rpartition("/")[2] for one in wrong}
+    assert said == ({*CLASSES, "volume"} if stage is Stage.NOT_ANALYSED else {"volume"})
+    task = server.the("Task")
+    assert (task["for"]["identifier"]["value"], task["status"]) == ("PID-8", "requested")
 
 
 def test_a_test_is_marked_as_one() -> None:
