@@ -65,8 +65,11 @@ TYPES = {
 FAILURES = ("login-failed", "refused-peer", "refused-visitor", "alert-given-up")
 ALERTED = ("alert-sent", "alert-acknowledged", "alert-given-up")
 """A channel was told of a result, and so used the study."""
-ACCESSES = (*ALERTED, "study", "api-study", "download", "acknowledge", "agree", "disagree", "mark-unread")
-QUERIES = ("worklist", "api-studies", "export")
+LOOKS = ("study", "series", "header", "picture", "download", "api-study")
+ACCESSES = (*ALERTED, *LOOKS, "acknowledge", "agree", "disagree", "mark-unread")
+PAGES = ("worklist", "queue", "missing", "routing", "quality", "shadow", "export")
+LISTINGS = ("studies", "jobs", "deliveries", "alerts", "workitems", "missing", "routing")
+QUERIES = (*PAGES, *(f"api-{name}" for name in LISTINGS))
 
 
 @dataclass(frozen=True)

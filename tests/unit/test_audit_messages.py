@@ -41,7 +41,7 @@ def event(action: str, study: str | None = None, detail: str = "", **more: objec
 def noted_actions() -> set[str]:
     """Every action that the code writes into the trail, read from the code."""
     text = "\n".join(path.read_text() for path in (ROOT / "node").rglob("*.py"))
-    literal = re.findall(r'(?:\bnote\(visitor|_note\(visitor|audit\.write\(.*?), "([\w-]+)"', text)
+    literal = re.findall(r'(?:\b(?:note|look)\(visitor|_note\(visitor|audit\.write\(.*?), "([\w-]+)"', text)
     return {*literal, "agree", "disagree", "refused-peer", "refused-visitor"}
 
 
@@ -99,6 +99,13 @@ def test_families_types_and_outcomes(action: str, family: str, kind: str, outcom
     root = message(event(action))
     assert (code(root, "EventID"), code(root, "EventTypeCode")) == (family, kind)
     assert root[0].get("EventOutcomeIndicator") == outcome and root[0].get("EventActionCode") == "E"
+
+
+@pytest.mark.parametrize(
+    ("action", "family"), [("picture", "110103"), ("header", "110103"), ("queue", "110112")]
+)
+def test_a_look_at_patients_is_no_security_alert(action: str, family: str) -> None:
+    assert code(message(event(action, "1.2.3")), "EventID") == family
 
 
 def test_who_looked_at_a_study() -> None:

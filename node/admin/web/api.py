@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -172,24 +172,33 @@ def _reading(router: APIRouter, site: Site, gate: Gate) -> None:
         return _study(row, visitor) | more
 
     @router.get("/jobs", tags=["queue"])
-    def jobs(limit: Limit = 100, _: Visitor = gate.viewer) -> list[dict[str, Any]]:
+    def jobs(request: Request, limit: Limit = 100, visitor: Visitor = gate.viewer) -> list[dict[str, Any]]:
         """The latest jobs, newest first."""
+        site.look(visitor, "api-jobs", request, often=True)
         return site.records.views.jobs(limit)
 
     @router.get("/deliveries", tags=["queue"])
     def deliveries(
-        state: DeliveryState | None = None, limit: Limit = 200, _: Visitor = gate.viewer
+        request: Request,
+        state: DeliveryState | None = None,
+        limit: Limit = 200,
+        visitor: Visitor = gate.viewer,
     ) -> list[dict[str, Any]]:
         """The latest deliveries; of one state, positive results and the oldest first."""
+        site.look(visitor, "api-deliveries", request, often=True)
         if state is None:
             return site.records.views.deliveries(limit)
         return site.records.console.unsent(state, limit)
 
     @router.get("/alerts", tags=["queue"])
     def alerts(
-        state: AlertState | None = None, limit: Limit = 200, _: Visitor = gate.viewer
+        request: Request,
+        state: AlertState | None = None,
+        limit: Limit = 200,
+        visitor: Visitor = gate.viewer,
     ) -> list[dict[str, Any]]:
         """The latest alerts, without what they say; of one state, positive results and the oldest first."""
+        site.look(visitor, "api-alerts", request, often=True)
         if state is None:
             return site.records.alerts.latest(limit)
         return site.records.alerts.unsent(state, limit)

@@ -26,8 +26,9 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.get("/missing")
     def missing(
-        request: Request, show: str = "standing", archive: str = "", _: Visitor = gate.viewer
+        request: Request, show: str = "standing", archive: str = "", visitor: Visitor = gate.viewer
     ) -> Response:
+        site.look(visitor, "missing", request)
         return site.page(request, "missing.html", **gather(site, show, archive))
 
     @router.post("/comparisons")

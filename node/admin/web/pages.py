@@ -53,8 +53,8 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         page = min(max(page, 1), PAGES)
         wanted = wanted_of(show, read, within, q, now)
         rows, more = site.records.worklist.page(wanted, PAGE, (page - 1) * PAGE)
-        if "hx-request" not in request.headers:
-            site.note(visitor, "worklist", detail=f"{show} {read} {within}" + (" search" if q else ""))
+        searched = " search" if q else ""
+        site.look(visitor, "worklist", request, detail=f"{show} {read} {within}{searched}")
         asked = {"show": str(show), "read": str(read), "within": within, "q": q}
         return site.page(
             request,
@@ -86,8 +86,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.get("/study/{uid:path}")
     def one(request: Request, uid: str, series: str = "", visitor: Visitor = gate.viewer) -> Response:
-        if "hx-request" not in request.headers:
-            site.note(visitor, "study", uid)
+        site.look(visitor, "study", request, uid)
         found = study.gather(site, pictures, uid, series, visitor.sees_names)
         if found is None:
             raise HTTPException(404, "there is no such study here")
@@ -96,6 +95,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.get("/queue")
     def queue(request: Request, visitor: Visitor = gate.viewer) -> Response:
+        site.look(visitor, "queue", request)
         return site.page(request, "queue.html", **board.gather(site, time.time()))
 
     @router.get("/audit")

@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import FileResponse
 from PIL import Image, ImageDraw
 from pydicom import dcmread
@@ -296,9 +296,15 @@ def routes(site: Site, gate: Gate) -> APIRouter:
 
     @router.get("/picture/{index}/{series_uid:path}")
     def picture(
-        index: int, series_uid: str, contour: bool = True, heat: bool = True, _: Visitor = gate.viewer
+        request: Request,
+        index: int,
+        series_uid: str,
+        contour: bool = True,
+        heat: bool = True,
+        visitor: Visitor = gate.viewer,
     ) -> Response:
         stack = stack_of(series_uid)
+        site.look(visitor, "picture", request, stack.study_uid, often=True)
         if not 0 <= index < len(stack.slices):
             raise HTTPException(404, f"the series has {len(stack.slices)} slices")
         return Response(pictures.slice(stack, index, contour, heat), media_type="image/png")

@@ -52,8 +52,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         now = time.time()
         within = within if within in PERIODS else USUAL
         since = period_start(within, now)
-        if "hx-request" not in request.headers:
-            site.note(visitor, "quality", detail=f"{by} {within}")
+        site.look(visitor, "quality", request, detail=f"{by} {within}")
         whole, groups = figures(site.records, site.settings, by, within, now)
         return site.page(
             request,

@@ -39,8 +39,9 @@ def add_to(router: APIRouter, site: Site, gate: Gate) -> None:
     deeds = Deeds(site)
 
     @router.get("/workitems", tags=["reading"])
-    def workitems(_: Visitor = gate.viewer) -> list[Row]:
+    def workitems(request: Request, visitor: Visitor = gate.viewer) -> list[Row]:
         """What readers took by UPS Pull and did not finish, the longest silent first."""
+        site.look(visitor, "api-workitems", request, often=True)
         return [taken_row(item) for item in site.records.workitems.taken(MOST_TAKEN)]
 
     @router.get("/subscribers", tags=["reading"])

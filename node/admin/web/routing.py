@@ -23,13 +23,15 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/routing")
-    def routing(request: Request, q: str = "", _: Visitor = gate.admin) -> Response:
+    def routing(request: Request, q: str = "", visitor: Visitor = gate.admin) -> Response:
+        site.look(visitor, "routing", request)
         return shown(site, request, q.strip()[:128])
 
     @router.post("/routing")
-    async def try_rules(request: Request, _: Visitor = gate.admin) -> Response:
+    async def try_rules(request: Request, visitor: Visitor = gate.admin) -> Response:
         """The same page by the rules of the form; nothing is saved."""
         form = await fields(request)
+        await run_in_threadpool(site.look, visitor, "routing", request, detail="tried rules")
         search, draft = form.get("q", "").strip()[:128], form.get("draft", "").replace("\r\n", "\n")
         return await run_in_threadpool(shown, site, request, search, draft)
 

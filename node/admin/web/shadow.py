@@ -93,8 +93,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         request: Request, choice: Annotated[Choice, Depends()], visitor: Visitor = gate.viewer
     ) -> Response:
         now = time.time()
-        if "hx-request" not in request.headers:
-            site.note(visitor, "shadow", detail=choice.within)
+        site.look(visitor, "shadow", request, detail=choice.within)
         return site.page(request, "shadow.html", **gather(site, choice, now))
 
     @router.get("/shadow.csv")

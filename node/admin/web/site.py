@@ -16,6 +16,7 @@ from node import __version__, canary, promotion
 from node.admin.waiting import uploading
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
+from node.admin.web.looks import Looks
 from node.domain.errors import OutOfReach
 from node.domain.opinion import WRONG_WORDS
 from node.outputs import wording
@@ -36,6 +37,7 @@ class Site:
         self.spool = spool
         self.clock = words.Clock(settings.web.time_zone)
         self._gate = gate
+        self._looks = Looks()
         self._templates = self._environment()
 
     def file(self, path: str) -> Path:
@@ -91,6 +93,26 @@ class Site:
     def note(self, visitor: Visitor, action: str, study_uid: str | None = None, detail: str = "") -> None:
         """One line in the audit trail. Raises TransientError when it cannot be written."""
         self.records.audit.write(visitor.actor, action, time.time(), study_uid=study_uid, detail=detail)
+
+    def look(
+        self,
+        visitor: Visitor,
+        action: str,
+        request: Request,
+        study_uid: str | None = None,
+        detail: str = "",
+        often: bool = False,
+    ) -> None:
+        """A line in the trail for a look at patient data, of a study or of what the address says.
+
+        A page that refreshes itself, or is asked for `often`, leaves one an hour. Raises TransientError.
+        """
+        seen = study_uid or f"{action} {request.url.query}"
+        mine, now = (visitor.name, visitor.address, visitor.how, seen), time.monotonic()
+        if (often or "hx-request" in request.headers) and self._looks.goes_on(mine, now):
+            return
+        self.note(visitor, action, study_uid, detail)
+        self._looks.noted(mine, now)
 
     def _environment(self) -> Environment:
         environment = Environment(

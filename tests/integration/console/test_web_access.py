@@ -342,6 +342,37 @@ def test_seeing_and_doing_leave_a_line_without_the_patients_name(browser: Browse
     assert [e["action"] for e in node.audit.entries(study_uid="1.1")] == ["agree", "study"]
 
 
+PATIENTS = ("/", "/study/1.1", "/queue", "/missing", "/quality", "/shadow", "/picture/0/1.1.1",
+            "/api/v1/jobs", "/api/v1/deliveries", "/api/v1/alerts", "/api/v1/workitems")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATIENTS)
+def test_whatever_a_request_says_of_itself_no_look_at_patients_goes_without_a_line(
+    path: str, browser: Browser, node: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Site(node).composed("1.1", SUBDURAL)
+    monkeypatch.setattr("node.admin.web.pictures.Pictures.slice", lambda *_: b"")
+
+    def looks(client: TestClient) -> int:
+        before = len(node.audit.entries(1000))
+        assert client.get(path, headers={"HX-Request": "true"}).status_code == 200
+        return len(node.audit.entries(1000)) - before
+
+    victor = logged_in(browser, "victor")
+    assert [looks(victor), looks(victor)] == [1, 0]  # the second is the page that refreshes itself
+    anna = logged_in(browser, "anna")
+    assert looks(anna) == 1
+    monkeypatch.setattr("node.admin.web.looks.LASTS_S", 0.0)
+    assert looks(victor) == 1
+
+
+def test_another_search_is_another_look(browser: Browser, node: Records) -> None:
+    victor = logged_in(browser, "victor")
+    for q in ("A1", "A2", "A1"):
+        victor.get(f"/?q={q}", headers={"HX-Request": "true"})
+    assert [e["action"] for e in node.audit.entries()] == ["worklist", "worklist", "login"]
+
+
 def test_nothing_in_the_trail_can_be_changed(records: Records) -> None:
     records.audit.write(Actor("anna", "admin", ""), "login", 1.0)
     for statement in (update(tables.audit).values(who="victor"), delete(tables.audit)):
