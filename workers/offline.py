@@ -16,6 +16,7 @@ from node.domain.eligibility import Choice, Rules, best_refused, choose
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings, ModelIdentity, Reason, Status
 from node.domain.instance import Instance
+from node.domain.patients import CODE, Person, same_person
 from node.gathering import made_at, read_source
 from node.headers import read_instance
 from node.outputs.catalogue import build_all
@@ -51,12 +52,13 @@ class Result:
 def read_folder(folder: Path) -> Folder:
     """Copies of a file count once.
 
-    Raises PermanentError when the folder holds no DICOM file, more than one study, or files that differ and
-    say that they are the same SOP instance.
+    Raises PermanentError when the folder holds no DICOM file, more than one study or patient, or files that
+    differ and say that they are the same SOP instance.
     """
     paths: dict[str, list[Path]] = {}
     instances: dict[str, list[Instance]] = {}
     by_uid: dict[str, Path] = {}
+    persons: dict[Person, Path] = {}
     strangers = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
@@ -67,6 +69,7 @@ def read_folder(folder: Path) -> Folder:
         if (known := by_uid.setdefault(instance.sop_instance_uid, path)) is not path:
             _require_copy(known, path)
             continue
+        persons.setdefault(Person(instance.patient_id, instance.patient_name), path)
         paths.setdefault(instance.series_instance_uid, []).append(path)
         instances.setdefault(instance.series_instance_uid, []).append(instance)
     studies = {i.study_instance_uid for group in instances.values() for i in group}
@@ -78,7 +81,19 @@ def read_folder(folder: Path) -> Folder:
         raise PermanentError(
             "SEVERAL_STUDIES", f"{folder} holds {len(studies)} studies; give a folder with one of them"
         )
+    _require_one_patient(persons)
     return Folder(paths, instances, tuple(strangers))
+
+
+def _require_one_patient(persons: Mapping[Person, Path]) -> None:
+    """By the headers of the whole folder: also of series that nobody would read."""
+    if not same_person(persons.keys()):
+        whose: dict[str, Path] = {}
+        for person, file in persons.items():
+            whose.setdefault(person.patient_id.strip() or person.patient_name or "no patient ID", file)
+        named = ", ".join(f"{name} ({file})" for name, file in whose.items())
+        text = f"the folder holds images of several patients: {named}; give a folder with one of them"
+        raise PermanentError(CODE, text)
 
 
 def _require_copy(known: Path, path: Path) -> None:

@@ -33,6 +33,19 @@ def test_copies_of_a_file_count_once(folder: Path) -> None:
     assert read.strangers == ()
 
 
+@pytest.mark.parametrize("same_series", [True, False])
+def test_two_patients_in_one_study_are_named(same_series: bool, folder: Path) -> None:
+    for number in (2, 3):
+        ds = dcmread(folder / f"{number}.dcm")
+        ds.PatientID = "OTHER-7"
+        if not same_series:
+            ds.SeriesInstanceUID += ".7"
+        ds.save_as(folder / f"{number}.dcm")
+    with pytest.raises(PermanentError, match=r"(?s)PID123 .*0\.dcm.*OTHER-7 .*2\.dcm") as raised:
+        read_folder(folder)
+    assert raised.value.code == "PATIENTS_MIXED"
+
+
 def test_files_that_say_different_things_of_one_image_are_named(folder: Path) -> None:
     ds = dcmread(folder / "1.dcm")
     ds.PatientName = "Somebody^Else"
