@@ -112,7 +112,11 @@ class Receiver:
                     log.error("no connection can be accepted: %s", error)
                     time.sleep(0.1)
                 continue
-            self._serve(connection)
+            try:
+                self._serve(connection)
+            except Exception as error:  # reset already, or no memory for it: the next one is served
+                log.error("a connection cannot be served: %s", error)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         """In a thread of its own; a stranger, and what is beyond all limits, is closed at once."""
@@ -128,9 +132,9 @@ class Receiver:
         thread = threading.Thread(
             target=self._run, args=(association, connection), name="association", daemon=True
         )
-        with self._lock:
+        with self._lock:  # which it needs at its end
+            thread.start()
             self._threads[thread] = association
-        thread.start()
 
     def _lets_in(self, address: str) -> bool:
         """Some connections more than associations are let in, so that one too many is told why."""

@@ -50,13 +50,21 @@ SUCCESS = 0x0000
 class Node:
     """A listener in this process."""
 
-    def __init__(self, folder: Path, stack: ExitStack, **scp: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        knocking: Callable[[int], None] = lambda port: None,
+        **scp: object,
+    ) -> None:
+        """`knocking` is what peers do at the port before anybody looks who is there."""
         options = {"port": free_port(), "processes": 1, "timeout_s": TIMEOUT_S, **scp}
         self.settings = Settings(data_dir=folder, scp=Scp.model_validate(options))
         (folder / "spool").mkdir(parents=True)
         self.records: Records = open_records(self.settings)
         self.spool = Spool(folder / "spool")
         listening = open_socket(self.settings.scp)
+        knocking(self.settings.scp.port)
         intake = Intake(self.spool, self.records, time.time, self.settings.scp, LATER_S)
         self.listener = listener_of(self.settings, self.records, intake)
         self.listener.start(listening)
@@ -209,6 +217,37 @@ class TestAtTheListener:
                 peer.sendall(b"\x16\x03\x01\x02\x00\x01\x00")  # a ClientHello that announces 512 bytes
             assert node.takes(tls_args=(trusting, "localhost"))
             assert all(is_closed(peer) for peer in halves)
+
+    def test_a_connection_that_is_reset_at_once_leaves_a_port_with_tls_open(
+        self, start: Starter, tmp_path: Path
+    ) -> None:
+        """As a balancer's probe and a port scanner do."""
+
+        def probe(port: int) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        own = make_certificate(tmp_path, "node")
+        node = start(knocking=probe, tls=Tls(cert=own.cert, key=own.key))
+        assert node.takes(tls_args=(ssl.create_default_context(cafile=own.cert), "localhost"))
+
+    def test_a_machine_that_has_no_thread_left_for_one_peer_serves_the_next(
+        self, start: Starter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node, begin = start(), threading.Thread.start
+        refused: list[str] = []
+
+        def start_thread(thread: threading.Thread) -> None:
+            if thread.name == "association" and not refused:
+                refused.append(thread.name)
+                raise RuntimeError("can't start new thread")
+            begin(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_thread)
+        with closing(node.connect()) as peer:
+            peer.sendall(association_request(node))
+            assert is_closed(peer)
+        assert node.takes()
 
     def test_a_data_set_without_end_is_cut_off_at_the_limit(self, start: Starter) -> None:
         node = start(max_instance_mb=1)
