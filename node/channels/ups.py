@@ -194,7 +194,8 @@ def comment(told: Announcement) -> str:
         said = "First word of the classifier; the analysis goes on."
     else:
         said = wording.segmentation_words(found)
-    before = f"Correction of what was told as {told.corrects.priority}. " if told.corrects else ""
+    then = told.corrects.priority or "not analysed" if told.corrects else ""
+    before = f"Correction of what was told as {then}. " if then else ""
     return f"{before}{said} {wording.RESEARCH_USE}"
 
 

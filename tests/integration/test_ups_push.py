@@ -21,7 +21,7 @@ from node.channels.contract import Rejected
 from node.channels.ups import UpsChannel, comment, inputs
 from node.domain.announcing import Stage
 from node.domain.errors import TransientError
-from node.domain.findings import Priority
+from node.domain.findings import Priority, Status
 from node.outputs.uids import uid_for
 from node.settings import Destination, Settings, UpsPush
 from node.store.records import open_records
@@ -225,3 +225,6 @@ def test_each_stage_has_its_words() -> None:
     assert comment(told(SUBDURAL, Stage.PRELIMINARY)).startswith("First word of the classifier")
     assert "23.4 mL" in comment(told(SUBDURAL, Stage.FINAL))
     assert told().reading_priority is Priority.STAT
+    unread = told(replace(findings(), status=Status.NOT_ANALYSED, priority=None), Stage.NOT_ANALYSED)
+    after = comment(told(SUBDURAL, Stage.FINAL, unread))
+    assert after.startswith("Correction of what was told as not analysed. Segmented")
