@@ -7,7 +7,11 @@ resent as it was, never built anew.
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from node.domain.findings import Findings
 
@@ -20,14 +24,27 @@ def uid_for(findings: Findings, kind: str, index: int = 0) -> str:
 
     A *not analysed* outcome has UIDs of its own, one set for each reason: when the same revision is
     analysed after all, its objects must not hide behind those already in the PACS. So with an analysis
-    that was compared with an earlier one.
+    that was compared with an earlier one, and with one that comes to another result by the same model.
     """
     model = findings.model
     outcome = findings.status.value + (f":{findings.reason.code}" if findings.reason else "")
     if prior := findings.comparison:
         outcome += f":since {prior.series_uid} {prior.revision}"
-    series = (findings.series_instance_uid, findings.revision, outcome)
+    series = (findings.series_instance_uid, findings.revision, outcome, _result(findings))
     return derived(*series, model.name, model.version, model.sha256, kind, index)
+
+
+def _result(findings: Findings) -> str:
+    """What was found, in the digits that objects hold (`numbers`): noise beyond them makes no new objects."""
+    classes = {name: _rounded(asdict(one), 4) for name, one in findings.classes.items()}
+    mask = _rounded(asdict(findings.segmentation), 2) if findings.segmentation else None
+    return json.dumps([classes, mask, findings.consistency, findings.priority], sort_keys=True)
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def derived(*parts: object) -> str:

@@ -670,6 +670,35 @@ def test_an_alarm_is_not_lowered_in_silence_by_another_model_either(now: str, pl
     assert all(row.urgent for row in place.deliveries())
 
 
+@pytest.mark.parametrize(("first", "then"), [(0.02, 0.9), (0.9, 0.02)])
+def test_another_result_of_the_same_model_goes_out_as_well(first: float, then: float, place: Place) -> None:
+    """A newer version of the node may read the same images differently, with the same weights."""
+    job, found = place.analysed(probability=first)
+    place.composer.round()
+    before = {row.sop_instance_uid for row in place.deliveries()}
+    place.records.jobs.reanalyse(job.id)
+    classes = {name: ClassFinding(then, then > 0.5) for name in found.classes}
+    priority = Priority.STAT if then > 0.5 else Priority.ROUTINE
+    place.analysed_again(job, replace(found, classes=classes, priority=priority))
+    place.composer.round()
+    new = [row for row in place.deliveries() if row.sop_instance_uid not in before]
+    assert {row.output for row in new if row.destination == "pacs"} >= {"sr", "sc"}
+    report = max(place.objects(job.id)["sr"], key=lambda ds: str(ds.ContentDate + ds.ContentTime))
+    assert ("SUSPECTED" in report.SeriesDescription) == (then > 0.5)
+
+
+def test_the_same_result_of_the_same_model_goes_out_once(place: Place) -> None:
+    """What differs in digits that no object holds is the same."""
+    job, found = place.analysed()
+    place.composer.round()
+    before = {row.sop_instance_uid for row in place.deliveries()}
+    place.records.jobs.reanalyse(job.id)
+    classes = {n: replace(one, probability=one.probability - 1e-7) for n, one in found.classes.items()}
+    place.analysed_again(job, replace(found, classes=classes, timings_s={"load": 1.0}))
+    place.composer.round()
+    assert {row.sop_instance_uid for row in place.deliveries()} == before
+
+
 def test_an_alarm_of_a_failed_job_is_not_lowered_in_silence_when_it_is_tried_again(place: Place) -> None:
     job = place.failed(priority=Priority.STAT)
     place.composer.round()

@@ -21,13 +21,13 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from node.domain.errors import PermanentError
-from node.domain.findings import Findings, Reason
+from node.domain.findings import ClassFinding, Findings, Priority, Reason
 from node.outputs.catalogue import NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.source import Source
 from node.outputs.uids import uid_for
 from node.outputs.wording import plain
-from tests.factories import MADE_AT, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
+from tests.factories import MADE_AT, MEASURED, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
 
 MASKS = bleed(6, 64)
 NAMES_OF_PATIENTS = {
@@ -229,6 +229,9 @@ def test_uids_follow_series_revision_model_outcome_and_kind() -> None:
         replace(findings, revision=2),
         replace(findings, series_instance_uid=make_uid("other")),
         replace(findings, model=replace(findings.model, sha256="cd" * 32)),
+        replace(findings, classes={**findings.classes, "epidural": ClassFinding(0.6, True)}),
+        replace(findings, segmentation=MEASURED),
+        replace(findings, priority=Priority.HIGH),
         not_analysed(series),
         not_analysed(series, "ANOTHER_REASON"),
     ]
