@@ -76,13 +76,13 @@ class Console:
         found: dict[str, int] = {row[0]: row[1] for row in rows}
         return {name: found.get(name, 0) for name in sent_before}
 
-    def given_up(self, destination: str = "", limit: int = 5000) -> list[int]:
-        """Ids of given-up deliveries, to be tried again."""
-        query = select(deliveries.c.id).where(deliveries.c.state == DeliveryState.FAILED)
+    def count_given_up(self, destination: str = "") -> int:
+        """How many deliveries were given up, of one destination or of all."""
+        query = select(func.count()).where(deliveries.c.state == DeliveryState.FAILED)
         if destination:
             query = query.where(deliveries.c.destination == destination)
         with reading(self._engine) as connection:
-            return list(connection.execute(query.order_by(deliveries.c.id).limit(limit)).scalars())
+            return int(connection.execute(query).scalar_one())
 
     def oldest_unsent_positive(self) -> Row | None:
         query = (

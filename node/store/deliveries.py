@@ -175,6 +175,14 @@ class Deliveries:
             statement = _move(delivery_id, DeliveryEvent.RETRIED_BY_ADMIN)
             connection.execute(statement.values(next_try_at=now, created_at=now))
 
+    def retry_all(self, destination: str, now: float) -> int:
+        """What was given up, of one destination or ("") of all, at once. Returns how many."""
+        statement = move(DeliveryEvent.RETRIED_BY_ADMIN).values(next_try_at=now, created_at=now)
+        if destination:
+            statement = statement.where(deliveries.c.destination == destination)
+        with writing(self._engine) as connection:
+            return connection.execute(statement).rowcount
+
     def waiting(self, job_id: int) -> int:
         """How many deliveries of a job are still to be sent."""
         with reading(self._engine) as connection:

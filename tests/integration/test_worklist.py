@@ -178,7 +178,7 @@ def test_an_alarm_stays_first_until_a_later_revision_has_its_word(site: Site) ->
 
 def test_the_backlog_of_each_destination(site: Site) -> None:
     console, now = site.records.console, time.time()
-    given_up = site.given_up("1.1", SUBDURAL)
+    site.given_up("1.1", SUBDURAL)
     sent = site.delivery_of(site.composed("1.2", findings()))
     late = site.delivery_of(site.composed("1.3", SUBDURAL))
     site.records.deliveries.sent(sent, "0x0000", now)
@@ -191,7 +191,7 @@ def test_the_backlog_of_each_destination(site: Site) -> None:
     console.echoed("pacs", True, "answered", now)
     console.echoed("pacs", False, "did not", now + 1)
     assert console.destinations(["pacs"])["pacs"]["echo"]["text"] == "did not"
-    assert console.given_up("pacs") == [given_up] and console.given_up("other") == []
+    assert (console.count_given_up("pacs"), console.count_given_up("other")) == (1, 0)
     assert [row["id"] for row in console.unsent(DeliveryState.PENDING)] == [late]
     assert console.counts()["deliveries"] == {"PENDING": 1, "FAILED": 1}
     oldest = console.oldest_unsent_positive()

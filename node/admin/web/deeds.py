@@ -91,10 +91,12 @@ class Deeds:
 
     def retry_deliveries(self, visitor: Visitor, destination: str = "", ids: Sequence[int] = ()) -> int:
         """These given-up deliveries, else all of a destination, else all. Returns how many."""
-        chosen = list(ids)[:MOST_AT_ONCE] or self._records.console.given_up(destination, MOST_AT_ONCE)
-        detail = f"{len(chosen)} deliveries to {destination or 'every destination'}"
+        count = len(ids) or self._records.console.count_given_up(destination)
+        detail = f"{count} deliveries to {destination or 'every destination'}"
         self._site.note(visitor, "retry-deliveries", detail=detail)
-        return sum(self._retried(delivery_id) for delivery_id in chosen)
+        if ids:
+            return sum(self._retried(delivery_id) for delivery_id in ids)
+        return self._records.deliveries.retry_all(destination, time.time())
 
     def _retried(self, delivery_id: int) -> bool:
         try:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import event
+from sqlalchemy import event, insert, select
 
 from node.admin.cli import main
 from node.domain.lifecycle import JobState
 from node.domain.opinion import Opinion
 from node.settings import Settings
 from node.store.records import Records
+from node.store.tables import deliveries
 from tests.site import SUBDURAL, Site
 
 
@@ -33,6 +34,17 @@ def run(*words: str, fails: bool = False) -> str:
     result = CliRunner().invoke(main, words)
     assert (result.exit_code != 0) == fails, result.output
     return result.output
+
+
+def test_retry_all_leaves_none_behind_however_many_there_are(records: Records) -> None:
+    Site(records).given_up("1.1", SUBDURAL)
+    with records.engine.begin() as connection:
+        row = dict(connection.execute(select(deliveries)).mappings().one())
+        del row["id"]
+        connection.execute(insert(deliveries), [row | {"destination": f"pacs-{n}"} for n in range(6000)])
+    assert "6001 deliveries are due now" in run("deliveries", "retry-all")
+    assert records.console.count_given_up() == 0
+    assert records.audit.entries(1)[0]["detail"] == "6001 deliveries to every destination"
 
 
 def test_jobs_and_deliveries(records: Records) -> None:

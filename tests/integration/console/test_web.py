@@ -244,6 +244,10 @@ def test_each_skipped_series_tells_its_reason(client: TestClient, site: Site) ->
     assert "a localizer holds no volume" in client.get("/study/1.1").text
 
 
+def given_up_of(site: Site) -> list[int]:
+    return sorted(row["id"] for row in site.records.console.unsent(DeliveryState.FAILED))
+
+
 def test_the_queue_shows_trouble_first_and_retries_it(client: TestClient, site: Site) -> None:
     failed = site.failed("1.1", Reason("NO_VOLUME", "no volume"), patient_id="PID-1")
     given_up = site.given_up("1.2", SUBDURAL, patient_id="PID-2")
@@ -261,9 +265,9 @@ def test_the_queue_shows_trouble_first_and_retries_it(client: TestClient, site: 
     job = site.records.jobs.get(failed)
     assert job and job.state is JobState.QUEUED
     assert press(client, "/deliveries/retry", ids=str(others[0])) == 303
-    assert site.records.console.given_up() == [given_up, others[1]]
+    assert given_up_of(site) == [given_up, others[1]]
     assert press(client, "/deliveries/retry") == 303
-    assert site.records.console.given_up() == []
+    assert given_up_of(site) == []
     assert press(client, f"/jobs/cancel/{failed}") == 303
     assert press(client, f"/jobs/cancel/{failed}") == 409
 
