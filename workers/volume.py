@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +28,8 @@ from workers.head import Slice
 from workers.images import Image, image_of
 
 MIN_SLICES = 3
+_APART_MM = 1.5 * SAME_POSITION_MM
+"""Slices farther apart are at two places: one in the last decimal of a place is still the same."""
 _WIDEST = Rules(allow_derived=True)
 _NOT_AXIAL = "localizers or slices that are not axial"
 _LEFT_OUT = {
@@ -203,22 +204,30 @@ def _main_stack(images: list[_Slice], warnings: list[str]) -> list[_Slice]:
 
 
 def _distinct(group: list[_Slice], warnings: list[str]) -> list[_Slice]:
-    """In order along the normal, one slice a place; of several the one acquired first."""
-    if not group:
-        return []
-    orientation = group[0][0].orientation or ()
+    """In order along the normal, one slice a place; of several always that of the same scan: see `_turn`."""
+    orientation = group[0][0].orientation or () if group else ()
+    sizes = Counter(key for slice_, _ in group for key in (_scan(slice_)[:1], _scan(slice_)))
+    places: list[tuple[float, list[_Slice]]] = []
+    for image in sorted(group, key=lambda image: slice_position_mm(image[0].position or (), orientation)):
+        place = slice_position_mm(image[0].position or (), orientation)
+        if not places or place - places[-1][0] > _APART_MM:
+            places.append((place, []))
+        places[-1][1].append(image)
+    if len(places) < len(group):
+        warnings.append(f"{len(group) - len(places)} slices at the place of another left out")
+    return [min(images, key=lambda image: _turn(image[0], sizes)) for _, images in places]
 
-    def order(image: _Slice) -> tuple[float, int, int, str, int]:
-        instance = image[0]
-        place = round(slice_position_mm(instance.position or (), orientation) / SAME_POSITION_MM)
-        turn = (instance.acquisition_number or 0, instance.instance_number or 0)
-        return place, *turn, instance.sop_instance_uid, instance.frame_number or 0
 
-    stack = sorted(group, key=order)
-    kept = stack[:1] + [image for before, image in pairwise(stack) if order(image)[0] - order(before)[0] > 1]
-    if len(kept) < len(stack):
-        warnings.append(f"{len(stack) - len(kept)} slices at the place of another left out")
-    return kept
+def _scan(slice_: Instance) -> tuple[object, ...]:
+    """What slices of one acquisition (the first value) in one reconstruction have in common."""
+    return slice_.acquisition_number or 0, slice_.kernel, slice_.slice_thickness or 0.0
+
+
+def _turn(slice_: Instance, sizes: Mapping[tuple[object, ...], int]) -> tuple[object, ...]:
+    """Smallest goes first: of the acquisition with the most slices, then the earliest; then as it says."""
+    scan = _scan(slice_)
+    order = (slice_.instance_number or 0, slice_.sop_instance_uid, slice_.frame_number or 0)
+    return -sizes[scan[:1]], scan[0], -sizes[scan], scan, order
 
 
 def _irregularities(

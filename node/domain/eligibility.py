@@ -183,7 +183,7 @@ def _assess_kept(
     if len(stack) < len(kept):
         text = f"{len(kept)} images in several volumes; the one of {len(stack)} is read"
         notes.append(Reason("SEVERAL_VOLUMES", text))
-    enhanced, contrast_note = _contrast(first)
+    enhanced, contrast_note = _contrast(_usual_of(stack))
     body = _body(first, rules)
     result = (
         _refuse_words(first, rules)
@@ -324,8 +324,7 @@ def _contrast(instance: Instance) -> tuple[bool, Reason | None]:
     Technicians enter the agent once for the whole examination, so a series that calls itself native is
     believed, with a remark.
     """
-    label, agent = words.fold(_name(instance)), words.fold(instance.contrast_agent)
-    stated = bool(agent) and not words.NO_AGENT.fullmatch(agent)
+    label, stated = words.fold(_name(instance)), words.names_agent(instance.contrast_agent)
     native = words.NATIVE.search(label)
     if native:
         text = f'ContrastBolusAgent "{instance.contrast_agent}", but the series is named "{_name(instance)}"'
@@ -337,6 +336,14 @@ def _contrast(instance: Instance) -> tuple[bool, Reason | None]:
         text = f'contrast-enhanced (named "{_name(instance)}")'
         return True, _reason(SkipCode.CONTRAST_ENHANCED, text)
     return False, None
+
+
+def _usual_of(stack: Sequence[Instance]) -> Instance:
+    """A slice that says of a contrast agent what most of them say; one that names it where as many do."""
+    stated = [slice_ for slice_ in stack if words.names_agent(slice_.contrast_agent)]
+    if 2 * len(stated) >= len(stack):
+        return stated[0]
+    return next(slice_ for slice_ in stack if not words.names_agent(slice_.contrast_agent))
 
 
 def _bone(instance: Instance) -> Reason | None:

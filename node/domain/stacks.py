@@ -2,8 +2,8 @@
 
 A series may hold an axial scan beside its reformats and projections, and a multi-frame object several
 stacks, points in time or reconstructions. Slices of two volumes are never mixed. The position of a slice
-matters in one case: a scan that was repeated, since the patient moved say, lies between the slices of the
-first one.
+matters in two cases: a scan that was repeated, since the patient moved say, lies between the slices of the
+first one, and one with contrast agent lies where the native one does.
 """
 
 from __future__ import annotations
@@ -37,14 +37,27 @@ def stacks(slices: Sequence[Instance]) -> list[list[int]]:
 def main_stack(slices: Sequence[Instance]) -> list[int]:
     """Indices of the stack to read: as scanned, not too sharp, then the most slices, then the earliest.
 
-    Of scans that lie between one another's slices, that of the most slices, then the earliest.
+    Of scans that lie between one another's slices, that of the most slices, then the earliest. Native slices
+    count twice as much as enhanced ones beside them.
     """
 
     def rank(group: list[int]) -> tuple[bool, bool, int, str]:
         first = slices[group[0]]
         return bool(told(first.image_type)), _is_soft(first) is False, -len(group), first.stack
 
-    return _one_scan(slices, min(stacks(slices), key=rank, default=[]))
+    return _one_scan(slices, _one_contrast(slices, min(stacks(slices), key=rank, default=[])))
+
+
+def _one_contrast(slices: Sequence[Instance], stack: list[int]) -> list[int]:
+    """The indices of a stack without its enhanced slices, or its native ones, where both lie in one place."""
+    native: list[int] = []
+    enhanced: list[int] = []
+    for index in stack:
+        (enhanced if words.names_agent(slices[index].contrast_agent) else native).append(index)
+    places = [_places_mm([slices[index] for index in scan]) for scan in (native, enhanced)]
+    if min(map(len, _in_common(*places))) < SEVERAL:
+        return stack
+    return native if 2 * len(native) >= len(enhanced) else enhanced
 
 
 def _one_scan(slices: Sequence[Instance], stack: list[int]) -> list[int]:
@@ -59,22 +72,32 @@ def _one_scan(slices: Sequence[Instance], stack: list[int]) -> list[int]:
     if len(scans) < 2:
         return stack
     places = {number: _places_mm([slices[index] for index in scan]) for number, scan in scans.items()}
+    several = [number for number in scans if len(places[number]) >= SEVERAL]
     kept: list[int | None] = []
-    for number in sorted(scans, key=lambda number: (-len(places[number]), number or 0)):
+    for number in sorted(several, key=lambda number: (-len(places[number]), number or 0)):
         if not any(_lie_between(places[number], places[other]) for other in kept):
             kept.append(number)
-    return [index for index in stack if slices[index].acquisition_number in kept]
+    left_out = set(several) - set(kept)
+    return [index for index in stack if slices[index].acquisition_number not in left_out]
 
 
 def _lie_between(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Each has several places of its own where both have been."""
+    """Each has several places of its own where both have been, and one of them has hardly been elsewhere."""
+    ours, theirs = _in_common(one, other)
+    if 2 * len(ours) < len(one) and 2 * len(theirs) < len(other):
+        return False  # parts of one scan that overlap
+    own = sum(not _is_among(other, place) for place in ours)
+    others = sum(not _is_among(one, place) for place in theirs)
+    return min(own, others) >= SEVERAL
+
+
+def _in_common(one: Sequence[float], other: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The places of each where both have been."""
     if not one or not other:
-        return False
+        return [], []
     low, high = max(one[0], other[0]), min(one[-1], other[-1])
-    return all(
-        sum(low <= place <= high and not _is_among(theirs, place) for place in own) >= SEVERAL
-        for own, theirs in ((one, other), (other, one))
-    )
+    within = [[place for place in places if low <= place <= high] for places in (one, other)]
+    return within[0], within[1]
 
 
 def _is_among(places: Sequence[float], place: float) -> bool:

@@ -76,6 +76,13 @@ PLUS_C = re.compile(r"(?<![A-Z])(?:C ?\+|\+ ?C(?:ON\w*)?\b)(?![A-Z+])", re.IGNOR
 NO_AGENT = re.compile(r"N|NO|NONE|NIL|NULL|OFF|FALSE|0|UNKNOWN|NO CONTRAST|WITHOUT.*|NON CONTRAST|W O.*")
 """What is written into ContrastBolusAgent to say that there was none."""
 
+
+def names_agent(contrast_agent: str) -> bool:
+    """Whether a ContrastBolusAgent says that some was given."""
+    agent = fold(contrast_agent)
+    return bool(agent) and not NO_AGENT.fullmatch(agent)
+
+
 _KERNELS = (
     (
         r"SIEMENS",

@@ -182,6 +182,23 @@ def test_settings_open_what_is_closed() -> None:
     assert [note.code for note in choice.notes] == ["CONTRAST_ENHANCED"]
 
 
+@pytest.mark.parametrize("enhanced_slices", [32, 40])
+def test_native_slices_are_read_beside_enhanced_ones_of_their_series(enhanced_slices: int) -> None:
+    """Whichever came first."""
+    agent = {"acquisition_number": 2, "contrast_agent": "IOHEXOL"}
+    native, enhanced = stack("1.1", acquisition_number=1), stack("1.1.9", enhanced_slices, **agent)
+    for series in ([*native, *enhanced], [*enhanced, *native]):
+        choice = choose({"1.1": series})
+        assert choice.chosen == "1.1", choice.skipped
+        assert [note.code for note in choice.notes] == ["SEVERAL_VOLUMES"]
+
+
+def test_a_few_native_slices_do_not_hide_that_a_series_is_enhanced() -> None:
+    series = [*stack("1.1", 3), *stack("1.1.9", contrast_agent="IOHEXOL")]
+    assert choose({"1.1": series}).skipped["1.1"].code == SkipCode.CONTRAST_ENHANCED
+    assert choose({"1.1": series}, Rules(allow_contrast=True)).chosen == "1.1"
+
+
 def test_native_before_enhanced_even_when_enhanced_is_allowed() -> None:
     study = {"1.1": stack("1.1", contrast_agent="IOHEXOL"), "1.2": stack("1.2", 160, 1.0)}
     assert choose(study, Rules(allow_contrast=True)).chosen == "1.2"

@@ -159,6 +159,35 @@ def test_a_scan_that_was_repeated_is_not_mixed_with_the_first() -> None:
     assert longer.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in again)
 
 
+TWICE = [
+    ("the places written less exactly", {"AcquisitionNumber": 2}, 24, 0.002, 1),
+    ("after one that was broken off", {"AcquisitionNumber": 2}, 30, 0.0, 2),
+    ("another kernel under the same numbers", {"ConvolutionKernel": "H41s"}, 24, 0.0, 1),
+    ("another thickness under the same numbers", {"SliceThickness": 3.0}, 24, 0.0, 2),
+    ("contrast agent, more of it", {"AcquisitionNumber": 2, "ContrastBolusAgent": "IOHEXOL"}, 30, 0.0, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "slices", "off_mm", "read"), [row[1:] for row in TWICE], ids=[row[0] for row in TWICE]
+)
+def test_two_scans_of_the_same_places_are_not_mixed(
+    changes: dict[str, Any], slices: int, off_mm: float, read: int
+) -> None:
+    first = at_heights(*np.arange(24) * 5.003, name="one", AcquisitionNumber=1)
+    again = at_heights(*np.arange(slices) * 5.003 - off_mm, name="two", **changes)
+    volume = build_volume([*again, *first])
+    wanted = {1: first, 2: again}[read]
+    assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in wanted)
+
+
+def test_parts_of_a_scan_that_overlap_are_both_read() -> None:
+    """A fossa in thin slices, and thick ones that begin two centimetres below its end."""
+    fossa = at_heights(*np.arange(29) * 2.5, name="fossa", AcquisitionNumber=1)
+    above = at_heights(*np.arange(20) * 5.0 + 51.2, name="above", AcquisitionNumber=2)
+    assert len(build_volume([*fossa, *above]).hu) == 49
+
+
 def test_steps_of_one_scan_with_numbers_of_their_own_stay_together() -> None:
     """A sequential scanner counts each turn of its tube; two parts of a scan may share a place."""
     steps = at_heights(*np.arange(12) * 5.0)
