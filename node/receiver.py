@@ -114,8 +114,8 @@ class Receiver:
                 continue
             try:
                 self._serve(connection)
-            except Exception as error:  # reset already, or no memory for it: the next one is served
-                log.error("a connection cannot be served: %s", error)
+            except Exception:  # reset already, or no thread for it: the next one is served
+                log.exception("a connection cannot be served")
                 connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
