@@ -232,15 +232,15 @@ class Arrivals:
         bounds = {"now": now, "most": most_in_series}
 
         def all_of_them(run: Run) -> bool:
-            """In one order everywhere, so that no two wait for each other."""
+            """Studies before series, as everywhere, and in order, so that no two wait for each other."""
+            for uid, first in sorted(of_study.items(), key=itemgetter(0)):
+                if not run(_SEE_STUDY, {"uid": uid, "now": now}):
+                    run(_INSERT_STUDY, _new_study(first, now))
             beginning = [
                 came
                 for (uid, study), came in sorted(of_series.items(), key=itemgetter(0))
                 if not run(_COUNT_MORE, {"uid": uid, "study": study, "more": len(came), **bounds})
             ]
-            for uid, first in sorted(of_study.items(), key=itemgetter(0)):
-                if not run(_SEE_STUDY, {"uid": uid, "now": now}):
-                    run(_INSERT_STUDY, _new_study(first, now))
             for came in beginning:  # what is there already, decided, full or elsewhere, its key refuses
                 if len(came) > most_in_series:
                     raise Refused(f"series {came[0].series_instance_uid} is too large")

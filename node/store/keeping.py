@@ -318,8 +318,8 @@ class Keeping:
         uncommitted = deliveries.c.state == DeliveryState.SENT
         wanted = gaps.c.state == GapState.WANTED
         wrong: tuple[tuple[Any, tuple[ColumnElement[bool], ...], dict[str, Any]], ...] = (
-            (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
             (studies, (studies.c.last_received_at > soon,), {"last_received_at": now}),
+            (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
             (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.rung_at > soon), {"rung_at": None}),
             (shadows, (unread, shadows.c.rung_at > soon), {"rung_at": None}),
             (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import Table, select, update
 
+from node.domain.errors import TransientError
 from node.domain.instance import Instance
 from node.domain.lifecycle import SeriesState
-from node.store.arrivals import NewInstance
+from node.store.arrivals import NewInstance, StoredFile
 from node.store.records import Records
 from node.store.tables import instances, series, studies
 from tests.integration.test_store import ASSOCIATION, instance, settle, stored
@@ -106,3 +108,32 @@ def test_a_study_whose_files_were_removed_has_some_again(records: Records) -> No
     assert together(records, instance(1, of="1.2.11"))
     (study,) = rows(records, studies, "study_instance_uid")
     assert study["files_removed_at"] is None
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_series_that_two_archives_send_with_other_headers_makes_neither_wait(records: Records) -> None:
+    """One brings new slices of it, the other replaces slices that are there, at the same time."""
+    assert together(records, *(instance(number) for number in range(5)), most=10_000)
+    troubles: list[Exception] = []
+
+    def tried(work: Callable[[int], object]) -> None:
+        try:
+            for number in range(150):
+                work(number)
+        except TransientError as error:
+            troubles.append(error)
+
+    def bring(number: int) -> None:
+        records.arrivals.record_new(came(instance(100 + number)), 10_000)
+
+    def replace(number: int) -> None:
+        other = instance(number % 5, series_description=f"as {number} has it")
+        file = StoredFile(f"replaced/{number}", 1, f"{number:064x}")
+        records.arrivals.record(other, file, ASSOCIATION, 100.0)
+
+    threads = [threading.Thread(target=tried, args=(work,)) for work in (bring, replace)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
