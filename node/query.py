@@ -66,6 +66,8 @@ class Archivist(Peer):
         asked = Dataset()
         asked.QueryRetrieveLevel = "STUDY"
         asked.ModalitiesInStudy = "CT"
+        if not "".join(keys.values()).isascii():
+            asked.SpecificCharacterSet = "ISO_IR 192"
         for keyword in ("StudyInstanceUID", "PatientID", "AccessionNumber", "StudyDate", "StudyTime",
                         "StudyDescription"):  # fmt: skip
             setattr(asked, keyword, keys.pop(keyword, ""))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from node.credentials import client_tls
 from node.domain.announcing import Announcement, Stage, Withdrawal
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import CLASSES, Priority
+from node.domain.routing import read_date
 from node.outputs import codes, wording
 from node.settings import Hl7
 
@@ -206,12 +208,12 @@ def _values(told: Announcement, settings: Hl7) -> Mapping[str, str]:
         "patient_id": subject.patient_id,
         "patient_id_issuer": subject.issuer_of_patient_id,
         "patient_name": patient_name(subject.patient_name),
-        "birth_date": subject.patient_birth_date,
+        "birth_date": day(subject.patient_birth_date),
         "accession_number": subject.accession_number,
         "study_uid": told.study_instance_uid,
         "series_uid": found.series_instance_uid,
         "study_description": subject.study_description,
-        "study_time": subject.study_date + subject.study_time.partition(".")[0] if subject.study_date else "",
+        "study_time": day_and_time(subject.study_date, subject.study_time),
         "made_time": _moment(told.made_at),
         "message_id": told.identifier,
         "headline": headline(told),
@@ -271,6 +273,24 @@ def patient_name(name: str) -> Structured:
             continue
         written.append("^".join([*parts, "", "", kind] if len(groups) > 1 else parts).rstrip("^"))
     return Structured("~".join(written))
+
+
+def day(text: str) -> str:
+    """A DA (PS3.5 6.2), also as ACR-NEMA wrote it, as DT; empty for what is none, which engines refuse."""
+    digits = text.strip().replace(".", "")
+    return digits if re.fullmatch(r"\d{8}", digits) and read_date(digits) else ""
+
+
+def day_and_time(date: str, time: str) -> str:
+    """DA and TM (PS3.5 6.2) as DTM, as far as they are such."""
+    known = day(date)
+    digits = re.match(r"(\d\d){1,3}", time.strip().replace(":", ""))
+    if not known or not digits:
+        return known
+    try:
+        return f"{datetime.strptime(known + digits[0].ljust(6, '0'), '%Y%m%d%H%M%S'):%Y%m%d%H%M%S}"
+    except ValueError:
+        return known
 
 
 def _moment(seconds: float) -> str:

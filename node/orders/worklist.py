@@ -112,6 +112,8 @@ def _query(accession: str = "", patient: str = "") -> Dataset:
     step.Modality = ""
     step.ScheduledProcedureStepStartDate = ""
     ds = Dataset()
+    if not (accession + patient).isascii():
+        ds.SpecificCharacterSet = "ISO_IR 192"
     ds.AccessionNumber = accession
     ds.PatientID = patient
     ds.StudyInstanceUID = None

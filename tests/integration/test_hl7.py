@@ -171,6 +171,26 @@ def test_a_test_is_marked_as_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("date", "time", "birth", "dtm", "day"),
+    [
+        ("20261120", "101500.25", "19560102", "20261120101500", "19560102"),
+        ("20261120", "1015", "1956", "20261120101500", ""),
+        ("2026.11.20", "10:15:00", "1956.01.02", "20261120101500", "19560102"),  # as ACR-NEMA wrote them
+        ("20261120", "noon", "unknown", "20261120", ""),
+        ("20261320", "101500", "", "", ""),
+        ("", "101500", "00000000", "", ""),
+    ],
+)
+def test_no_date_or_time_of_a_header_breaks_a_message(
+    date: str, time: str, birth: str, dtm: str, day: str
+) -> None:
+    header = replace(told().subject, study_date=date, study_time=time, patient_birth_date=birth)
+    result = written(replace(told(), subject=header)).oru_r01_patient_result
+    assert result.oru_r01_order_observation.obr.obr_7.value == dtm
+    assert result.oru_r01_patient.pid.pid_7.value == day
+
+
+@pytest.mark.parametrize(
     ("name", "xpn"),
     [
         ("Doe^Jane^Q^Dr.^MD", "Doe^Jane^Q^MD^Dr."),

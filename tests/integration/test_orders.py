@@ -102,6 +102,15 @@ def test_a_study_without_number_is_found_by_patient_modality_and_day() -> None:
     assert {query.PatientID for query in ris.queries} == {"P1"}
 
 
+@pytest.mark.parametrize("patient", ["П123", "Ä1", "王1"])
+def test_a_patient_id_in_any_script_is_asked_for_as_it_is(patient: str) -> None:
+    """A question mark in its place would ask for other patients (PS3.4 C.2.2.2.4)."""
+    found = item(SpecificCharacterSet="ISO_IR 192", PatientID=patient, AccessionNumber="")
+    with Ris([found]) as ris:
+        assert ris.asked().priority_of(Subject("1.9", "", (patient,)), "20261120")[0] is OrderPriority.STAT
+    assert [query.PatientID for query in ris.queries] == [patient]
+
+
 def test_the_order_of_another_patient_or_number_is_not_taken() -> None:
     with Ris(
         [item(PatientID="P2", StudyInstanceUID="9"), item(AccessionNumber="A2", StudyInstanceUID="8")]

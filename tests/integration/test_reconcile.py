@@ -416,6 +416,25 @@ def test_an_archive_that_counts_nothing_is_counted() -> None:
         server.shutdown()  # type: ignore[union-attr]
 
 
+def test_an_archive_is_asked_for_a_patient_id_in_any_script() -> None:
+    asked = []
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        asked.append(event.identifier.PatientID)
+        yield 0x0000, None
+
+    ae, port = AE("PLAIN"), free_port()
+    ae.add_supported_context(FIND)
+    server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
+    try:
+        with Archivist(Archive(name="plain", ae_title="PLAIN", port=port).peer, "ICHNODE") as peer:
+            for patient in ("П123", "王1", "P1"):
+                assert not list(peer.studies(PatientID=patient))
+    finally:
+        server.shutdown()  # type: ignore[union-attr]
+    assert asked == ["П123", "王1", "P1"]
+
+
 def test_the_page_lists_fetches_dismisses_and_asks(
     client: TestClient, settings: Settings, records: Records
 ) -> None:
