@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from node import commitment
 from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.nudge import Nudge
-from node.retry import Breaker, back_off_s, is_hopeless
+from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
 from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
 from node.settings import Destination, Settings
 from node.shipment import StreamingPeer
@@ -82,13 +82,16 @@ class Courier:
         self._spool = spool
         self._moves = moves
         self._breaker = Breaker(destination.retry_base_s)
+        self._asked_s = 0.0
+        """For how long the destination asked to be left alone."""
         self._taken: list[Taken] = []
         """…by the destination, and not written down yet."""
         self._noted_at = time.monotonic()
 
     def pause_s(self) -> float:
         """A round did not reach the destination: how many seconds to leave it alone."""
-        return self._breaker.failed(random.random())
+        asked_s, self._asked_s = min(self._asked_s, LONGEST_BREAK_S), 0.0
+        return max(self._breaker.failed(random.random()), asked_s)
 
     def round(self, now: Callable[[], float] = time.time) -> bool:
         """Send one batch of what is due, or else ask for commitment of what was sent.
@@ -124,8 +127,9 @@ class Courier:
                 reason = str(error)
             except TransientError as error:
                 log.warning("%d deliveries wait: %s", len(left), error)
+                self._asked_s = error.after_s
                 for due in left.values():
-                    self._write_down(due, Outcome(due.id, False, "", str(error)), now())
+                    self._write_down(due, Outcome(due.id, False, "", str(error)), now(), error.after_s)
                 return False
             except Exception as error:
                 if left:
@@ -183,7 +187,8 @@ class Courier:
                 leased_until = now() + LEASE_S
                 self._records.deliveries.extend(list(left), leased_until)
 
-    def _write_down(self, due: Due, outcome: Outcome, now: float) -> None:
+    def _write_down(self, due: Due, outcome: Outcome, now: float, after_s: float = 0.0) -> None:
+        """A destination that asks to be left alone for `after_s` is, up to its longest wait."""
         self._moves()
         deliveries = self._records.deliveries
         if outcome.accepted:
@@ -196,7 +201,8 @@ class Courier:
             log.error("delivery %d is given up: %s", due.id, outcome.text)
             deliveries.give_up(due.id, outcome.text, outcome.status)
         else:
-            delay = back_off_s(due.attempts, self._destination, random.random())
+            patience_s = min(after_s, self._destination.retry_max_s)
+            delay = max(back_off_s(due.attempts, self._destination, random.random()), patience_s)
             deliveries.failed(due.id, outcome.text, outcome.status, now + delay)
 
     def _note(self) -> None:

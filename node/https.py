@@ -32,6 +32,12 @@ def unreachable(name: str, error: Exception) -> str:
     return f"{name} cannot be reached ({why}); is it running, and are host and port of its url right?"
 
 
+def patience_s(answer: requests.Response) -> float:
+    """Retry-After in seconds (RFC 9110 10.2.3); 0 without one, or where it is a date."""
+    said = answer.headers.get("Retry-After", "").strip()
+    return float(said) if said.isascii() and said.isdecimal() else 0.0
+
+
 class Bearer(requests.auth.AuthBase):
     """An Authorization header (RFC 6750), whatever ~/.netrc says."""
 

@@ -175,11 +175,15 @@ class WebPeer:
 
     def _require_about_the_objects(self, error: requests.HTTPError, first: int) -> None:
         """Raises TransientError where no object would fare better, AssociationBroke where one may be why."""
-        status = error.response.status_code if error.response is not None else 0
-        if status in ABOUT_THE_OBJECTS:
+        answer = error.response
+        if answer is None:
+            raise TransientError(f"{self.name}: {error}") from error
+        if answer.status_code in ABOUT_THE_OBJECTS:
             return
-        text = f"{self.name}: {_http(error.response) if error.response is not None else error}"
-        raise (AssociationBroke(first, text) if status in BROKE_DOWN else TransientError(text)) from error
+        text = f"{self.name}: {_http(answer)}"
+        if answer.status_code in BROKE_DOWN:
+            raise AssociationBroke(first, text) from error
+        raise TransientError(text, https.patience_s(answer)) from error
 
     def _away(self, error: Exception) -> str:
         if isinstance(error, requests.exceptions.SSLError):

@@ -54,7 +54,7 @@ def exchange(
             session.prepare_request(request), timeout=timeout_s, stream=True, allow_redirects=False
         ) as response:
             answer = Answer(response.status_code, _read(response, deadline))
-            reason, after_s = response.reason or "", _patience(response)
+            reason, after_s = response.reason or "", https.patience_s(response)
     except requests.exceptions.SSLError as error:
         raise TransientError(f"{name}: TLS failed, is the authority in tls.ca? {error}") from error
     except requests.Timeout as error:
@@ -69,12 +69,6 @@ def exchange(
     if answer.status >= 500 or answer.status in later:
         raise TransientError(text, after_s)
     raise Rejected(status, text)
-
-
-def _patience(response: requests.Response) -> float:
-    """Retry-After in seconds (RFC 9110 10.2.3); 0 without one, or where it is a date."""
-    said = response.headers.get("Retry-After", "").strip()
-    return float(said) if said.isascii() and said.isdecimal() else 0.0
 
 
 def _next_step(status: int) -> str:

@@ -149,6 +149,7 @@ class Service:
     respond: Respond
     tls: Any = None
     content_type: str = "application/dicom+json; charset=utf-8"
+    retry_after: str = ""
     port: int = field(default_factory=free_port)
     requests: list[list[FileDataset]] = field(default_factory=list)
     headers: list[Message] = field(default_factory=list)
@@ -172,6 +173,8 @@ class Service:
                 self.send_response(status)
                 if 300 <= status < 400:
                     self.send_header("Location", f"{service.url}/login")
+                if service.retry_after:
+                    self.send_header("Retry-After", service.retry_after)
                 self.send_header("Content-Type", service.content_type)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -291,6 +294,18 @@ class TestAnswers:
             assert service.sizes() == [3]
         assert place.states() == [PENDING] * 3
         assert f"HTTP {status}" in place.rows()[0].last_error
+
+    @pytest.mark.parametrize(
+        ("said", "wait_s"), [("40", 40), ("86400", 60), ("soon", 5), ("Thu, 01 Jan 1970 00:00:00 GMT", 5)]
+    )
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_how_long_to_leave_the_service_alone_is_heeded(
+        self, status: int, said: str, wait_s: float, place: Place
+    ) -> None:
+        place.compose("pacs", count=1)
+        with Service(lambda _: (status, b""), retry_after=said) as service:
+            assert not place.courier(web(service.url)).round(lambda: T0)
+        assert place.rows()[0].next_try_at == T0 + wait_s
 
     def test_an_accepted_without_a_word_about_the_instances_is_not_believed(self, place: Place) -> None:
         place.compose("pacs", count=1)

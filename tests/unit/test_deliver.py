@@ -254,6 +254,19 @@ def test_a_destination_that_stays_away_is_left_alone_ever_longer() -> None:
     assert breaker.failed(1.0) == 5
 
 
+@pytest.mark.parametrize(
+    ("asked_s", "due_in_s", "pause_s"), [(40.0, 40.0, 40.0), (1e6, 600.0, 60.0), (1.0, 5.0, 5.0)]
+)
+def test_a_destination_that_asks_for_patience_gets_it_within_bounds(
+    asked_s: float, due_in_s: float, pause_s: float
+) -> None:
+    rows = Rows(due(1))
+    one = courier(rows, Script(TransientError("busy", asked_s)))
+    assert not one.round(Clock(0.0))
+    assert rows.log == [("failed", 1, "", due_in_s)]
+    assert [one.pause_s(), one.pause_s()] == [pause_s, 10]
+
+
 def test_once_a_destination_is_back_what_waits_for_it_is_due_at_once() -> None:
     clock = Clock(0.0)
     rows = Rows(due(1), due(2))
