@@ -11,6 +11,7 @@ import base64
 import hashlib
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -186,6 +187,7 @@ class S3:
     def _asking(self, what: str) -> Iterator[None]:
         """Whatever a request raises becomes OutOfReach with the next step, or _GoneError."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         if time.monotonic() < self._alone_until:
             raise OutOfReach(self._trouble)
@@ -210,6 +212,9 @@ class S3:
             steps = (step for words, step in UNREACHED.items() if words in kind)
             step = next(steps, "is it running, and is spool.s3.endpoint right?")
             raise self._away(f"{self.name} cannot be reached ({kind}); {step}") from error
+        except (HTTPError, ssl.SSLError) as error:  # while a body is read, botocore hands them on as they are
+            text = f"{self.name} broke off a {what} ({type(error).__name__}); it is tried again"
+            raise self._away(text) from error
 
     def _away(self, text: str) -> OutOfReach:
         self._trouble, self._alone_until = text, time.monotonic() + LEFT_ALONE_S

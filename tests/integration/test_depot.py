@@ -7,8 +7,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import create_connection, socket
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 from pydantic import ValidationError
 
 from node.admin.roles import prepare
-from node.depot.bucket import DIGEST, S3
+from node.depot.bucket import DIGEST, S3, TRIES
 from node.depot.copies import IN_USE_S, PRESSED_S, STALE_S, Copies, Copy, surplus
 from node.depot.remote import RemoteDepot, name_of_disk
 from node.domain.errors import OutOfReach, PermanentError, SettingsError
@@ -250,6 +253,42 @@ class TestSomethingElseAnswers:
             deeds[request_]()
 
 
+class Damaging:
+    """Hands connections on to a server of this machine, and changes a byte of each long answer."""
+
+    WHOLE_BYTES = 2**18
+
+    def __init__(self, target_port: int) -> None:
+        line = self
+        self.damaged = 0
+
+        class Handler(BaseRequestHandler):
+            def handle(self) -> None:
+                with suppress(OSError), create_connection(("127.0.0.1", target_port)) as target:
+                    Thread(target=line._back, args=(target, self.request), daemon=True).start()
+                    while data := self.request.recv(65536):
+                        target.sendall(data)
+
+        self._server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def _back(self, source: socket, target: socket) -> None:
+        came, whole = 0, True
+        with suppress(OSError):
+            while data := source.recv(65536):
+                came += len(data)
+                if whole and came > self.WHOLE_BYTES:
+                    whole, data = False, data[:-1] + bytes((data[-1] ^ 1,))
+                    self.damaged += 1
+                target.sendall(data)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class TestTls:
     def test_it_is_trusted_by_its_own_authority_and_by_no_other(self, tmp_path: Path) -> None:
         made = make_certificate(tmp_path, "s3")
@@ -262,6 +301,21 @@ class TestTls:
                 with pytest.raises(OutOfReach, match=r"SSLError.*spool\.s3\.ca"):
                     machine(server, tmp_path / "b", ca=ca).fetch([PATH])
         finally:
+            server.stop()
+
+    def test_what_is_damaged_within_tls_is_tried_again_and_told(self, tmp_path: Path) -> None:
+        made = make_certificate(tmp_path, "s3")
+        server = Moto(tmp_path / "log", made)
+        line = Damaging(server.port)
+        try:
+            machine(server, tmp_path / "a", ca=made.cert).write(PATH, (bytes(2 * line.WHOLE_BYTES),))
+            settings = server.settings(ca=made.cert, endpoint=f"https://127.0.0.1:{line.port}")
+            bucket = S3(settings)
+            with pytest.raises(OutOfReach, match="broke off"):
+                bucket.get(PATH, tmp_path / "came")
+            assert line.damaged == TRIES
+        finally:
+            line.close()
             server.stop()
 
     @pytest.mark.parametrize(
