@@ -7,13 +7,14 @@ looks like a small bleed.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 
 import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from pydicom.errors import BytesLengthException
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
@@ -219,7 +220,7 @@ def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
     """One frame of encapsulated PixelData."""
     shape = (int(ds.Rows), int(ds.Columns))
     if syntax in _QUICK or syntax in _JPEG:
-        stream = get_frame(ds.PixelData, frame, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1))
+        stream = _stream(ds, frame)
         if syntax in _JPEG and _END_OF_IMAGE not in stream[-_END_WITHIN:]:
             raise ValueError("the compressed stream ends early")
     if syntax in _QUICK:
@@ -231,6 +232,16 @@ def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
     if stored.shape != shape:
         raise ValueError(f"decoded to {stored.shape}, {shape} expected")
     return stored
+
+
+def _stream(ds: Dataset, frame: int) -> bytes:
+    """The fragments of one frame. Where there is but one, all are its own, whatever offsets are written."""
+    frames = int(ds.get("NumberOfFrames", 1) or 1)
+    if frames > 1:
+        return get_frame(ds.PixelData, frame, number_of_frames=frames)
+    fragments = io.BytesIO(ds.PixelData)
+    parse_basic_offsets(fragments)
+    return b"".join(generate_fragments(fragments))
 
 
 def _as_represented(stored: np.ndarray, ds: Dataset) -> np.ndarray:
@@ -251,7 +262,8 @@ def _padding(ds: Dataset, stored: np.ndarray, slope: float, intercept: float) ->
     """
     try:
         value = int(ds.PixelPaddingValue)
-        limit = int(ds.get("PixelPaddingRangeLimit", value))
+        limit = ds.get("PixelPaddingRangeLimit")
+        limit = value if limit is None else int(limit)
     except (AttributeError, TypeError, ValueError):
         return None
     low, high = sorted(_as_stored(bound, ds) for bound in (value, limit))

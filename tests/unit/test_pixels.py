@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import imagecodecs
@@ -150,6 +151,10 @@ PADDED = [
         ),
     ),
     ("high padding", image(padded(32767, scene_hu() + 1024), PixelPaddingValue=32767)),
+    (
+        "an empty end of the range",
+        image(padded(32767, scene_hu() + 1024), PixelPaddingValue=32767, PixelPaddingRangeLimit=None),
+    ),
     ("not declared, far below air", image(padded(-2000, scene_hu() + 1024))),
 ]
 
@@ -241,6 +246,27 @@ def test_values_that_are_no_hu_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(PermanentError) as caught:
         hounsfield(image(scene_hu(), **changes))
     assert caught.value.code == "NO_RESCALE"
+
+
+def in_pieces(stream: bytes, *offsets: int) -> bytes:
+    """Encapsulated in three fragments, with a Basic Offset Table of its own (PS3.5 A.4)."""
+    size = (len(stream) // 3 + 1) // 2 * 2
+    pieces = [stream[at : at + size] for at in (0, size)] + [stream[2 * size :] + len(stream) % 2 * b"\0"]
+    items = [struct.pack(f"<{len(offsets)}I", *offsets), *pieces]
+    whole = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
+    return whole + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+OFFSETS = {"none": (), "its own": (0,), "one a fragment": (0, 20, 40), "of the file": (1300,)}
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
+def test_one_frame_in_several_fragments_is_all_of_them(syntax: str, offsets: tuple[int, ...]) -> None:
+    """Whatever the Basic Offset Table says: some writers count fragments, or from the start of the file."""
+    ds = compressed(unsigned_12(scene_hu() + 1024), syntax)
+    ds.PixelData = in_pieces(get_frame(ds.PixelData, 0, number_of_frames=1), *offsets)
+    np.testing.assert_array_equal(hounsfield(ds), scene_hu())
 
 
 def broken() -> list[tuple[str, Dataset]]:
