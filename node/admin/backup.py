@@ -29,7 +29,7 @@ from node.depot.volume import PART, SharedVolume, copied
 from node.domain.errors import PermanentError, SettingsError, TransientError
 from node.settings import Settings
 from node.spool import INCOMING, OUTGOING, RESULTS, Spool, spool_of
-from node.store.engine import migrate, open_engine, reading, schema_revision
+from node.store.engine import SCHEMA_REVISION, migrate, open_engine, reading, schema_revision
 from node.store.records import Records, open_records
 
 MANIFEST, SQLITE, POSTGRES, FILES = "backup.json", "database.sqlite3", "database.pgdump", "spool"
@@ -104,6 +104,12 @@ def bring_back(settings: Settings, folder: Path) -> Backup:
     """
     found = read(folder)
     url = make_url(settings.database_url)
+    if found.schema_revision > SCHEMA_REVISION:
+        raise PermanentError(
+            "RESTORE",
+            f"{folder} was made by ichnode {found.version}, which is newer than this {__version__}: "
+            "install that version or a later one",
+        )
     dump = folder / (SQLITE if found.database == "sqlite" else POSTGRES)
     if url.get_backend_name() != found.database:
         raise SettingsError(

@@ -226,6 +226,13 @@ class TestRefusals:
             bring_back(pair[1], made)
         assert not (pair[1].data_dir / "spool").exists()
 
+    def test_a_backup_of_a_newer_version(self, pair: tuple[Settings, Settings], made: Path) -> None:
+        manifest = json.loads((made / MANIFEST).read_text())
+        (made / MANIFEST).write_text(json.dumps(manifest | {"version": "99.0", "schema_revision": "9999"}))
+        with pytest.raises(PermanentError, match=r"made by ichnode 99\.0.*install that version"):
+            bring_back(pair[1], made)
+        assert not (pair[1].data_dir / "spool").exists()
+
     def test_another_kind_of_database(self, pair: tuple[Settings, Settings], made: Path) -> None:
         manifest = json.loads((made / MANIFEST).read_text())
         kinds = {"sqlite": "postgresql", "postgresql": "sqlite"}
