@@ -118,7 +118,7 @@ class Hl7Listener:
             log.warning("HL7 message %s from %s: %s^%s is not taken", control_id, address, name, event)
             return REJECT, f"message type {name}^{event} is not taken here"
         try:
-            for order in messages.orders(message, self._settings.accession):
+            for order in messages.in_turn(messages.orders(message, self._settings.accession)):
                 self._record_order(order, control_id)
         except PermanentError as error:
             log.warning("HL7 message %s from %s is rejected: %s", control_id, address, error)
@@ -136,8 +136,9 @@ class Hl7Listener:
         if order.raw_priority and order.priority is None:
             log.warning("HL7 message %s: priority %r is taken as routine", control_id, order.raw_priority)
         word = messages.said(order, control_id, time.time())
-        studies = self._records.orders.say(word)
-        log.info("HL7 message %s: %s; %d studies are here", control_id, word.priority.value, len(studies))
+        studies = self._records.orders.say(word, keeps_priority=not order.raw_priority)
+        heard = word.priority.value if order.raw_priority else "no priority"
+        log.info("HL7 message %s: %s; %d studies are here", control_id, heard, len(studies))
 
 
 def acknowledgement(message: hl7.Message, code: str, text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import hl7
 
 from node.domain.errors import PermanentError
-from node.domain.orders import OrderPriority, Said, Source, Subject, read_priority
+from node.domain.orders import MOST_URGENT_FIRST, OrderPriority, Said, Source, Subject, read_priority
 
 TAKEN = (("ORM", "O01"), ("OMG", "O19"), ("OMI", "O23"))
 CANCELLED = ("CA", "DC", "OC", "OD", "CR", "DR")
@@ -78,6 +78,16 @@ def orders(message: hl7.Message, accession_fields: Sequence[str]) -> list[Order]
     if not found:
         raise PermanentError("HL7", "no order in it: neither ORC nor OBR")
     return found
+
+
+def in_turn(orders: Iterable[Order]) -> list[Order]:
+    """So that of several orders of one study the most urgent has the last word: cancelled ones first."""
+    return sorted(orders, key=lambda order: -1 if order.cancelled else _urgency(order))
+
+
+def _urgency(order: Order) -> int:
+    """More is more urgent; 0 and above."""
+    return len(MOST_URGENT_FIRST) - MOST_URGENT_FIRST.index(order.priority or OrderPriority.ROUTINE)
 
 
 def said(order: Order, control_id: str, now: float) -> Said:

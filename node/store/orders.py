@@ -7,7 +7,7 @@ the transaction that writes down a word, so whoever looks at the queue sees it a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, delete, insert, or_, select, update
@@ -39,10 +39,15 @@ class Orders:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def say(self, said: Said) -> list[str]:
-        """Write a word down in place of the earlier one of its source. Returns the studies it concerns."""
+    def say(self, said: Said, *, keeps_priority: bool = False) -> list[str]:
+        """Write a word down in place of the earlier one of its source. Returns the studies it concerns.
+
+        With `keeps_priority` it speaks of none: that of the earlier word stays, where there is one.
+        """
         with writing(self._engine) as connection:
-            _forget(connection, said.source, said.about)
+            before = most_urgent(_forget(connection, said.source, said.about))
+            if keeps_priority and before is not None:
+                said = replace(said, priority=before.priority)
             _write(connection, said)
             return _weigh_all(connection, said.about)
 
@@ -139,11 +144,12 @@ def _write(connection: Connection, said: Said) -> None:
     )
 
 
-def _forget(connection: Connection, source: Source, about: Subject) -> None:
-    """What the same source said before about the same order."""
+def _forget(connection: Connection, source: Source, about: Subject) -> list[Said]:
+    """What the same source said before about the same order; it is gone then."""
     rows = connection.execute(select(orders).where(orders.c.source == source, _may_concern(about)))
-    ids = [row.id for row in rows if concerns(_said(row).about, about)]
-    connection.execute(delete(orders).where(orders.c.id.in_(ids)))
+    known = [row for row in rows if concerns(_said(row).about, about)]
+    connection.execute(delete(orders).where(orders.c.id.in_([row.id for row in known])))
+    return [_said(row) for row in known]
 
 
 def _own_words(

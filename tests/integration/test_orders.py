@@ -275,6 +275,32 @@ def test_an_order_is_recorded_before_it_is_acknowledged(hl7_place: Hl7Place) -> 
     assert row and row["order_priority"] == "STAT"
 
 
+@pytest.mark.parametrize("silent", ["ORC|SC||ACC1||IP", "ORC|XO||ACC1"])
+def test_a_message_without_a_priority_takes_none_back(silent: str, hl7_place: Hl7Place) -> None:
+    """An empty field changes nothing (HL7 v2.5.1, 2.5.3); an order that never had one is routine."""
+    Site(hl7_place.records).receive("1.2.3", "1.2.3.1", accession_number="ACC1", patient_id="P1")
+    hl7_place.send(orm("ORC|NW||ACC1"))
+    assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.ROUTINE
+    hl7_place.send(orm(*STAT_ORDER), orm(silent, "OBR|1||ACC1", control="M2"))
+    (said,) = hl7_place.records.orders.of_study("1.2.3")
+    assert (said.priority, said.reference) == (OrderPriority.STAT, "M2")
+    hl7_place.send(orm("ORC|CA||ACC1"), orm(silent, control="M4"))
+    assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.ROUTINE
+
+
+@pytest.mark.parametrize("stat_first", [True, False])
+def test_of_several_orders_of_a_study_in_one_message_the_most_urgent_counts(
+    stat_first: bool, hl7_place: Hl7Place
+) -> None:
+    """Head and neck under one accession number, say, and a third that was cancelled."""
+    Site(hl7_place.records).receive("1.2.3", "1.2.3.1", accession_number="ACC1", patient_id="P1")
+    neck = ("ORC|NW|PL2|ACC1||||1^^^^^R", "OBR|2|PL2|ACC1")
+    gone = ("ORC|CA|PL3|ACC1", "OBR|3|PL3|ACC1")
+    hl7_place.send(orm(*STAT_ORDER, *neck, *gone) if stat_first else orm(*gone, *neck, *STAT_ORDER))
+    (said,) = hl7_place.records.orders.of_study("1.2.3")
+    assert said.priority is OrderPriority.STAT
+
+
 def test_what_cannot_be_used_is_rejected_with_its_reason_and_the_rest_goes_on(
     hl7_place: Hl7Place,
 ) -> None:
@@ -293,7 +319,7 @@ def test_a_sender_that_breaks_off_leaves_the_next_one_undisturbed(hl7_place: Hl7
 
 
 def test_a_database_that_is_away_means_send_again(here: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(said: object) -> list[str]:
+    def away(*_: object, **__: object) -> list[str]:
         raise TransientError("database: locked")
 
     monkeypatch.setattr(here.orders, "say", away)
