@@ -169,7 +169,8 @@ def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> l
     Nobody misses a role that is `idle`.
     """
     needed = [name for name in WITHOUT if name not in idle]
-    names = [*needed, *sorted({p["role"] for p in processes} - {*needed})]
+    here = {p["role"] for p in processes if p["alive"] or p["role"] not in idle}
+    names = [*needed, *sorted(here - {*needed})]
     found = []
     for name in names:
         mine = [p for p in processes if p["role"] == name]

@@ -653,3 +653,14 @@ def test_numbers_that_no_row_has_retry_nothing(client: TestClient, site: Site, i
         assert press(client, path, ids=ids) == 400, path
     (row,) = site.records.console.unsent(DeliveryState.FAILED)
     assert row["id"] == delivery
+
+
+def test_a_role_that_the_settings_need_no_longer_is_missed_by_nobody(client: TestClient, site: Site) -> None:
+    """As after `[orders]` or every `[[alert]]` was taken out of the settings."""
+    for role in ("orders", "announce", "settle"):
+        site.records.views.beat(f"{role}@h:1", role, {}, time.time() - 900)
+    told = client.get("/metrics").text
+    assert 'ichnode_processes_alive{role="settle"} 0' in told
+    assert 'role="orders"' not in told and 'role="announce"' not in told
+    site.records.views.beat("orders@h:1", "orders", {}, time.time())
+    assert 'ichnode_processes_alive{role="orders"} 1' in client.get("/metrics").text
