@@ -6,7 +6,7 @@ or nobody took it for a day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,15 +163,15 @@ class Subscriptions:
             for row in rows
         ]
 
-    def told(self, event_id: int) -> None:
+    def told(self, one: Due) -> None:
         """It was taken."""
         with writing(self._engine) as connection:
-            connection.execute(delete(ups_events).where(ups_events.c.id == event_id))
+            connection.execute(delete(ups_events).where(*_this(one)))
 
-    def give_up(self, event_id: int, ae: str) -> None:
+    def give_up(self, one: Due, ae: str) -> None:
         """Nobody took it for too long."""
         with writing(self._engine) as connection:
-            if connection.execute(delete(ups_events).where(ups_events.c.id == event_id)).rowcount:
+            if connection.execute(delete(ups_events).where(*_this(one))).rowcount:
                 _watch(connection, ae, given_up=ups_watchers.c.given_up + 1)
 
     def went_well(self, ae: str, now: float) -> None:
@@ -229,12 +229,12 @@ class Subscriptions:
             )
         return found
 
-    def wait(self, next_try_at: Mapping[int, float]) -> None:
+    def wait(self, next_try_at: Sequence[tuple[Due, float]]) -> None:
         """These events were not taken: when to try each of them again."""
         with writing(self._engine) as connection:
-            for event_id, at in next_try_at.items():
+            for one, at in next_try_at:
                 values = {"attempts": ups_events.c.attempts + 1, "next_try_at": at}
-                connection.execute(update(ups_events).where(ups_events.c.id == event_id).values(**values))
+                connection.execute(update(ups_events).where(*_this(one)).values(**values))
 
     def forget(self, known: Sequence[str]) -> None:
         """Of AE titles that the settings no longer name, and of workitems that are gone."""
@@ -244,6 +244,17 @@ class Subscriptions:
                 connection.execute(delete(table).where(table.c.receiving_ae.not_in(known)))
             orphans = delete(ups_subscriptions).where(gone, ups_subscriptions.c.sop_instance_uid.not_in(ALL))
             connection.execute(orphans)
+
+
+def _this(one: Due) -> tuple[ColumnElement[bool], ...]:
+    """The event itself: SQLite gives the number of the last one that is gone to the next."""
+    columns = ups_events.c
+    return (
+        columns.id == one.id,
+        columns.sop_instance_uid == one.sop_instance_uid,
+        columns.event == one.event,
+        columns.created_at == one.created_at,
+    )
 
 
 def born(connection: Connection, item: Item, matches: Callable[[Item, Values], bool], now: float) -> None:

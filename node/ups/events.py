@@ -81,7 +81,7 @@ class Reporter:
                         continue
                     status = self._tell(assoc, one, information)
                     if int(status.Status) == 0x0000:
-                        self._subscriptions.told(one.id)
+                        self._subscriptions.told(one)
                         left, taken = left[1:], taken + 1
                         continue
                     why = f"{self._peer.name} answers an event with {words(status)}; its log says why"
@@ -134,17 +134,17 @@ class Reporter:
         """These were not taken."""
         if left[0].attempts == 0:
             log.warning("event %d of workitem %s waits: %s", left[0].event, left[0].sop_instance_uid, why)
-        again = {}
+        again = []
         for one in left:
             if now - one.created_at > GIVE_UP_S:
                 self._give_up(one, why)
             else:
-                again[one.id] = now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)
+                again.append((one, now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)))
         self._subscriptions.wait(again)
 
     def _give_up(self, one: Due, why: str) -> None:
         log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
-        self._subscriptions.give_up(one.id, self._ae)
+        self._subscriptions.give_up(one, self._ae)
 
 
 def _information(one: Due) -> Dataset | None:

@@ -327,7 +327,7 @@ def test_how_telling_a_subscriber_goes(desk: Desk, tmp_path: Path) -> None:
     (board,) = subscriptions.standing(["BOARD"])
     assert (board.failing_since, board.last_error) == (10.0, "subscriber BOARD cannot be reached at all")
     (due,) = subscriptions.due("BOARD", 1e12, 9)
-    subscriptions.give_up(due.id, "BOARD")
+    subscriptions.give_up(due, "BOARD")
     subscriptions.went_well("BOARD", 30.0)
     (board,) = subscriptions.standing(["BOARD"])
     assert (board.failing_since, board.told_at, board.waiting, board.given_up) == (None, 30.0, 0, 1)

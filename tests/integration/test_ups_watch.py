@@ -414,10 +414,30 @@ def test_on_each_database(records: Records) -> None:
     assert records.workitems.request_cancel(item.uid, {}, {"vr": "SQ", "Value": [{}]}, watcher, 4.0) == 0
     assert told("A") == told("B") == [(item.uid, 1)] * 3
     (first, *_) = subscriptions.due("A", 1e12, 1)
-    subscriptions.wait({first.id: 1e11})
+    subscriptions.wait([(first, 1e11)])
     assert subscriptions.due("A", 5.0, 9) == [], "nothing overtakes"
-    subscriptions.told(first.id)
+    subscriptions.told(first)
     assert len(told("A")) == 2
     assert subscriptions.unsubscribe("A", GLOBAL) and told("A") == []
     subscriptions.forget(["A"])
     assert told("B") == []
+
+
+def test_an_event_that_takes_the_number_of_one_that_was_withdrawn_is_told(records: Records) -> None:
+    """The first is on its way while its subscriber leaves; SQLite gives its number to the next."""
+    site, subscriptions = Site(records), records.subscriptions
+    site.composed("1.1", SUBDURAL)
+    assert Service(Settings(), records).make(time.time()) == 1
+    (item,) = records.workitems.listed(0)
+    assert subscriptions.subscribe("A", item.uid, False, 3.0)
+    (under_way,) = subscriptions.due("A", 1e12, 9)
+    for settled in (
+        lambda: subscriptions.told(under_way),
+        lambda: subscriptions.wait([(under_way, 1e11)]),
+        lambda: subscriptions.give_up(under_way, "A"),
+    ):
+        assert subscriptions.unsubscribe("A", item.uid)
+        assert subscriptions.subscribe("B", item.uid, False, 4.0)
+        settled()
+        assert subscriptions.due("B", 5.0, 9), "B was never told"
+        assert subscriptions.unsubscribe("B", item.uid)
