@@ -325,8 +325,7 @@ def _contrast(instance: Instance) -> tuple[bool, Reason | None]:
     believed, with a remark.
     """
     label, stated = words.fold(_name(instance)), words.names_agent(instance.contrast_agent)
-    native = words.NATIVE.search(label)
-    if native:
+    if words.NATIVE.search(label) and not (stated and words.BOTH.search(label)):
         text = f'ContrastBolusAgent "{instance.contrast_agent}", but the series is named "{_name(instance)}"'
         return False, Reason("CONTRAST_CONTRADICTED", text) if stated else None
     if stated:

@@ -73,14 +73,27 @@ ENHANCED = re.compile(
 )
 PLUS_C = re.compile(r"(?<![A-Z])(?:C ?\+|\+ ?C(?:ON\w*)?\b)(?![A-Z+])", re.IGNORECASE)
 """Contrast as GE and Philips write it, looked for in the text as it stands: folding would lose the sign."""
-NO_AGENT = re.compile(r"N|NO|NONE|NIL|NULL|OFF|FALSE|0|UNKNOWN|NO CONTRAST|WITHOUT.*|NON CONTRAST|W O.*")
+NO_AGENT = re.compile(
+    r"N ?A?|NO|NONE\b.*|NO (?:CONTRAST|IV|AGENT|CM|KM)\b.*|NIL|NULL|OFF|FALSE|0(?: 0+)?(?: ML)?|UNKNOWN"
+    r"|NOT (?:GIVEN|USED|APPLIED|APPLICABLE|ADMINISTERED|INJECTED)\b.*|NON ?(?:CONTRAST|ENHANCED)\b.*"
+    r"|WITHOUT.*|W O.*"
+    r"|KEIN.*|GEEN.*|INGEN.*|AUCUN.*|NINGUN.*|NESSUN.*|NENHUM.*|BRAK.*|YOK\b.*|НЕТ.*|БЕЗ.*|無.*|无.*|なし"
+)
 """What is written into ContrastBolusAgent to say that there was none."""
+_WITH, _WITHOUT = r"(?:WITH|W|AVEC|CON|COM|MIT)", r"(?:WITHOUT|W ?O|SANS|SIN|SEM|OHNE|SENZA|NATIV\w*)"
+_AND = r"(?: (?:AND|OR|ET|Y|E|UND))"
+_MEDIUM = r"(?:CONTRAST\w*|CTE|IV|KM)"
+BOTH = re.compile(
+    rf"\b{_WITH}{_AND}? {_WITHOUT}\b|\b{_WITHOUT}{_AND} {_MEDIUM}\b"
+    rf"|\b{_WITHOUT}(?: {_MEDIUM})?(?:{_AND} {_WITH}\b| {_WITH}(?: {_MEDIUM}\b|$))"
+)
+"""A name of two scans, the native and the enhanced one: it tells of neither."""
 
 
 def names_agent(contrast_agent: str) -> bool:
     """Whether a ContrastBolusAgent says that some was given."""
     agent = fold(contrast_agent)
-    return bool(agent) and not NO_AGENT.fullmatch(agent)
+    return bool(agent) and not NO_AGENT.fullmatch(agent) and not NATIVE.search(agent)
 
 
 _KERNELS = (

@@ -182,6 +182,46 @@ def test_settings_open_what_is_closed() -> None:
     assert [note.code for note in choice.notes] == ["CONTRAST_ENHANCED"]
 
 
+AGENTS = "IOHEXOL 350;OMNIPAQUE;APPLIED;IV;CE;NON IONIC;Iomeron 400 100 ml;造影剤;NAVIRAY;BRACCO"
+NO_AGENTS = (
+    "NONE;N/A;NA;None given;NO CONTRAST GIVEN;No IV contrast;NOT GIVEN;-;0;0.0;0 ml;NATIVE;nativ;OHNE KM;"
+    "kein KM;SIN CONTRASTE;SANS;w/o contrast;NONCONTRAST;NCCT;Unenhanced;Plain;geen;aucun;brak;нет;"
+    "без контраста;無し;无;なし"
+)
+
+
+@pytest.mark.parametrize("agent", AGENTS.split(";"))
+def test_an_agent_is_one(agent: str) -> None:
+    assert choose({"1.1": stack("1.1", contrast_agent=agent)}).skipped["1.1"].code == "CONTRAST_ENHANCED"
+
+
+@pytest.mark.parametrize("agent", NO_AGENTS.split(";"))
+def test_words_for_no_agent_are_none(agent: str) -> None:
+    choice = choose({"1.1": stack("1.1", contrast_agent=agent)})
+    assert choice.chosen == "1.1", choice.skipped
+    assert choice.notes == ()
+
+
+BOTH = (
+    "HEAD W/WO CONTRAST;HEAD W WO;HEAD W & W/O;HEAD WITH AND WITHOUT;Head without and with contrast;"
+    "HEAD W/O & W;Kopf nativ und KM;Kopf mit und ohne KM;TDM cérébral sans et avec IV;"
+    "Crânio sem contraste e com contraste"
+)
+
+
+@pytest.mark.parametrize("name", BOTH.split(";"))
+def test_a_name_of_both_scans_does_not_make_an_enhanced_one_native(name: str) -> None:
+    enhanced = stack("1.1", contrast_agent="OMNIPAQUE", series_description=name)
+    assert choose({"1.1": enhanced}).skipped["1.1"].code == "CONTRAST_ENHANCED"
+    assert choose({"1.1": stack("1.1", series_description=name)}).chosen == "1.1"
+
+
+@pytest.mark.parametrize("name", ["HEAD W/O CONTRAST W/ 3D", "Head without, with bone filter", "Kopf nativ"])
+def test_a_native_name_is_believed(name: str) -> None:
+    choice = choose({"1.1": stack("1.1", contrast_agent="OMNIPAQUE", series_description=name)})
+    assert [note.code for note in choice.notes] == ["CONTRAST_CONTRADICTED"]
+
+
 @pytest.mark.parametrize("enhanced_slices", [32, 40])
 def test_native_slices_are_read_beside_enhanced_ones_of_their_series(enhanced_slices: int) -> None:
     """Whichever came first."""
