@@ -107,7 +107,7 @@ class Hl7Listener:
             message = messages.parse(block)
         except PermanentError as error:
             log.warning("what came from %s is rejected: %s", address, error)
-            return _bare_reject(str(error))
+            return _bare(REJECT, "", str(error))
         code, text = self._record(message, address)
         return acknowledgement(message, code, text)
 
@@ -143,14 +143,21 @@ class Hl7Listener:
 
 def acknowledgement(message: hl7.Message, code: str, text: str) -> str:
     """The ACK of a message, with the same version and processing id, and the reason in MSA-3."""
-    ack = message.create_ack(code)
+    try:
+        ack = message.create_ack(code)
+    except LookupError:  # its MSH ends before all of that is told
+        return _bare(code, messages.component(message.segment("MSH"), 10), text)
     if text:
-        ack.segment("MSA").assign_field(text.translate({ord(c): " " for c in "|^~\\&\r\n"}), 3)
+        ack.segment("MSA").assign_field(_clean(text), 3)
     return str(ack).rstrip("\r") + "\r"
 
 
-def _bare_reject(text: str) -> str:
-    """For what is no message, and so has no MSH to answer to."""
+def _bare(code: str, control_id: str, text: str) -> str:
+    """For what has no MSH that could be answered to, or half of one."""
     now = time.strftime("%Y%m%d%H%M%S", time.gmtime())
-    clean = text.translate({ord(c): " " for c in "|^~\\&\r\n"})
-    return f"MSH|^~\\&|ICHNODE||||{now}||ACK|{now}|P|2.5\rMSA|{REJECT}||{clean}\r"
+    msa = f"MSA|{code}|{_clean(control_id)}|{_clean(text)}".rstrip("|")
+    return f"MSH|^~\\&|ICHNODE||||{now}||ACK|{now}|P|2.5\r{msa}\r"
+
+
+def _clean(text: str) -> str:
+    return text.translate({ord(c): " " for c in "|^~\\&\r\n"})

@@ -311,6 +311,17 @@ def test_what_cannot_be_used_is_rejected_with_its_reason_and_the_rest_goes_on(
     assert "without accession number" in said[2][3]
 
 
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [("RIS|HOSP|||2026||ORM^O01|M7|P", "AA"), ("RIS|HOSP|||2026||ORM^O01|M7", "AA"), ("RIS", "AR")],
+)
+def test_a_short_header_is_answered_too(head: str, code: str, hl7_place: Hl7Place) -> None:
+    """A sender without an answer sends the same again, and nothing behind it."""
+    ((msh, msa),) = hl7_place.send(f"MSH|^~\\&|{head}\rORC|NW||ACC1\r")
+    assert msh[8].split("^")[0] == "ACK"
+    assert msa[:3] == ["MSA", code, "M7" if code == "AA" else ""]
+
+
 def test_a_sender_that_breaks_off_leaves_the_next_one_undisturbed(hl7_place: Hl7Place) -> None:
     for half in (b"\x0bMSH|^~\\&|RIS", b"no start block\x1c\r", b"\x0b" + b"x" * 1100000):
         with socket.create_connection(("127.0.0.1", hl7_place.port)) as rude:
