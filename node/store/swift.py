@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Insert
 from sqlalchemy.dialects.sqlite import dialect as _SqliteDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -86,7 +86,7 @@ class Swift:
 
         def write(cursor: Any) -> Outcome:
             self._execute(cursor, "BEGIN IMMEDIATE" if self._is_sqlite else "BEGIN", {})
-            found = work(Run(cursor, self._text))
+            found = work(Run(cursor, self._text, self._is_sqlite))
             cursor.connection.commit()
             return found
 
@@ -181,6 +181,7 @@ class Run:
 
     cursor: Any
     text: Callable[[ClauseElement], _Compiled]
+    is_sqlite: bool
 
     def __call__(self, statement: ClauseElement, row: Row) -> int:
         """How many rows were hit."""
@@ -189,10 +190,15 @@ class Run:
         count: int = self.cursor.rowcount
         return count
 
-    def many(self, statement: ClauseElement, rows: Sequence[Row]) -> None:
-        """The same statement for each of `rows`."""
-        compiled = self.text(statement)
-        self.cursor.executemany(compiled.text, [{**compiled.constants, **row} for row in rows])
+    def many(self, statement: Insert, rows: Sequence[Row]) -> None:
+        """An INSERT for each of `rows`, all of which name the same columns in the same order."""
+        if self.is_sqlite:
+            self.cursor.executemany(self.text(statement).text, rows)
+            return
+        columns = ", ".join(rows[0])
+        with self.cursor.copy(f"COPY {statement.table.name} ({columns}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(tuple(row.values()))
 
 
 def _plain(value: Any) -> Any:

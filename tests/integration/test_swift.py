@@ -50,6 +50,16 @@ def test_rows_are_written_counted_and_read(records: Records) -> None:
     assert found and tuple(found) == ('it\'s "P" %s :x',)
 
 
+@pytest.mark.parametrize("name", ["a\\b", "a\tb", "a\nb\r", "\\N", "\\.", "%s :x $1 {,}'\"", "", "Ü語"])
+def test_many_rows_are_written_to_the_letter(records: Records, name: str) -> None:
+    swift = Swift(records.engine)
+    swift.transaction(lambda run: run.many(STUDIES, [study("1") | {"patient_id": name}, study("2")]))
+    assert tuple(swift.first(PATIENT, {"uid": "1"}) or ()) == (name,)
+    with records.engine.connect() as connection:
+        rows = connection.execute(select(studies).order_by(studies.c.study_instance_uid)).all()
+    assert [row.files_removed_at for row in rows] == [None, None]
+
+
 def test_all_of_it_or_nothing(records: Records) -> None:
     swift = Swift(records.engine)
     swift.transaction(lambda run: run.many(STUDIES, [study("1")]))
