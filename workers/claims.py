@@ -21,6 +21,7 @@ from node.spool import Spool
 from node.store.jobs import Job, Word
 from node.store.queue import Line, Taken
 from node.store.records import Records
+from workers.giving_up import end_if_device_lost
 from workers.leasing import LEASE_S, leased, watched
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Claims:
             self._put_back(job, Reason("TRANSIENT", str(error)))
         except Exception as error:
             log.exception("job %d broke", job.id)
+            end_if_device_lost(error)
             self._put_back(job, Reason("WORKER_ERROR", f"{type(error).__name__}: {error}"))
 
     def _fail(self, job: Job, reason: Reason) -> None:

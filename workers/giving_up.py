@@ -1,10 +1,13 @@
-"""How a worker ends that cannot start: with the reason in the log and status 1, whatever Celery would say."""
+"""How a worker ends that cannot start, or go on: with the reason in the log, whatever Celery would say."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import NoReturn
+
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -18,3 +21,14 @@ def give_up(who: str, error: Exception) -> NoReturn:
     log.critical("the %s cannot start: %s", who, error)
     logging.shutdown()
     os._exit(1)
+
+
+def end_if_device_lost(error: Exception) -> None:
+    """By Celery's warm shutdown, where `error` is one that a GPU raises again until the process ends.
+
+    Every series after it would fail in turn. Whoever starts the worker anew gets a sound one.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        said = str(error).strip().partition("\n")[0]
+        log.critical("this worker ends: its device is lost: %s", said)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -23,7 +23,7 @@ from node.spool import spool_of
 from node.store.records import Records, open_records
 from node.store.shadows import Shadowing
 from workers.analyse import analyse, with_loading
-from workers.giving_up import give_up
+from workers.giving_up import end_if_device_lost, give_up
 from workers.head import require_head
 from workers.leasing import LEASE_S, leased
 from workers.load import load_volume
@@ -72,6 +72,7 @@ class ShadowWorker:
             self._put_back(taken, Reason("TRANSIENT", str(error)))
         except Exception as error:
             log.exception("%s broke", what)
+            end_if_device_lost(error)
             self._put_back(taken, Reason("WORKER_ERROR", f"{type(error).__name__}: {error}"))
         self._done += 1
 

@@ -30,6 +30,7 @@ from workers.analyse import analyse, with_loading, with_prior
 from workers.backlog import Backlog, Hands, look_ahead
 from workers.claims import TIMEOUT, Claims
 from workers.following import Following
+from workers.giving_up import end_if_device_lost
 from workers.leasing import watched
 from workers.load import Loaded, load_acquired
 from workers.models.contract import Pipeline
@@ -185,8 +186,9 @@ class Worker:
             self._do(waiting.job)
         except IchnodeError as error:
             log.info("series %s: no head start: %s", series_uid, error)
-        except Exception:
+        except Exception as error:
             log.exception("the head start of series %s broke", series_uid)
+            end_if_device_lost(error)
 
     def _begin(self, source: Source) -> None:
         """The analysis waits on the shelf for its job, or becomes the job, should that come meanwhile."""

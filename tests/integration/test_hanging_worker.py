@@ -1,12 +1,20 @@
-"""A worker that hangs in native code renews its lease for ever: it must end itself, and its job must not."""
+"""A worker that is of no use any more must end itself, and its jobs must not.
+
+One that hangs in native code would renew its lease for ever; one whose GPU is lost would fail every job.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from node.domain.lifecycle import JobState
 from node.settings import Model, Settings
@@ -14,6 +22,8 @@ from node.settle import Clock
 from node.spool import Spool
 from node.store.records import open_records
 from tests.integration.test_housekeeping import Place
+from tests.integration.test_unusual_series import Node
+from tests.scanned import Threshold, scan
 
 HANG = """
 import ctypes, sys
@@ -40,3 +50,28 @@ def test_a_worker_that_hangs_ends_itself_and_the_job_goes_on(tmp_path: Path) -> 
     job = place.records.jobs.get(job_id or 0)
     assert job and job.state is JobState.FAILED and job.reason and job.reason.code == "WORKER_LOST"
     place.records.close()
+
+
+class LostGpu(Threshold):
+    """An error of CUDA's is raised again by every call until the process ends."""
+
+    def classify(self, hu: Any, spacing_mm: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand so on")
+
+
+@pytest.mark.parametrize("begun", ["by its job", "ahead of it"])
+def test_a_worker_whose_gpu_is_lost_ends_itself(
+    begun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, series, signals = Node(tmp_path), scan(), list[int]()
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
+    node.worker.model.pipeline = LostGpu()
+    node.receive(*series)
+    if begun == "by its job":
+        (job,) = node.work(1)
+        assert job.state is JobState.QUEUED and job.attempts == 1, "another worker may have better luck"
+    else:
+        node.worker.prepare(str(series[0].SeriesInstanceUID), 1)
+    assert [number for number in signals if number] == [signal.SIGTERM]
+    assert "this worker ends: its device is lost: CUDA error: an illegal memory access" in caplog.text
+    node.records.close()
