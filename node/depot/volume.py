@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,14 @@ class SharedVolume:
         return copied(self._local.root / path, file)
 
     def missing(self, paths: Sequence[str]) -> set[str]:
-        return {path for path in paths if self._local.size_here(path) is None}
+        return {path for path in paths if self._is_gone(path)}
+
+    def _is_gone(self, path: str) -> bool:
+        """What the disk does not show is not gone."""
+        try:
+            return self._local.size_here(path) is None
+        except OSError:
+            return False
 
     def delete(self, paths: Sequence[str]) -> int:
         """What cannot be deleted is left for last: the first such error is raised then."""
@@ -76,14 +84,21 @@ def copied(source: Path, target: Path) -> bool:
 
 
 def files_below(root: Path, folder: str) -> Iterator[Entry]:
-    """Finished files below `root`/`folder`; files and folders may vanish meanwhile."""
+    """Finished files below `root`/`folder`; files and folders may vanish meanwhile.
+
+    Of one that the disk does not show the size is 0, and it was modified at no time that is over.
+    """
     for place, _, names in os.walk(root / folder):
         for name in sorted(names):
             if name.startswith(".") and name.endswith(PART):
                 continue
             file = Path(place) / name
+            path = str(file.relative_to(root))
             try:
                 stat = file.stat()
             except FileNotFoundError:
                 continue
-            yield Entry(str(file.relative_to(root)), stat.st_size, stat.st_mtime)
+            except OSError:
+                yield Entry(path, 0, math.inf)
+                continue
+            yield Entry(path, stat.st_size, stat.st_mtime)

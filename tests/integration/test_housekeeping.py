@@ -593,6 +593,28 @@ class TestRetention:
         retention.round(later, lambda: 0.0)
         assert place.records.keeping.unfinished() == []
 
+    def test_a_file_that_the_disk_does_not_show_keeps_nothing_else(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        studies = [place.study("a"), place.study("b")]
+        for study in studies:
+            place.delivered(study)
+        (bad, *_) = [path for path in place.recorded() if studies[0] in path]
+        really = Path.stat
+
+        def stat(file: Path, **options: Any) -> os.stat_result:
+            if str(file).endswith(bad):
+                raise OSError(errno.EIO, "Input/output error")
+            return really(file, **options)
+
+        monkeypatch.setattr(Path, "stat", stat)
+        assert place.scan() == {Fate.RECORDED: 10}
+        assert place.removed(keep_days=1) == set(studies)
+        monkeypatch.undo()
+        assert place.files() == [bad], "which is tried again"
+        place.removed(keep_days=1)
+        assert place.files() == [] and place.records.keeping.unfinished() == []
+
     def test_what_comes_again_while_its_old_files_go_is_kept(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
