@@ -42,6 +42,7 @@ ABSENT_REASON = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 TEST_DATA = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
 TASK_PRIORITY = {Priority.STAT: "stat", Priority.HIGH: "urgent", Priority.ROUTINE: "routine"}
 CONTENT = "application/fhir+json"
+_NOTICE = {"text": f"{wording.RESEARCH_USE}."}
 LATER = (*TRY_LATER, CONFLICT)
 """A conditional update that meets another one is a conflict (R4 3.1.0.4.3), and harmless to repeat."""
 
@@ -187,6 +188,7 @@ def _observation(told: Announcement, settings: Fhir, name: str, code: Resource) 
         "category": [_concept(imaging)],
         "code": code,
         "issued": _instant(told.made_at),
+        "note": [_NOTICE],
     }
 
 
@@ -202,6 +204,7 @@ def _task(told: Announcement, settings: Fhir, report: Resource) -> Resource:
         "description": sentences(told)[0],
         "focus": _reference(report),
         "authoredOn": _instant(told.made_at),
+        "note": [_NOTICE],
     }
 
 

@@ -23,6 +23,7 @@ from node.domain.announcing import Stage, Withdrawal
 from node.domain.errors import SettingsError, TransientError
 from node.domain.findings import CLASSES, Findings, ModelIdentity, Reason, Status
 from node.domain.lifecycle import AlertState
+from node.outputs.wording import RESEARCH_USE
 from node.settings import Fhir, Settings
 from node.store.records import open_records
 from tests.alerting import Receiver, Request, alert_of, house, told
@@ -236,6 +237,13 @@ def test_what_was_not_analysed_is_never_negative() -> None:
     assert "NOT a negative result" in server.the("DiagnosticReport")["conclusion"]
     assert "Task" not in server.resources
     assert server.observation("priority")["dataAbsentReason"]["text"] == "no volume"
+
+
+@pytest.mark.parametrize(("findings_", "stage"), [(SUBDURAL, Stage.FINAL), (FAILED, Stage.NOT_ANALYSED)])
+def test_every_resource_says_research_use_only(findings_: Findings, stage: Stage) -> None:
+    """Each may be shown without the others."""
+    made = entries(told(findings_, stage), Fhir(url="http://127.0.0.1/"))
+    assert all(RESEARCH_USE in json.dumps(entry["resource"]) for entry in made)
 
 
 @pytest.mark.parametrize("transaction", [True, False])
