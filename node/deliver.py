@@ -84,6 +84,7 @@ class Courier:
         self._breaker = Breaker(destination.retry_base_s)
         self._asked_s = 0.0
         """For how long the destination asked to be left alone."""
+        self._leased_until = 0.0
         self._taken: list[Taken] = []
         """…by the destination, and not written down yet."""
         self._noted_at = time.monotonic()
@@ -164,15 +165,16 @@ class Courier:
 
     def _send_once(self, left: dict[int, Due], files: dict[int, Path], now: Callable[[], float]) -> None:
         """Over one association; takes out of `left` what got an answer."""
-        leased_until = now() + LEASE_S
-        parcels = [Parcel(d.id, files[d.id], d.sop_class_uid) for d in left.values()]
+        self._leased_until = now() + LEASE_S
+        moved = partial(self._keep, left, now)
+        parcels = [Parcel(d.id, files[d.id], d.sop_class_uid, moved) for d in left.values()]
         try:
-            self._take_outcomes(parcels, left, leased_until, now)
+            self._take_outcomes(parcels, left, now)
         finally:
             self._note()
 
     def _take_outcomes(
-        self, parcels: Sequence[Parcel], left: dict[int, Due], leased_until: float, now: Callable[[], float]
+        self, parcels: Sequence[Parcel], left: dict[int, Due], now: Callable[[], float]
     ) -> None:
         for outcome in self._peer.send(parcels):
             self._write_down(left.pop(outcome.key), outcome, now())
@@ -183,9 +185,21 @@ class Courier:
                 self._note()
                 count = self._records.deliveries.hasten(self._destination.name, now())
                 log.info("%s is back; %d deliveries are due", self._peer.name, count)
-            if left and leased_until - now() < LEASE_S / 2:
-                leased_until = now() + LEASE_S
-                self._records.deliveries.extend(list(left), leased_until)
+            self._extend(left, now)
+
+    def _keep(self, left: dict[int, Due], now: Callable[[], float]) -> None:
+        """Bytes go out: an object that takes long is no reason for another process to send it, too."""
+        self._moves()
+        try:
+            self._extend(left, now)
+        except TransientError as error:  # no reason to break off what is on its way
+            log.warning("the lease of %d deliveries is not extended: %s", len(left), error)
+
+    def _extend(self, left: dict[int, Due], now: Callable[[], float]) -> None:
+        """The lease of what waits for an answer, or for its turn."""
+        if left and self._leased_until - now() < LEASE_S / 2:
+            self._records.deliveries.extend(list(left), now() + LEASE_S)
+            self._leased_until = now() + LEASE_S
 
     def _write_down(self, due: Due, outcome: Outcome, now: float, after_s: float = 0.0) -> None:
         """A destination that asks to be left alone for `after_s` is, up to its longest wait."""

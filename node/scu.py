@@ -7,8 +7,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Parcel:
     key: int
     file: Path
     sop_class_uid: str
+    moved: Callable[[], object] = field(default=lambda: None, compare=False, repr=False)
+    """Called now and then while its bytes go out, where a carrier sees them go."""
 
 
 @dataclass(frozen=True)

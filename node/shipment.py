@@ -56,17 +56,24 @@ class Packed:
 
     def pieces(self) -> Iterator[tuple[Bytes, bool]]:
         """Its bytes, and whether these are the last. Raises OSError."""
-        if self.file is None:
-            yield self.data, True
-            return
-        with self.file.open("rb", buffering=0) as stream:
+        for piece, is_last in self._in_memory() if self.file is None else self._of_file(self.file):
+            self.parcel.moved()
+            yield piece, is_last
+
+    def _in_memory(self) -> Iterator[tuple[Bytes, bool]]:
+        view, size = memoryview(self.data), len(self.data)
+        for at in range(0, max(size, 1), CHUNK_BYTES):
+            yield view[at : at + CHUNK_BYTES], at + CHUNK_BYTES >= size
+
+    def _of_file(self, file: Path) -> Iterator[tuple[Bytes, bool]]:
+        with file.open("rb", buffering=0) as stream:
             left = stream.seek(0, 2) - self.head.data_at
             stream.seek(self.head.data_at)
             while left > 0:
                 chunk = stream.read(min(left, CHUNK_BYTES))
                 left -= len(chunk)
                 if not chunk:
-                    raise InvalidDicomError(f"{self.file.name} became shorter while it was sent")
+                    raise InvalidDicomError(f"{file.name} became shorter while it was sent")
                 yield chunk, left == 0
 
 

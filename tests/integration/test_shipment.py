@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_the_bytes_of_the_file_arrive_in_pdus_that_the_peer_takes(
     assert peer.data == [data_set(parcels[0].file.read_bytes())]
     assert peer.longest_pdu <= (maximum or 2**20)
     assert peer.released
+
+
+@pytest.mark.parametrize("as_stored", [True, False])
+def test_whoever_waits_sees_the_bytes_go(
+    as_stored: bool, parcels: list[Parcel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipment, "CHUNK_BYTES", 1500)
+    moves = list[int]()
+    watched = replace(parcels[0], moved=lambda: moves.append(1))
+    with Scripted(all_good, syntax=EXPLICIT if as_stored else str(ImplicitVRLittleEndian)) as peer:
+        assert [one.accepted for one in send(peer, [watched])] == [True]
+    assert len(moves) >= len(peer.data[0]) / 1500
 
 
 def test_no_window_is_asked_for_unless_the_settings_want_one(parcels: list[Parcel]) -> None:

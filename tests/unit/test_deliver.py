@@ -187,6 +187,44 @@ def test_a_slow_peer_never_outlasts_the_lease_of_what_still_waits() -> None:
     assert set(held) == {6}
 
 
+def test_an_object_that_takes_long_on_the_wire_keeps_its_lease_and_is_seen_to_move() -> None:
+    clock, moves, steps = Clock(0.0), list[float](), 8
+
+    class Slow(Script):
+        def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
+            for parcel in parcels:
+                for _ in range(steps):
+                    clock.now += LEASE_S * 0.3
+                    parcel.moved()
+                yield Outcome(parcel.key, *GOOD)
+
+    rows = Rows(due(1), due(2))
+    assert courier(rows, Slow(), lambda: moves.append(clock.now)).round(clock)
+    extended = [entry for entry in rows.log if entry[0] == "extend"]
+    assert extended[0][1] == (1, 2)
+    until = LEASE_S
+    for at in [LEASE_S * 0.3 * n for n in range(1, 2 * steps)]:
+        assert at < until
+        until = max([until, *(to for _, _, to in extended if to - LEASE_S <= at)])
+    assert len(moves) >= 2 * steps
+
+
+def test_a_lease_that_cannot_be_kept_breaks_no_association() -> None:
+    class Away(Rows):
+        def extend(self, ids: Sequence[int], lease_until: float) -> None:
+            raise TransientError("database is locked")
+
+    class Slow(Script):
+        def send(self, parcels: Sequence[Parcel]) -> Iterator[Outcome]:
+            clock.now += LEASE_S
+            parcels[0].moved()
+            yield Outcome(parcels[0].key, *GOOD)
+
+    clock, rows = Clock(0.0), Away(due(1))
+    assert courier(rows, Slow()).round(clock)
+    assert rows.log == [("sent", 1, "0x0000")]
+
+
 class Forgetful(Rows):
     """The database is away for a moment when it is told what was sent."""
 
