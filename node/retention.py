@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 DAY_S = 24 * 3600.0
 IN_FLIGHT_S = 600.0
 """A file without a record that is younger may be about to get one."""
+MOST_STUCK = 100
+"""Once files of so many studies could not be deleted, it is the volume: giving up more makes no room."""
 
 
 class Retention:
@@ -74,11 +76,13 @@ class Retention:
             return []
         removed: list[Removal] = []
         quiet_since = now - self._settings.completeness.max_wait_s
-        while used() > spool.low_watermark:
+
+        def wants_room() -> bool:
+            return used() > spool.low_watermark and len(self._keeping.unfinished()) < MOST_STUCK
+
+        while wants_room():
             studies = self._keeping.removable(quiet_since, self._committing, limit=10)
-            batch = [
-                r for study in studies if used() > spool.low_watermark for r in self._removed(study, now)
-            ]
+            batch = [r for study in studies if wants_room() for r in self._removed(study, now)]
             if not batch:
                 self._say_full(used())
                 break

@@ -615,6 +615,25 @@ class TestRetention:
         place.removed(keep_days=1)
         assert place.files() == [] and place.records.keeping.unfinished() == []
 
+    def test_a_volume_that_became_read_only_costs_a_few_studies_and_not_every_one(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It gets no emptier, however many are given up; once it can be written to, those would all go."""
+
+        def refuses(*_: Any) -> int:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        for name in "abcd":
+            place.delivered(place.study(name))
+        monkeypatch.setattr("node.retention.MOST_STUCK", 2)
+        full = {"high_watermark": 0.9, "low_watermark": 0.6}
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "remove", refuses)
+            for _ in range(3):
+                place.removed(used=lambda: 0.95, **full)
+        assert len(place.records.keeping.unfinished()) == 2 and len(place.recorded()) == 6
+        assert len(place.removed(used=lambda: 0.95, **full)) == 2, "and goes on once it can"
+
     def test_what_comes_again_while_its_old_files_go_is_kept(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
