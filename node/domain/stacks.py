@@ -24,21 +24,31 @@ SEVERAL = 3
 
 
 def stacks(slices: Sequence[Instance]) -> list[list[int]]:
-    """Indices of slices alike in kind, matrix, orientation, spacing, stack and sharpness, as they come."""
+    """Indices of slices alike in kind, matrix, orientation, spacing, stack and sharpness.
+
+    Each in the order of `_turn`, whatever order they come in: the first one tells the sharpness, if any does.
+    """
     groups: list[list[int]] = []
-    for index, slice_ in enumerate(slices):
-        group = next((group for group in groups if _alike(slices[group[0]], slice_)), None)
+    for index in sorted(range(len(slices)), key=lambda index: _turn(slices[index])):
+        group = next((group for group in groups if _alike(slices[group[0]], slices[index])), None)
         if group is None:
             groups.append(group := [])
         group.append(index)
     return groups
 
 
+def _turn(slice_: Instance) -> tuple[object, ...]:
+    """Smallest goes first: soft ones, sharp ones, and those that do not tell; each as acquired."""
+    sharpness = {True: 0, False: 1, None: 2}[_is_soft(slice_)]
+    numbers = (slice_.acquisition_number or 0, slice_.instance_number or 0, slice_.frame_number or 0)
+    return sharpness, *numbers, slice_.sop_instance_uid
+
+
 def main_stack(slices: Sequence[Instance]) -> list[int]:
     """Indices of the stack to read: as scanned, not too sharp, then the most slices, then the earliest.
 
     Of scans that lie between one another's slices, that of the most slices, then the earliest. Native slices
-    count twice as much as enhanced ones beside them.
+    count twice as much as enhanced ones beside them. The order in which slices are given decides nothing.
     """
 
     def rank(group: list[int]) -> tuple[bool, bool, int, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from node.domain.eligibility import Rules, SkipCode, best_refused, choose
 from node.domain.instance import Instance
+from node.domain.stacks import main_stack
 from node.domain.vocabulary import HEAD, NO_HEAD_PHRASE, OTHER_PART, fold, softness
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -257,6 +258,26 @@ def test_thickness_preferred(steps_mm: tuple[float, ...], best: int) -> None:
 def test_ties_are_broken_the_same_way_in_any_order() -> None:
     study = {uid: stack(uid, series_number=3) for uid in ("1.9", "1.7", "1.8")}
     assert choose(study).chosen == choose(dict(reversed(study.items()))).chosen == "1.7"
+
+
+ALIKE = [
+    ("two matrices", [{}, {"rows": 256, "columns": 256}]),
+    ("an unknown kernel, a soft and a sharp one", [{"kernel": ""}, {"kernel": "H31s"}, {"kernel": "H60s"}]),
+    ("a kernel that is not always told", [{"kernel": ""}, {"kernel": "H60s"}]),
+    ("one of them out of place", [{}, {"columns": 256, "position": (0.0, 0.0, 300.0)}]),
+]
+
+
+@pytest.mark.parametrize("parts", [row[1] for row in ALIKE], ids=[row[0] for row in ALIKE])
+def test_the_order_in_which_images_come_decides_nothing(parts: list[dict[str, Any]]) -> None:
+    """The worker gets them in another one than whoever chooses."""
+    series = [slice_ for number, part in enumerate(parts) for slice_ in stack(f"1.1.{number}", 30, **part)]
+    found = set()
+    for order in (series, series[::-1], series[40:] + series[:40], series[1::2] + series[::2]):
+        chosen = {order[index].sop_instance_uid for index in main_stack(order)}
+        found.add((choose({"1.1": order}).chosen, *sorted(chosen)))
+        assert len({order[index].kernel for index in main_stack(order)} - {""}) < 2
+    assert len(found) == 1
 
 
 def test_a_few_odd_instances_do_not_spoil_a_series() -> None:
