@@ -13,7 +13,17 @@ from torch import Tensor
 from node.domain.errors import PermanentError
 from workers.training.augment import STILL, Augmentation, augment
 from workers.training.datasets import Batch, Series, SliceDataset, phantom_series
-from workers.training.fit import CHECKPOINT_EVERY, Corpus, Fitted, Progress, Run, Sampler, schedule
+from workers.training.fit import (
+    CHECKPOINT_EVERY,
+    Corpus,
+    Fitted,
+    Progress,
+    Run,
+    Sampler,
+    read_checkpoint,
+    schedule,
+    write_checkpoint,
+)
 from workers.training.learners import learner
 from workers.training.losses import LossWeights, Truth, multitask_loss
 from workers.training.recipes import Recipe, Stage, recipe
@@ -102,6 +112,18 @@ def test_a_checkpoint_that_learned_from_other_patients_is_refused(bloody: Series
         with pytest.raises(PermanentError, match=r"other patients; remove it"):
             _fit(_recipe(), _stage(1), corpus, checkpoint)
     _fit(_recipe(), _stage(1), Corpus(taught, (), stop), checkpoint)
+
+
+def test_a_checkpoint_of_fewer_phantoms_is_refused(bloody: Series, tmp_path: Path) -> None:
+    """As after a first try with `--phantoms 1`; one of a version that did not count them is taken."""
+    checkpoint = tmp_path / "run.ckpt"
+    _fit(_recipe(), _stage(1), Corpus((), [bloody]), checkpoint)
+    with pytest.raises(PermanentError, match=r"1 phantoms, not of 2; remove it"):
+        _fit(_recipe(), _stage(1), Corpus((), [bloody, bloody]), checkpoint)
+    state = read_checkpoint(checkpoint, torch.device("cpu"))
+    del state["phantoms"]
+    write_checkpoint(checkpoint, state)
+    _fit(_recipe(), _stage(1), Corpus((), [bloody, bloody]), checkpoint)
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half a file"])

@@ -156,6 +156,18 @@ def test_a_report_of_one_fold_tells_of_the_patients_in_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny")
+def test_after_one_fold_of_a_recipe_that_stops_early_all_of_them_can_be_run(tmp_path: Path) -> None:
+    plan = _plan("cnn-baseline", tmp_path, only=(0,))
+    stages = tuple(replace(stage, patience=2) for stage in plan.recipe.stages)
+    first = plan.of(replace(plan.recipe, stages=stages))
+    train.final(first, 1, [[1] * len(stages)], _silent)
+    whole = replace(first, only=())
+    for _ in range(2):
+        _, lengths = train.final(whole, 1, [[1] * len(stages), [3] * len(stages)], _silent)
+        assert lengths == [2] * len(stages)
+
+
 def test_three_seeds_are_three_networks_and_one_answer(tmp_path: Path) -> None:
     outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, seeds=3), _silent)
     assert outcome is not None

@@ -152,7 +152,7 @@ class Run:
     def fit(self, corpus: Corpus, checkpoint: Path | None = None, progress: Progress | None = None) -> Fitted:
         """Train to the last step or until patience ends, resuming `checkpoint` if it is there.
 
-        Raises PermanentError CHECKPOINT_FOREIGN when that was made by other settings, or of other patients.
+        Raises PermanentError CHECKPOINT_FOREIGN when that was made by other settings, or of others.
         """
         if checkpoint and checkpoint.exists():
             self._load(checkpoint, corpus)
@@ -265,6 +265,7 @@ class Run:
         state = {
             "settings": self._digest(),
             "patients": corpus.digest(),
+            "phantoms": len(corpus.phantoms),
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average if self.stage.ema else None,
@@ -276,10 +277,12 @@ class Run:
 
     def _load(self, path: Path, corpus: Corpus) -> None:
         state = read_checkpoint(path, self.device)
+        # checkpoints of versions that did not note their patients or phantoms are taken at their name
+        drawn, wanted = state.get("phantoms"), len(corpus.phantoms)
         same = {
             "by other settings": state.get("settings") == self._digest(),
-            # checkpoints of versions that did not note their patients are taken at their name
             "of other patients": state.get("patients") in (None, corpus.digest()),
+            f"of {drawn} phantoms, not of {wanted}": drawn in (None, wanted),
         }
         for how, holds in same.items():
             if not holds:

@@ -173,19 +173,25 @@ def part_states(part: Plan, number: int | None, seed: int, watch: Watch) -> list
 def final(
     plan: Plan, seed: int, lengths: Sequence[Sequence[int]], watch: Watch
 ) -> tuple[list[State], list[int]]:
-    """Networks trained on all patients, as long as was best in the folds."""
+    """Networks trained on all patients, as long as was best in the folds.
+
+    Under a name of their own where that is told by some of the folds: by all of them it is another length.
+    """
     view = view_of(plan.recipe)
     stages = list(plan.recipe.stages)
+    name = f"{FINAL}-seed-{seed}"
     for place, stage in enumerate(stages):
         told = [fold_lengths[place] for fold_lengths in lengths if len(fold_lengths) > place]
         if stage.patience and told:
             stages[place] = replace(stage, steps=round(float(np.mean(told))), epochs=0.0, patience=0)
+            if plan.only:
+                name = f"{FINAL}-of-{'-'.join(map(str, plan.only))}-seed-{seed}"
         else:
             stages[place] = replace(stage, patience=0)
     phantoms = plan.drawn(view) if wants_phantoms(plan.recipe) else []
     corpus = Corpus(taught(plan, range(len(plan.real(view)))), phantoms)
     lasting = plan.of(replace(plan.recipe, stages=tuple(stages)))
-    return networks(lasting, corpus, f"{FINAL}-seed-{seed}", None, seed + 100, watch)
+    return networks(lasting, corpus, name, None, seed + 100, watch)
 
 
 def pretrained(plan: Plan, watch: Watch) -> State | None:
