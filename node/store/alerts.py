@@ -353,6 +353,7 @@ def _occasion(connection: Connection, job_id: int, audience: Audience, now: floa
     newest = (
         select(instances.c.header)
         .where(instances.c.series_instance_uid == row.series_instance_uid)
+        .where(func.coalesce(instances.c.header["patient_id"].as_string(), "") == row.patient_id)
         .order_by(instances.c.received_at.desc())
         .limit(1)
     )

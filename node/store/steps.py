@@ -82,6 +82,8 @@ def parts(connection: Connection, condition: ColumnElement[bool]) -> Iterator[Co
 
 def _item(row: Row) -> Item:
     study = {"patient_id": row.patient_id, "patient_name": row.patient_name}
+    header = row.header or row.kept_header or {}
+    is_theirs = (header.get("patient_id") or "") == row.patient_id  # of several patients, one is the study's
     return Item(
         uid=row.sop_instance_uid,
         job_id=row.job_id,
@@ -98,5 +100,5 @@ def _item(row: Row) -> Item:
         claimed_at=row.claimed_at,
         offer=row.offer,
         study=study | {"accession_number": row.accession_number},
-        header=row.header or row.kept_header or {},
+        header=header if is_theirs else {},
     )

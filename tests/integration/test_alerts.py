@@ -412,6 +412,16 @@ class TestKeeping:
         assert one.records.alerts.take_due("hook", T0, T0 + 1000)
 
 
+def test_what_is_told_of_a_patient_comes_from_that_patient_s_images(one: House) -> None:
+    """Those of another one under the same UIDs may come before the analysis is over."""
+    job = one.alarmed()
+    other = {"patient_id": "OTHER", "issuer_of_patient_id": "ELSE", "patient_birth_date": "20000101"}
+    one.site.receive("1.1", "1.1.1", study_time="235959", **other)
+    assert one.word(job, SUBDURAL, FINAL)
+    told = Announcement.from_json(one.records.alerts.take_due("hook", T0, T0 + 1).content)  # type: ignore[union-attr]
+    assert told.subject == SUBJECT
+
+
 def test_times_of_first_alerts(one: House) -> None:
     job = one.alarmed()
     herald(one, Answering(TAKEN)).round(lambda: T0)

@@ -303,6 +303,18 @@ def test_a_workitem_says_who_it_is_though_retention_took_the_images(desk: Desk) 
     assert len(report.ReferencedSOPSequence) == 1, "and names no series without an object"
 
 
+def test_a_workitem_takes_nothing_from_the_images_of_another_patient(desk: Desk) -> None:
+    """They came later, under the same UIDs; theirs is the first in the order of SOP Instance UIDs."""
+    desk.site._received = 1
+    desk.site.composed("1.1", SUBDURAL, patient_id="P1", patient_birth_date="19700101")
+    desk.site._received = 9
+    other = {"patient_id": "P2", "patient_birth_date": "20000101", "issuer_of_patient_id": "ELSE"}
+    desk.site.receive("1.1", "1.1.1", **other)
+    (uid,) = desk.offered()
+    ds = desk.whole(uid)
+    assert (ds.PatientID, ds.PatientBirthDate, ds.IssuerOfPatientID) == ("P1", "", "")
+
+
 def test_a_lock_on_all_is_one_on_those_to_come(desk: Desk) -> None:
     """What was said of one workitem stands, whatever is said of all (PS3.4 CC.2.3)."""
     desk.site.composed("1.1", SUBDURAL)
