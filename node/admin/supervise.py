@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -101,12 +101,13 @@ class Node:
         scp.open_socket(self._settings.scp).close()  # a port that is taken is told at once, and by name
         records = open_records(self._settings)
         check_reachable(self._settings, records)  # told at once, too, and not as the end of a child
+        heard = self._heard(records)
         with stopping() as stop:
             try:
                 self._start_redis()
                 for child in self._children:
                     child.start()
-                self._wait_ready(records, stop)
+                self._wait_ready(records, stop, heard)
                 if not stop(0):
                     on_ready(records)
                 while not stop(0.3):
@@ -127,12 +128,18 @@ class Node:
         self._redis_child.start()
         self._redis.wait_ready()
 
-    def _wait_ready(self, records: Records, stop: Callable[[float], bool]) -> None:
-        """Every role has been heard of. Raises IchnodeError when one does not come up."""
+    def _heard(self, records: Records) -> dict[str, float]:
+        """When each process was heard of last, by its own clock."""
+        return {p["process"]: p["seen_at"] for p in records.views.processes(time.time())}
+
+    def _wait_ready(
+        self, records: Records, stop: Callable[[float], bool], heard: Mapping[str, float]
+    ) -> None:
+        """Every role was heard of since `heard`. Raises IchnodeError when one does not come up."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        began = time.time()
         while not stop(0.1):
-            alive = {p["role"] for p in records.views.processes(time.time()) if p["seen_at"] >= began - 1}
+            now_heard = records.views.processes(time.time())
+            alive = {p["role"] for p in now_heard if p["seen_at"] != heard.get(p["process"])}
             missing = [role for role in self._roles if role not in alive and role not in NOT_WAITED_FOR]
             if not missing:
                 return

@@ -321,6 +321,8 @@ class Keeping:
             (studies, (studies.c.last_received_at > soon,), {"last_received_at": now}),
             (series, (receiving, series.c.last_received_at > soon), {"last_received_at": now}),
             (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.rung_at > soon), {"rung_at": None}),
+            (jobs, (jobs.c.state == JobState.QUEUED, jobs.c.created_at > soon), {"created_at": now}),
+            (heartbeats, (heartbeats.c.seen_at > soon,), {"seen_at": now}),
             (shadows, (unread, shadows.c.rung_at > soon), {"rung_at": None}),
             (deliveries, (pending, deliveries.c.next_try_at > soon + longest_wait_s), {"next_try_at": now}),
             (deliveries, (pending, deliveries.c.lease_until > soon + longest_lease_s), {"lease_until": None}),

@@ -44,6 +44,7 @@ from node.store.deliveries import NewDelivery
 from node.store.engine import writing
 from node.store.incidents import Code
 from node.store.jobs import NewObject
+from node.store.queue import Line
 from node.store.records import Records, open_records
 from node.store.tables import comparisons, deliveries, gaps, instances, ups_events
 from node.wholeness import Announced
@@ -758,6 +759,24 @@ class TestHousekeeper:
         assert ringing(place.records, place.now - 30) == [job_id]
         ahead = place.now + place.destination.retry_max_s
         assert place.records.deliveries.take_due("pacs", ahead, ahead + 60)
+
+    def test_a_job_of_the_future_waits_no_longer_than_those_that_come_after_it(self, place: Place) -> None:
+        """Or it would be the last one for as long as the clock was ahead, and would never count as aged."""
+        place.now += 3600
+        early = place.decided(place.study("a"))
+        place.now -= 3600
+        Housekeeper(Settings(), place.records, place.spool).round(place.now)
+        place.now += 1
+        late = place.decided(place.study("b"))
+        taken = place.records.queue.take(late or 0, "w", place.now + 30, place.now, Line())
+        assert taken and taken.job.id == early
+
+    def test_a_process_of_the_future_is_dead_as_soon_as_any(self, place: Place) -> None:
+        """Or a worker that died before the clock was set right would stand there as alive for as long."""
+        place.records.views.beat("worker@gone", "worker", {}, place.now + 3600)
+        Housekeeper(Settings(), place.records, place.spool).round(place.now)
+        (worker,) = place.records.views.processes(place.now + 20)
+        assert not worker["alive"]
 
     @pytest.mark.parametrize("broken", ["node.scan.Scan.run", "node.watch.look"])
     def test_what_breaks_beside_it_keeps_no_room_from_being_made(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from node.admin import supervise
-from node.admin.supervise import RESTART_AT_MOST_S, Child
+from node.admin.supervise import RESTART_AT_MOST_S, Child, Node
+from node.domain.errors import IchnodeError
+from node.settings import Settings
+from node.store.records import open_records
 
 
 def test_a_child_that_died_a_thousand_times_is_started_again() -> None:
@@ -35,3 +41,21 @@ def test_a_child_that_cannot_be_started_now_is_started_later(monkeypatch: pytest
     child.tend()
     assert isinstance(child.process, subprocess.Popen)
     child.process.wait()
+
+
+@pytest.mark.parametrize("clock_s", [0.0, -3600.0, 3600.0])
+def test_a_node_is_up_whatever_happens_to_the_clock_meanwhile(
+    clock_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a machine gets the right time some moments after it booted."""
+    monkeypatch.setattr(supervise, "READY_TIMEOUT_S", 2.0)
+    settings = Settings(data_dir=tmp_path)
+    with closing(open_records(settings)) as records:
+        records.views.beat("settle@of the last run", "settle", {}, time.time() + clock_s)
+        node = Node(settings, None)
+        node._roles, node._children = ["settle"], []
+        known = node._heard(records)
+        with pytest.raises(IchnodeError, match="settle did not come up"):
+            node._wait_ready(records, threading.Event().wait, known)
+        records.views.beat("settle@of this one", "settle", {}, time.time() + clock_s)
+        node._wait_ready(records, threading.Event().wait, known)
