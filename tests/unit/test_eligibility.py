@@ -217,7 +217,13 @@ def test_a_name_of_both_scans_does_not_make_an_enhanced_one_native(name: str) ->
     assert choose({"1.1": stack("1.1", series_description=name)}).chosen == "1.1"
 
 
-@pytest.mark.parametrize("name", ["HEAD W/O CONTRAST W/ 3D", "Head without, with bone filter", "Kopf nativ"])
+NATIVE = (
+    "HEAD W/O CONTRAST W/ 3D;Head without, with bone filter;Kopf nativ;Head pre contrast;Head pre C+;"
+    "TC cráneo S/Contraste"
+)
+
+
+@pytest.mark.parametrize("name", NATIVE.split(";"))
 def test_a_native_name_is_believed(name: str) -> None:
     choice = choose({"1.1": stack("1.1", contrast_agent="OMNIPAQUE", series_description=name)})
     assert [note.code for note in choice.notes] == ["CONTRAST_CONTRADICTED"]
