@@ -38,6 +38,8 @@ _LEFT_OUT = {
     SkipCode.NO_RESCALE.value: "images without RescaleSlope and RescaleIntercept",
 }
 """In words of the report; of every other refusal `_NOT_AXIAL`."""
+WHOLE = 0.8
+"""An acquisition with a smaller part of the slices of another one in its place was broken off."""
 MAX_FILLED_STEPS = 3.0
 """A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
 LONGER = 1.3
@@ -207,6 +209,7 @@ def _distinct(group: list[_Slice], warnings: list[str]) -> list[_Slice]:
     """In order along the normal, one slice a place; of several always that of the same scan: see `_turn`."""
     orientation = group[0][0].orientation or () if group else ()
     sizes = Counter(key for slice_, _ in group for key in (_scan(slice_)[:1], _scan(slice_)))
+    largest = max((size for scan, size in sizes.items() if len(scan) == 1), default=0)
     places: list[tuple[float, list[_Slice]]] = []
     for image in sorted(group, key=lambda image: slice_position_mm(image[0].position or (), orientation)):
         place = slice_position_mm(image[0].position or (), orientation)
@@ -215,7 +218,7 @@ def _distinct(group: list[_Slice], warnings: list[str]) -> list[_Slice]:
         places[-1][1].append(image)
     if len(places) < len(group):
         warnings.append(f"{len(group) - len(places)} slices at the place of another left out")
-    return [min(images, key=lambda image: _turn(image[0], sizes)) for _, images in places]
+    return [min(images, key=lambda image: _turn(image[0], sizes, largest)) for _, images in places]
 
 
 def _scan(slice_: Instance) -> tuple[object, ...]:
@@ -223,11 +226,12 @@ def _scan(slice_: Instance) -> tuple[object, ...]:
     return slice_.acquisition_number or 0, slice_.kernel, slice_.slice_thickness or 0.0
 
 
-def _turn(slice_: Instance, sizes: Mapping[tuple[object, ...], int]) -> tuple[object, ...]:
-    """Smallest goes first: of the acquisition with the most slices, then the earliest; then as it says."""
+def _turn(slice_: Instance, sizes: Mapping[tuple[object, ...], int], largest: int) -> tuple[object, ...]:
+    """Smallest goes first: of the earliest acquisition that is not much shorter than the largest one."""
     scan = _scan(slice_)
+    size = sizes[scan[:1]]
     order = (slice_.instance_number or 0, slice_.sop_instance_uid, slice_.frame_number or 0)
-    return -sizes[scan[:1]], scan[0], -sizes[scan], scan, order
+    return -(size if size < WHOLE * largest else largest), scan[0], -sizes[scan], scan, order
 
 
 def _irregularities(

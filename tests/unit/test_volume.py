@@ -161,7 +161,7 @@ def test_a_scan_that_was_repeated_is_not_mixed_with_the_first() -> None:
 
 TWICE = [
     ("the places written less exactly", {"AcquisitionNumber": 2}, 24, 0.002, 1),
-    ("after one that was broken off", {"AcquisitionNumber": 2}, 30, 0.0, 2),
+    ("after one that was broken off", {"AcquisitionNumber": 2}, 40, 0.0, 2),
     ("another kernel under the same numbers", {"ConvolutionKernel": "H41s"}, 24, 0.0, 1),
     ("another thickness under the same numbers", {"SliceThickness": 3.0}, 24, 0.0, 2),
     ("contrast agent, more of it", {"AcquisitionNumber": 2, "ContrastBolusAgent": "IOHEXOL"}, 30, 0.0, 1),
@@ -179,6 +179,14 @@ def test_two_scans_of_the_same_places_are_not_mixed(
     volume = build_volume([*again, *first])
     wanted = {1: first, 2: again}[read]
     assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in wanted)
+
+
+def test_of_two_scans_that_are_about_as_long_the_first_is_read_where_it_lies() -> None:
+    """The second may have been made with a contrast agent that no header tells of."""
+    first = at_heights(*np.arange(28) * 5.0, name="one", AcquisitionNumber=1)
+    again = at_heights(*np.arange(30) * 5.0, name="two", AcquisitionNumber=2)
+    volume = build_volume([*again, *first])
+    assert volume.sop_instance_uids == tuple(ds.SOPInstanceUID for ds in [*first, *again[28:]])
 
 
 def test_parts_of_a_scan_that_overlap_are_both_read() -> None:
