@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from node.domain.findings import Findings
+from node.outputs.wording import plain
 
 NAMESPACE = uuid.UUID("5d0c7f7c-7c0b-5c7e-8a55-1f3b0f6c9e21")
 DEVICE_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'device').int}"
@@ -22,12 +23,12 @@ DEVICE_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'device').int}"
 def uid_for(findings: Findings, kind: str, index: int = 0) -> str:
     """The UID of `kind` number `index` of this analysis (UUID-derived, PS3.5 B.2).
 
-    A *not analysed* outcome has UIDs of its own, one set for each reason: when the same revision is
-    analysed after all, its objects must not hide behind those already in the PACS. So with an analysis
-    that was compared with an earlier one, and with one that comes to another result by the same model.
+    A *not analysed* outcome has UIDs of its own, one set for each reason as it is worded: when the same
+    revision is analysed after all, its objects must not hide behind those already in the PACS. So with an
+    analysis that was compared with an earlier one, and with another result by the same model.
     """
-    model = findings.model
-    outcome = findings.status.value + (f":{findings.reason.code}" if findings.reason else "")
+    model, reason = findings.model, findings.reason
+    outcome = findings.status.value + (f":{reason.code} {plain(reason.text)}" if reason else "")
     if prior := findings.comparison:
         outcome += f":since {prior.series_uid} {prior.revision}"
     series = (findings.series_instance_uid, findings.revision, outcome, _result(findings))

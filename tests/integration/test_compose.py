@@ -687,6 +687,20 @@ def test_another_result_of_the_same_model_goes_out_as_well(first: float, then: f
     assert ("SUSPECTED" in report.SeriesDescription) == (then > 0.5)
 
 
+def test_a_failure_after_the_first_word_is_told_though_one_before_it_was(place: Place) -> None:
+    """For the same reason; only this one is an alarm."""
+    reason = Reason("WORKER_LOST", "the worker died or hung in each of 3 attempts")
+    job = place.failed(reason=reason)
+    place.composer.round()
+    place.records.jobs.retry(job.id)
+    assert place.records.jobs.claim(job.id, "w:2", 1e12, 8.0)
+    assert place.records.jobs.store_priority(job.id, "w:2", Priority.STAT)
+    assert place.records.jobs.fail(job.id, reason, "w:2")
+    place.composer.round()
+    assert any("had proposed priority STAT" in words(report) for report in place.objects(job.id)["sr"])
+    assert {row.urgent for row in place.deliveries() if row.output == "sr"} == {0, 1}
+
+
 def test_the_same_result_of_the_same_model_goes_out_once(place: Place) -> None:
     """What differs in digits that no object holds is the same."""
     job, found = place.analysed()

@@ -234,6 +234,7 @@ def test_uids_follow_series_revision_model_outcome_and_kind() -> None:
         replace(findings, priority=Priority.HIGH),
         not_analysed(series),
         not_analysed(series, "ANOTHER_REASON"),
+        replace(not_analysed(series), reason=Reason("NOT_A_HEAD", "\udcff words")),
     ]
     uids = {uid_for(f, kind, i) for f in variants for kind in ("sr", "sc") for i in (0, 1)}
     assert len(uids) == 4 * len(variants)
