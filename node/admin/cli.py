@@ -30,6 +30,8 @@ COMMANDS = "ichnode.commands"
 """Entry-point group through which other packages add subcommands."""
 LARGEST = 2**31 - 1
 """That the database's columns hold."""
+SURROGATES = "surrogates not allowed"
+"""Why words of the command line that are no UTF-8 cannot be encoded: Python keeps their bytes (PEP 383)."""
 OWN = {
     "users": "node.admin.people",
     "audit": "node.admin.people",
@@ -80,6 +82,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except IchnodeError as error:
             raise click.ClickException(str(error)) from error
+        except UnicodeEncodeError as error:
+            if error.reason != SURROGATES:
+                raise
+            text = f"{error.object!a} holds bytes that are no UTF-8; write it in a terminal that sends it"
+            raise click.ClickException(text) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -19,7 +19,7 @@ from node.admin.web import metrics
 from node.admin.web.gate import Gate
 from node.admin.web.site import Site
 from node.admin.web.words import WITHOUT
-from node.settings import Canary, Destination, Settings, load
+from node.settings import AuditRepository, Canary, Destination, Settings, load
 from node.settings.alerts import Hl7
 from node.store.engine import migrate
 from node.store.records import Records
@@ -357,6 +357,7 @@ QUIET = {
     'ichnode_paused{what="queue"}': "0x90",
     "ichnode_canary_ok": "1x90",
     'ichnode_alerts_unsent{channel="ris",state="FAILED"}': "0x90",
+    "ichnode_audit_oldest_seconds": "60x90",
 }
 """What is exported when all is well, each minute for an hour and a half."""
 ALARMS: dict[str, dict[str, str]] = {
@@ -377,6 +378,7 @@ ALARMS: dict[str, dict[str, str]] = {
     "IchnodeSlow": {'ichnode_last_slice_to_report_seconds{quantile="0.95"}': "301x90"},
     "IchnodeGivenUp": {'ichnode_deliveries_unsent{destination="pacs",state="FAILED"}': "1x90"},
     "IchnodeWordsGivenUp": {'ichnode_alerts_unsent{channel="ris",state="FAILED"}': "1x90"},
+    "IchnodeAuditWaits": {"ichnode_audit_oldest_seconds": "3601x90"},
     "IchnodePaused": {'ichnode_paused{what="queue"}': "1x90"},
     "IchnodeFailing": {'ichnode_jobs{state="FAILED"}': "3x60 9x29"},
 }
@@ -404,6 +406,7 @@ class TestFigures:
             destination=(Destination(name="pacs", ae_title="PACS", host="127.0.0.1"),),
             alert=(Hl7(type="hl7", name="ris", host="127.0.0.1", port=2575),),
             canary=Canary(every_min=60),
+            audit=AuditRepository(host="audit.example.org"),
         )
         (tmp_path / "spool").mkdir()
         records = Records(engine)

@@ -36,6 +36,7 @@ from node.admin.web import (
     shadow,
 )
 from node.admin.web.addresses import KnownAddresses
+from node.admin.web.forms import QUIET
 from node.admin.web.gate import LONGEST_BODY, Gate, NotAllowed
 from node.admin.web.site import HERE, Site, path
 from node.domain.errors import IchnodeError, IllegalTransition, TransientError
@@ -169,6 +170,10 @@ def _add_errors(app: FastAPI, site: Site) -> None:
     @app.exception_handler(RequestValidationError)
     def misread(request: Request, error: RequestValidationError) -> Response:
         """Without the input itself, which FastAPI would repeat: it may be no text at all."""
+        if is_page(request) and "hx-request" not in request.headers and QUIET not in request.headers:
+            visitor = getattr(request.state, "visitor", None)
+            text = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+            return HTMLResponse(site.refusal(visitor, 422, f"The address is not right: {text}"), 422)
         wrong = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]
         return JSONResponse({"detail": wrong}, 422)
 

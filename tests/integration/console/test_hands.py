@@ -186,3 +186,11 @@ def test_the_doctor_names_destinations_as_they_are_called(records: Records, no_s
     file = no_settings_around / "ichnode.toml"
     file.write_text(file.read_text().replace('"pacs"', '"pacs [/main]"'))
     assert "destination pacs [/main]" in run("doctor", fails=True)
+
+
+@pytest.mark.usefixtures("records")
+@pytest.mark.parametrize("words", [("audit", "--who"), ("users", "add"), ("echo",), ("pause",)])
+def test_words_that_are_no_utf8_are_told_in_a_line(words: tuple[str, ...]) -> None:
+    """As a shell hands them on from a terminal with another character set."""
+    told = run(*words, os.fsdecode(b"M\xfcller"), fails=True)
+    assert told.startswith(("Error: ", "Usage: ")) and "Traceback" not in told

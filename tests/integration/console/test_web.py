@@ -664,3 +664,20 @@ def test_a_role_that_the_settings_need_no_longer_is_missed_by_nobody(client: Tes
     assert 'role="orders"' not in told and 'role="announce"' not in told
     site.records.views.beat("orders@h:1", "orders", {}, time.time())
     assert 'ichnode_processes_alive{role="orders"} 1' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("query", ["page=x", "page=-1", "show=nothing", "read=maybe"])
+def test_an_address_that_asks_for_what_there_is_not_is_answered_by_a_page(
+    client: TestClient, query: str
+) -> None:
+    page = client.get(f"/?{query}", headers={"Accept": "text/html"})
+    assert (page.status_code, page.headers["content-type"]) == (422, "text/html; charset=utf-8")
+    assert f"{query.partition('=')[0]}: " in page.text
+    told = client.get(f"/?{query}", headers={"Accept": "application/json"})
+    assert told.status_code == 422 and told.json()["detail"]
+
+
+def test_a_later_page_that_is_empty_by_now_leads_back(client: TestClient) -> None:
+    page = client.get("/?show=suspected&page=3").text
+    assert "There is no page 3" in page
+    assert 'href="/?show=suspected&amp;read=unread&amp;within=24h"' in page
