@@ -75,10 +75,12 @@ class Place:
         return Clock(self.settings, self.records, self.bell, lambda: self.seconds)  # type: ignore[arg-type]
 
     def pass_time(self, seconds: float, now: float) -> None:
-        """Ticks before and after that many seconds, the last one at `now`."""
+        """Ticks for that many seconds, the last one at `now`."""
         self.clock.tick(now - seconds)
-        self.seconds += seconds
-        self.clock.tick(now)
+        while seconds > 0:
+            step = min(seconds, 1.0)
+            self.seconds, seconds = self.seconds + step, seconds - step
+            self.clock.tick(now - seconds)
 
     def wait(self, seconds: float, now: float) -> None:
         """Two rounds a second, from `now` on."""
@@ -821,6 +823,21 @@ class TestRecover:
             place.seconds += 5
             place.records.jobs.renew(job_id, "other-host:1", T0 + QUIET_S + 30 + 5 * minute)
         assert self.state(place, job_id) is JobState.RUNNING
+
+    def test_a_database_that_was_away_takes_no_job_from_a_worker_that_could_not_renew(
+        self, place: Place
+    ) -> None:
+        """Nor does a virtual machine that stood still, with the clock and the worker in it."""
+        job_id = self.running(place, "other-host:1")
+        place.clock.tick(T0 + QUIET_S)
+        place.seconds += 300  # in which nobody could look, either
+        place.clock.tick(T0 + QUIET_S + 300)
+        assert self.state(place, job_id) is JobState.RUNNING
+        assert place.records.jobs.renew(job_id, "other-host:1", T0 + QUIET_S + 330)
+        place.pass_time(20, T0 + QUIET_S + 320)
+        assert self.state(place, job_id) is JobState.RUNNING
+        place.pass_time(20, T0 + QUIET_S + 340)
+        assert self.state(place, job_id) is JobState.QUEUED, "it did not renew again"
 
     def test_a_clock_that_is_set_back_keeps_no_job_of_a_dead_worker(self, place: Place) -> None:
         job_id = self.running(place, "other-host:1")
