@@ -24,13 +24,11 @@ def uid_for(findings: Findings, kind: str, index: int = 0) -> str:
     """The UID of `kind` number `index` of this analysis (UUID-derived, PS3.5 B.2).
 
     A *not analysed* outcome has UIDs of its own, one set for each reason as it is worded: when the same
-    revision is analysed after all, its objects must not hide behind those already in the PACS. So with an
-    analysis that was compared with an earlier one, and with another result by the same model.
+    revision is analysed after all, its objects must not hide behind those already in the PACS. So with
+    another result by the same model, and with another comparison with an earlier CT.
     """
     model, reason = findings.model, findings.reason
     outcome = findings.status.value + (f":{reason.code} {plain(reason.text)}" if reason else "")
-    if prior := findings.comparison:
-        outcome += f":since {prior.series_uid} {prior.revision}"
     series = (findings.series_instance_uid, findings.revision, outcome, _result(findings))
     return derived(*series, model.name, model.version, model.sha256, kind, index)
 
@@ -39,7 +37,8 @@ def _result(findings: Findings) -> str:
     """What was found, in the digits that objects hold (`numbers`): noise beyond them makes no new objects."""
     classes = {name: _rounded(asdict(one), 4) for name, one in findings.classes.items()}
     mask = _rounded(asdict(findings.segmentation), 2) if findings.segmentation else None
-    return json.dumps([classes, mask, findings.consistency, findings.priority], sort_keys=True)
+    change = _rounded(asdict(findings.comparison), 2) if findings.comparison else None
+    return json.dumps([classes, mask, change, findings.consistency, findings.priority], sort_keys=True)
 
 
 def _rounded(value: Any, digits: int) -> Any:

@@ -27,7 +27,17 @@ from node.outputs.context import Context
 from node.outputs.source import Source
 from node.outputs.uids import uid_for
 from node.outputs.wording import plain
-from tests.factories import MADE_AT, MEASURED, analysed, bleed, ct_series, hu_of, make_uid, not_analysed
+from tests.factories import (
+    GROWN,
+    MADE_AT,
+    MEASURED,
+    analysed,
+    bleed,
+    ct_series,
+    hu_of,
+    make_uid,
+    not_analysed,
+)
 
 MASKS = bleed(6, 64)
 NAMES_OF_PATIENTS = {
@@ -232,6 +242,8 @@ def test_uids_follow_series_revision_model_outcome_and_kind() -> None:
         replace(findings, classes={**findings.classes, "epidural": ClassFinding(0.6, True)}),
         replace(findings, segmentation=MEASURED),
         replace(findings, priority=Priority.HIGH),
+        replace(findings, comparison=GROWN),
+        replace(findings, comparison=replace(GROWN, before_ml=2.0)),  # the earlier CT was analysed again
         not_analysed(series),
         not_analysed(series, "ANOTHER_REASON"),
         replace(not_analysed(series), reason=Reason("NOT_A_HEAD", "\udcff words")),
