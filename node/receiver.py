@@ -197,8 +197,9 @@ class Peer:
             self._recorder.flush()
 
     def ended(self, released: bool) -> None:
+        is_whole = released and not self._conversation.is_amid
         self._conversation.abandon()
-        self._visit.close(released)
+        self._visit.close(is_whole)
 
     def _visit_of(self, calling_ae: str, address: str) -> Visit:
         receiver = self._receiver

@@ -141,6 +141,11 @@ class Conversation:
         if control & LAST:
             self._finish(association)
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether a message has begun that has not ended."""
+        return bool(self._command) or self._sink is not None
+
     def flush(self) -> None:
         """Hand on what lies in a buffer that is about to be used again."""
         if self._pieces:

@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from sqlalchemy import select
 
 from node import receiver
 from node import spool as node_spool
 from node.store.arrivals import Arrivals
+from node.store.tables import associations
 from tests.factories import ct_series
 from tests.integration.test_hostile_peers import Node
 from tests.integration.test_scp import write
@@ -106,6 +108,16 @@ class TestOddPdus:
         peer = RawPeer(node.port, [(CT, [EXPLICIT])], maximum)
         assert peer.store(image) == SUCCESS
         peer.release()
+
+    def test_a_release_amid_a_data_set_is_no_end_in_good_order(self, node: Node, image: Stored) -> None:
+        """The image never came: the study must not count as sent to its end."""
+        peer = RawPeer(node.port, [(CT, [EXPLICIT])])
+        assert peer.store(image) == SUCCESS
+        peer.socket.sendall(pdu(4, pdv(1, COMMAND | LAST, store_head(image)) + pdv(1, 0, image.data[:999])))
+        peer.release()
+        eventually(lambda: not node.records.arrivals.open_listeners(), 20)
+        with node.records.engine.connect() as connection:
+            assert connection.execute(select(associations.c.outcome)).scalars().all() == ["aborted"]
 
     def test_contexts_that_nobody_supports(self, node: Node, image: Stored) -> None:
         peer = RawPeer(node.port, [("1.2.3", [EXPLICIT]), (CT, ["1.2.3"]), (CT, [EXPLICIT])])
