@@ -22,6 +22,7 @@ from node.maps import unpack
 from node.outputs.context import Context, Predecessor, PriorReport
 from node.outputs.report import REPORTS, expected
 from node.outputs.source import Source, value
+from node.outputs.uids import uid_for
 from node.pixels import hounsfield
 from node.scheduling import is_urgent
 from node.spool import Spool
@@ -41,6 +42,8 @@ class Gathering:
         self, wanted: Sequence[str], records: Records, spool: Spool, zone: tzinfo | None = None
     ) -> None:
         self._reports = [name for name in REPORTS if name in wanted]
+        self._always = next((name for name in (*REPORTS, "sc") if name in wanted), None)
+        """One of those outputs of which there is at least one object, whatever was found."""
         self._records = records
         self._spool = spool
         self._zone = zone
@@ -98,7 +101,18 @@ class Gathering:
                 if old
             },
             prior_reports=self._prior_reports(findings),
+            edition=self._edition(job, findings),
         )
+
+    def _edition(self, job: Job, findings: Findings) -> int:
+        """The first one that was not reported before, or was so last."""
+        if self._always is None:
+            return 0
+        made, last = self._records.jobs.made(job.id, self._always)
+        edition = 0
+        while uid_for(findings, self._always, 0, edition) in made - last:
+            edition += 1
+        return edition
 
     def _prior_reports(self, findings: Findings) -> dict[str, PriorReport]:
         """The reports on the earlier CT: as they are kept, else as they will be called once composed."""

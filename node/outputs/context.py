@@ -41,7 +41,7 @@ class Context:
     uint8 0…255; both in the source's pixel orientation and slice order. `made_at` is the stored time
     of the job and must know its offset from UTC; `built` holds the objects made so far, by output name.
     `subtypes` are parts of the mask by subtype, of its shape. `predecessors` and `prior_reports` are by the
-    output name of the report that refers to them.
+    output name of the report that refers to them. `edition` is that of `uid_for`.
     """
 
     findings: Findings
@@ -54,6 +54,7 @@ class Context:
     predecessors: Mapping[str, Predecessor] = field(default_factory=dict)
     subtypes: Mapping[str, np.ndarray] = field(default_factory=dict)
     prior_reports: Mapping[str, PriorReport] = field(default_factory=dict)
+    edition: int = 0
 
     def __post_init__(self) -> None:
         if self.made_at.tzinfo is None:
@@ -64,7 +65,7 @@ class Context:
                 raise ValueError(f"{name} of shape {array.shape} do not fit {count} source slices")
 
     def uid(self, kind: str, index: int = 0) -> str:
-        return uid_for(self.findings, kind, index)
+        return uid_for(self.findings, kind, index, self.edition)
 
     @property
     def marked(self) -> bool:

@@ -20,17 +20,19 @@ NAMESPACE = uuid.UUID("5d0c7f7c-7c0b-5c7e-8a55-1f3b0f6c9e21")
 DEVICE_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'device').int}"
 
 
-def uid_for(findings: Findings, kind: str, index: int = 0) -> str:
+def uid_for(findings: Findings, kind: str, index: int = 0, edition: int = 0) -> str:
     """The UID of `kind` number `index` of this analysis (UUID-derived, PS3.5 B.2).
 
     A *not analysed* outcome has UIDs of its own, one set for each reason as it is worded: when the same
     revision is analysed after all, its objects must not hide behind those already in the PACS. So with
-    another result by the same model, and with another comparison with an earlier CT.
+    another result by the same model, and with another comparison with an earlier CT. `edition` counts how
+    often a result was reported, taken back by another, and comes again.
     """
     model, reason = findings.model, findings.reason
     outcome = findings.status.value + (f":{reason.code} {plain(reason.text)}" if reason else "")
     series = (findings.series_instance_uid, findings.revision, outcome, _result(findings))
-    return derived(*series, model.name, model.version, model.sha256, kind, index)
+    again = (edition,) if edition else ()
+    return derived(*series, model.name, model.version, model.sha256, kind, index, *again)
 
 
 def _result(findings: Findings) -> str:

@@ -306,6 +306,15 @@ class Jobs:
             rows = connection.execute(select(objects).where(objects.c.job_id == job_id))
             return {row.sop_instance_uid: object_of(row) for row in rows}
 
+    def made(self, job_id: int, output: str) -> tuple[set[str], set[str]]:
+        """SOP Instance UIDs of the objects of one kind that a job ever made, and of those it made last."""
+        mine = (objects.c.job_id == job_id, objects.c.output == output)
+        with reading(self._engine) as connection:
+            query = select(objects.c.sop_instance_uid, objects.c.created_at).where(*mine)
+            at = {row.sop_instance_uid: row.created_at for row in connection.execute(query)}
+        last = max(at.values(), default=0.0)
+        return set(at), {uid for uid, made_at in at.items() if made_at == last}
+
     def cancel(self, job_id: int) -> None:
         """Raises IllegalTransition when the job is past being cancelled."""
         self._by_admin(job_id, JobEvent.CANCELLED_BY_ADMIN, {})

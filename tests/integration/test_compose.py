@@ -687,6 +687,25 @@ def test_another_result_of_the_same_model_goes_out_as_well(first: float, then: f
     assert ("SUSPECTED" in report.SeriesDescription) == (then > 0.5)
 
 
+def test_a_result_that_was_taken_back_meanwhile_goes_out_again(place: Place) -> None:
+    """As after a promoted model was rolled back: the latest report in the archive says the latest word."""
+    job, found = place.analysed()
+    place.composer.round()
+    reports = []
+    for now in (replace(found, **LESS, model=OTHER_MODEL), found, found):
+        (*_, before) = place.deliveries()
+        place.records.jobs.reanalyse(job.id)
+        place.analysed_again(job, now)
+        place.composer.round()
+        reports.append([r for r in place.deliveries() if r.output == "sr" and r.id > before.id])
+    assert [len(new) for new in reports] == [2, 2, 0], "the last two say the same"
+    by_uid = {str(ds.SOPInstanceUID): ds for ds in place.objects(job.id)["sr"]}
+    taken_back, again = (by_uid[new[0].sop_instance_uid] for new in reports[:2])
+    assert "SUSPECTED" in again.SeriesDescription
+    (named,) = again.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert named.ReferencedSOPInstanceUID == taken_back.SOPInstanceUID
+
+
 def test_a_failure_after_the_first_word_is_told_though_one_before_it_was(place: Place) -> None:
     """For the same reason; only this one is an alarm."""
     reason = Reason("WORKER_LOST", "the worker died or hung in each of 3 attempts")
