@@ -191,7 +191,7 @@ def _axial_images(series: Sequence[_Slice], warnings: list[str]) -> list[_Slice]
                 left_out[_LEFT_OUT.get(reason.code, _NOT_AXIAL)] += 1
     for code in (SkipCode.NO_GEOMETRY, SkipCode.NO_RESCALE):
         if not images and (count := left_out[_LEFT_OUT[code]]):
-            raise PermanentError(code, f"{count} {_LEFT_OUT[code]}, and none with them")
+            raise PermanentError(code.value, f"{count} {_LEFT_OUT[code]}, and none with them")
     warnings += [f"{count} {what} left out" for what, count in left_out.items()]
     return images
 
