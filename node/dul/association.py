@@ -103,11 +103,13 @@ class Association:
                 self._connection.close()
 
     def stop(self) -> None:
-        """Abort, from another thread; `run` ends soon after."""
-        with contextlib.suppress(OSError), self._sending:
-            if self.is_established:
-                self._connection.settimeout(1.0)
-                self._connection.send(pdu.encode_abort(AS_USER, 0))
+        """Abort, from another thread; `run` ends soon after. A peer that reads nothing is not told."""
+        if self._sending.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                if self.is_established:
+                    self._connection.settimeout(1.0)
+                    self._connection.send(pdu.encode_abort(AS_USER, 0))
+            self._sending.release()
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)  # of TLS, the connection beneath
 

@@ -216,6 +216,21 @@ def post(orthanc: Orthanc, path: str, body: bytes) -> Any:
         return json.load(answer)
 
 
+def test_a_peer_that_reads_no_answer_holds_up_no_stop(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        node = Node(tmp_path / "node", stack, receiver="streaming", timeout_s=30.0)
+        peer = RawPeer(node.port, [(VERIFICATION, [IMPLICIT])])
+        echo = pdu(4, pdv(1, COMMAND | LAST, command(ECHO, 2, VERIFICATION, has_data=False)))
+        peer.socket.settimeout(1.0)
+        with suppress(TimeoutError):
+            while True:
+                peer.socket.sendall(1000 * echo)
+        began = time.monotonic()
+        node.listener.stop()
+        assert time.monotonic() - began < 10
+        peer.socket.close()
+
+
 class TestSenders:
     def test_dcmsend_with_deflated_and_plain_images(self, node: Node, tmp_path: Path) -> None:
         requires("dcmsend", "dcmconv")
