@@ -195,7 +195,8 @@ def test_the_statuses_answered() -> None:
 
 def test_what_is_done_about_the_statuses_got() -> None:
     got = table("C-STORE statuses got", 0)
-    assert got == {("0x0000",), (f"0x{scu.WARNINGS[0]:04X} to 0x{scu.WARNINGS[-1]:04X}",), ("any other",)}
+    stored = {"0x0000", f"0x{scu.WARNINGS[0]:04X} to 0x{scu.WARNINGS[-1]:04X}"}
+    assert got == {(code,) for code in (*stored, f"0x{scu.DUPLICATE_SOP_INSTANCE:04X}", "any other")}
     assert table("Commitment failure reasons", 0, 1) == {
         (f"0x{code:04X}", words) for code, words in commitment.FAILURE_REASONS.items()
     }
