@@ -168,7 +168,7 @@ def test_weights_that_are_not_numbers_are_no_negative_result(name: str, head: Ph
 def test_a_sequence_model_that_gives_no_numbers_is_no_negative_result(head: PhantomVolume) -> None:
     pipeline = _pair_of_floors()
     with torch.no_grad():
-        pipeline.sequence.second_head.bias.fill_(float("inf"))
+        pipeline.reader.model.second_head.bias.fill_(float("inf"))
     _require_refusal(pipeline, head)
 
 

@@ -14,10 +14,13 @@ from workers.models.aggregate import Aggregation
 from workers.models.backbones import parameter_count
 from workers.models.baseline import SIGMOID, SmallCNN
 from workers.models.cam import grad_cam_pp
-from workers.models.picture import Operating
+from workers.models.multitask import MultiTaskPipeline
+from workers.models.multitask_sequence import MultiTaskSequencePipeline, fresh
+from workers.models.network import pooled
+from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, sequence_loss, steps_mm
-from workers.models.slicewise import Reading, SequencePipeline
-from workers.preprocess import HeadFrame, NetworkInput
+from workers.models.slicewise import SequencePipeline
+from workers.preprocess import DEFAULT_VIEW, HeadFrame, NetworkInput, View
 
 PLAIN = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(1, 0))
 
@@ -105,8 +108,11 @@ def _pipeline(seed: int) -> SequencePipeline:
     return SequencePipeline(ModelIdentity(f"pair-{seed}", "0", ""), networks, SequenceModel(2, 16, 8), PLAIN)
 
 
-def _read(pipeline: SequencePipeline) -> Reading:
+def _read(pipeline: PicturePipeline, changed: int | None = None) -> Reading:
+    """Five pictures read; one of them dark, if wanted."""
     pictures = np.random.default_rng(6).random((5, 1, 64, 64), np.float32)
+    if changed is not None:
+        pictures[changed] = 0
     source = NetworkInput(pictures, np.arange(5, dtype=np.float32), HeadFrame(0, 0, 64, 64), (5, 64, 64))
     return pipeline.read(source, (5.0, 1.0, 1.0))
 
@@ -115,8 +121,8 @@ def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> Non
     pipeline = _pipeline(0)
     reading = _read(pipeline)
     maps = [one.clone().requires_grad_(True) for one in reading.features]
-    pooled = torch.stack([one.mean((2, 3)) for one in maps], dim=1)
-    scores = pipeline.merge(pooled[None], torch.full((5,), 5.0))[0]
+    means = torch.stack([one.mean((2, 3)) for one in maps], dim=1)
+    scores = pipeline.reader(means[None], torch.full((5,), 5.0))[0]
     closed = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
     assert all(bool(one.max() > 0) for one in closed)
     for z in range(5):
@@ -125,6 +131,43 @@ def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> Non
             literal = grad_cam_pp(reading.features[network][z : z + 1], gradients[network][z : z + 1])[0]
             scale = literal.max().clamp(min=1e-12)
             assert torch.allclose(closed[network][z] / scale, literal / scale, atol=1e-4)
+
+
+def _multitask() -> MultiTaskSequencePipeline:
+    torch.manual_seed(3)
+    members, model = fresh(2, (8, 16), 0.3)
+    view = View(DEFAULT_VIEW.windows, 64)
+    return MultiTaskSequencePipeline(ModelIdentity("m", "0", ""), members, model, PLAIN, view=view)
+
+
+def test_a_multi_task_answer_is_followed_back_through_sequence_model_and_pooling() -> None:
+    pipeline = _multitask()
+    reading = _read(pipeline)
+    maps = [one.clone().requires_grad_(True) for one in reading.features]
+    stacked = torch.stack([pooled(one) for one in maps], dim=1)
+    with torch.enable_grad():
+        scores = pipeline.reader(stacked[None], torch.full((5,), 5.0))[0]
+    assert np.allclose(scores.detach().numpy(), reading.class_logits, atol=1e-5)
+    found = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
+    for z in range(5):
+        gradients = torch.autograd.grad(scores[z, 4], maps, retain_graph=True)
+        for network in range(2):
+            literal = grad_cam_pp(reading.features[network][z : z + 1], gradients[network][z : z + 1])[0]
+            scale = literal.max().clamp(min=1e-12)
+            assert torch.allclose(found[network][z] / scale, literal / scale, atol=1e-4)
+
+
+def test_behind_the_sequence_model_a_multi_task_network_draws_and_weighs_as_without() -> None:
+    """And each slice is told in the light of the others, which it is not by the network alone."""
+    pipeline = _multitask()
+    alone = MultiTaskPipeline(pipeline.identity, pipeline.members, PLAIN, view=pipeline.view)
+    whole, plain = _read(pipeline), _read(alone)
+    assert whole.masks is not None and plain.masks is not None
+    assert np.array_equal(whole.masks, plain.masks) and np.array_equal(whole.mask_logits, plain.mask_logits)
+    assert not np.allclose(whole.class_logits, plain.class_logits)
+    other = _read(pipeline, changed=4)
+    assert np.allclose(_read(alone, changed=4).class_logits[:3], plain.class_logits[:3])
+    assert not np.allclose(other.class_logits[0], whole.class_logits[0])
 
 
 def test_the_map_of_random_weights_is_another_map() -> None:
@@ -138,6 +181,6 @@ def test_the_map_of_random_weights_is_another_map() -> None:
     before = first_map()
     assert np.array_equal(before, first_map())
     torch.manual_seed(99)
-    pipeline.sequence = SequenceModel(2, 16, 8).eval().requires_grad_(False)
+    pipeline.reader.model = SequenceModel(2, 16, 8).eval().requires_grad_(False)
     assert abs(np.corrcoef(before, first_map())[0, 1]) < 0.99
     assert not np.allclose(before / before.max(), first_map() / first_map().max(), atol=0.05)

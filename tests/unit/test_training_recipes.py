@@ -23,9 +23,9 @@ from workers.models.sequence import SequenceModel, SequenceOutput, sequence_loss
 from workers.models.slicewise import SequencePipeline
 from workers.phantom import volume
 from workers.preprocess import View
-from workers.training import fit, recipes, sequence_fit, ship, train
+from workers.training import fit, recipes, sequence_fit, sequenced, ship, train
 from workers.training.datasets import Series, phantom_series
-from workers.training.learners import learner
+from workers.training.learners import identity, learner
 from workers.training.plan import Plan
 from workers.training.recipes import RECIPES
 from workers.training.sources import Source
@@ -240,7 +240,7 @@ def test_the_sequence_model_learns_what_lies_in_the_features() -> None:
     series = list(patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
     whole = SequenceModel(2, width=64)
     operating = train.Operating.plain()
-    reader = SequencePipeline(train.identity(RECIPES[0]), cnns, whole, operating)
+    reader = SequencePipeline(identity(RECIPES[0]), cnns, whole, operating)
     one = recipes.recipe("sequence")
     stage = replace(one.stages[0], steps=12, batch=4, learning_rate=3e-3)
     fitted = sequence_fit.fit_sequence(reader, series, one, stage, seed=1)
@@ -252,7 +252,7 @@ def test_a_run_killed_while_it_wrote_the_sequence_model_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = fit.Fitted({"weight": torch.ones(2)}, fit.History())
-    monkeypatch.setattr(train, "pipeline", lambda *_: object.__new__(SequencePipeline))
+    monkeypatch.setattr(sequenced.SequencedSlices, "pipeline", lambda *_: None)
     monkeypatch.setattr(train, "fit_sequence", lambda *_: trained)
 
     def once() -> train.State:
@@ -279,7 +279,7 @@ def test_a_set_that_names_no_subtype_teaches_the_sequence_model_that_there_is_bl
     assert (logits.grad[0, (0, 3)] > 0).all()
 
     cnns = [learner(tiny_recipe(recipes.recipe("cnn-baseline"))).network()]
-    reader = SequencePipeline(train.identity(RECIPES[0]), cnns, SequenceModel(1, 64), train.Operating.plain())
+    reader = SequencePipeline(identity(RECIPES[0]), cnns, SequenceModel(1, 64), train.Operating.plain())
     one = next(patients(Path(), View(learner(recipes.recipe("cnn-baseline")).view.windows, 64)))
     read = sequence_fit.read(reader, replace(one, told=told[0].bool().numpy()), RECIPES[0], 1, 0)
     assert torch.equal(read.valid, told[0])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers import preprocess
-from workers.models import baseline, multitask, rim
+from workers.models import baseline, multitask, multitask_sequence, rim
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.contract import Pipeline
@@ -226,12 +226,14 @@ def family(name: str) -> Family:
 
 BUILDERS: Mapping[str, Callable[[Sequence[State], Facts, torch.device], Pipeline]] = {
     multitask.MULTITASK: multitask.build,
+    multitask_sequence.MULTITASK_SEQUENCE: multitask_sequence.build,
     rim.RIM: rim.build,
 }
 """Families that build their pipeline themselves, from the networks' weights and the sidecar's facts."""
 
 _PREPROCESSING: Mapping[str, Callable[[View], dict[str, Any]]] = {
     multitask.MULTITASK: multitask.preprocessing_facts,
+    multitask_sequence.MULTITASK_SEQUENCE: multitask.preprocessing_facts,
     rim.RIM: rim.preprocessing_facts,
 }
 

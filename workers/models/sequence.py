@@ -8,6 +8,7 @@ checks that its answer is finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 
+COPIES = 32
+"""Slices that are followed back through the sequence model at once."""
 CLASS_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Weights of the RSNA 2019 challenge's log loss, "any" first; their sum divides."""
 
@@ -37,7 +41,7 @@ class SequenceModel(nn.Module):
 
     def __init__(self, cnns: int = 2, width: int = 2048, hidden: int = 96, dropout: float = 0.5) -> None:
         super().__init__()
-        self.cnns = cnns
+        self.cnns, self.width = cnns, width
         self.squeeze = nn.Sequential(
             nn.Dropout2d(dropout), *_conv(width, 512, 1), nn.Dropout2d(dropout), *_conv(512, 128, 1)
         )
@@ -92,6 +96,49 @@ def both_ways(model: SequenceModel, features: Tensor, probabilities: Tensor, ste
     up = model(features, probabilities, steps_mm).final
     down = model(features.flip(1), probabilities.flip(1), steps_mm.flip(1)).final
     return (up + down.flip(1)) / 2
+
+
+class SequenceReader(nn.Module):
+    """A trained sequence model behind the networks that it listens to. Trains nothing.
+
+    `heads` make of the mean features (..., k) of one network its logits (..., 6). Raises PermanentError
+    MODEL_INVALID where there are not as many as the model reads.
+    """
+
+    def __init__(self, model: SequenceModel, heads: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        if len(heads) != model.cnns:
+            raise PermanentError(
+                "MODEL_INVALID", f"the sequence model reads {model.cnns} CNNs, there are {len(heads)}"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.heads = list(heads)
+
+    def said(self, pooled: Tensor) -> Tensor:
+        """Probabilities (b, n, M, 6) from mean features (b, n, M, k)."""
+        return torch.sigmoid(
+            torch.stack([head(pooled[:, :, at]) for at, head in enumerate(self.heads)], dim=2)
+        )
+
+    def forward(self, pooled: Tensor, steps: Tensor) -> Tensor:
+        """Logits (b, n, 6) from mean features (b, n, M, k): the networks' own answers follow from these."""
+        return both_ways(self.model, pooled, self.said(pooled), steps.expand(len(pooled), -1))
+
+    def gradients(self, pooled: Tensor, steps: Tensor, place: int) -> Tensor:
+        """How the answer of each slice hangs on its own mean features, both (n, M, k).
+
+        Copies of the CT go through side by side, one a slice.
+        """
+        found = []
+        for slices in torch.arange(len(pooled), device=pooled.device).split(COPIES):
+            copy = torch.arange(len(slices), device=pooled.device)
+            # a GRU of cuDNN refuses backward in eval mode
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+                leaf = pooled.expand(len(slices), -1, -1, -1).clone().requires_grad_(True)
+                score = self(leaf, steps)[copy, slices, place].sum()
+                (gradient,) = torch.autograd.grad(score, leaf)
+            found.append(gradient[copy, slices])
+        return torch.cat(found)
 
 
 def steps_mm(centres: NDArray[np.float32], spacing_mm: float, nominal_mm: float) -> NDArray[np.float32]:

@@ -18,13 +18,10 @@ from workers.models.compiled import named
 from workers.models.contract import Spacing
 from workers.models.engine import Compiler, Forward
 from workers.models.picture import Operating, PicturePipeline, Reading
-from workers.models.sequence import SequenceModel, both_ways, steps_mm
+from workers.models.sequence import SequenceModel, SequenceReader, steps_mm
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import MaskOutput, UNet, decision
 from workers.preprocess import BRAIN, STEP_MM, NetworkInput, View
-
-COPIES = 32
-"""Slices that are followed back through the sequence model at once."""
 
 
 class SlicePipeline(PicturePipeline):
@@ -96,49 +93,28 @@ class SequencePipeline(SlicePipeline):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(identity, networks, operating, device)
-        if len(networks) != sequence.cnns:
-            raise PermanentError(
-                "MODEL_INVALID", f"the sequence model reads {sequence.cnns} CNNs, there are {len(networks)}"
-            )
-        self.sequence = sequence.eval().to(self.device).requires_grad_(False)
+        self.reader = SequenceReader(sequence, [network.score for network in self.networks]).to(self.device)
 
     @torch.no_grad()
     def judge(self, source: NetworkInput, spacing_mm: Spacing, features: tuple[Tensor, ...]) -> Reading:
-        logits = self.merge(_pooled(features)[None], self._steps(source, spacing_mm))[0]
+        logits = self.reader(_pooled(features)[None], self._steps(source, spacing_mm))[0]
         answer = logits.cpu().numpy()
         return Reading(self.identity, source, answer, answer, features)
-
-    def merge(self, pooled: Tensor, steps: Tensor) -> Tensor:
-        """Logits (b, n, 6) from mean features (b, n, M, k): the CNNs' own answers follow from these."""
-        return both_ways(self.sequence, pooled, self._said(pooled), steps.expand(len(pooled), -1))
 
     def spoken(self, source: NetworkInput) -> tuple[Tensor, Tensor]:
         """What the CNNs say of every picture: mean features (n, M, k), probabilities (n, M, 6)."""
         pooled = _pooled(self._features([source])[0])
-        return pooled, self._said(pooled[None])[0]
-
-    def _said(self, pooled: Tensor) -> Tensor:
-        """Probabilities (b, n, M, 6) from mean features (b, n, M, k)."""
-        scores = [network.score(pooled[:, :, index]) for index, network in enumerate(self.networks)]
-        return torch.sigmoid(torch.stack(scores, dim=2))
+        return pooled, self.reader.said(pooled[None])[0]
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         """The answer of each slice, followed back to that slice's own features.
 
         It depends on the maps by their mean alone, so a backward through the sequence model (and none
-        through a CNN) gives every gradient. Copies of the CT go through side by side, one a slice.
+        through a CNN) gives every gradient.
         """
-        pooled, steps = _pooled(reading.features), self._steps(reading.source, spacing_mm)
-        gradients = []
-        for slices in torch.arange(len(pooled), device=self.device).split(COPIES):
-            copy = torch.arange(len(slices), device=self.device)
-            # a GRU of cuDNN refuses backward in eval mode
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                leaf = pooled.expand(len(slices), -1, -1, -1).clone().requires_grad_(True)
-                score = self.merge(leaf, steps)[copy, slices, place].sum()
-                (gradient,) = torch.autograd.grad(score, leaf)
-            gradients.append(gradient[copy, slices])
-        every = torch.cat(gradients)
+        every = self.reader.gradients(
+            _pooled(reading.features), self._steps(reading.source, spacing_mm), place
+        )
         for index, (network, maps) in enumerate(zip(self.networks, reading.features, strict=True)):
             yield grad_cam_pp_pooled(maps, every[:, index]), network.first_centre
 

@@ -190,6 +190,14 @@ RECIPES: tuple[Recipe, ...] = (
         augmentation=RIM,
     ),
     Recipe(
+        "multitask-sequence",
+        "Sequence model over the whole CT that reads the multi-task networks; they draw as without it.",
+        "multitask-sequence",
+        128,
+        (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
+        parts=("multitask-phantom",),
+    ),
+    Recipe(
         "multitask",
         "The same network with a third head that draws the picture again; no phantoms.",
         family="multitask",

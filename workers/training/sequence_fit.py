@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from workers.models.sequence import SequenceModel, SequenceOutput, sequence_loss
-from workers.models.slicewise import SequencePipeline
 from workers.training.augment import augment
 from workers.training.datasets import Series
 from workers.training.fit import Fitted, History, Progress, schedule
 from workers.training.predict import as_input
 from workers.training.recipes import Recipe, Stage
+from workers.training.sequenced import SequencedPipeline
 
 LENGTH = 24
 VIEWS = 4
@@ -42,7 +42,7 @@ class Read:
 
 
 def fit_sequence(
-    pipeline: SequencePipeline,
+    pipeline: SequencedPipeline,
     series: Sequence[Series],
     recipe: Recipe,
     stage: Stage,
@@ -52,7 +52,8 @@ def fit_sequence(
     """Train the pipeline's own sequence model on readings of `series`; its CNNs stay as they are."""
     readings = [[read(pipeline, one, recipe, seed, view) for view in range(VIEWS + 1)] for one in series]
     torch.manual_seed(seed)
-    model = SequenceModel(len(pipeline.networks), pipeline.networks[0].width)
+    untaught = pipeline.reader.model
+    model = SequenceModel(untaught.cnns, untaught.width)
     model.to(pipeline.device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     history = History()
@@ -81,7 +82,7 @@ def _draw(readings: Sequence[Sequence[Read]], rng: np.random.Generator) -> Read:
 
 
 @torch.no_grad()
-def read(pipeline: SequencePipeline, series: Series, recipe: Recipe, seed: int, view: int) -> Read:
+def read(pipeline: SequencedPipeline, series: Series, recipe: Recipe, seed: int, view: int) -> Read:
     """What the CNNs say of one CT; view 0 is the CT as it is, any other one random change of all slices."""
     source = as_input(series)
     if view:

@@ -13,22 +13,19 @@ import numpy as np
 from torch import Tensor
 
 from node.domain.errors import PermanentError
-from workers.models import families
-from workers.models.backbones import windows_of
 from workers.models.picture import Operating, PicturePipeline
-from workers.models.sequence import SequenceModel
-from workers.models.slicewise import SequencePipeline
 from workers.preprocess import View
 from workers.training import curves
 from workers.training.datasets import Series
 from workers.training.evaluate import folds
 from workers.training.fit import Corpus, Fitted, Progress, Run, read_checkpoint, write_checkpoint
-from workers.training.learners import identity, learner
+from workers.training.learners import learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
 from workers.training.recipes import Recipe, Stage
 from workers.training.scanners import OtherScanner
 from workers.training.sequence_fit import fit_sequence
+from workers.training.sequenced import sequenced
 
 VALIDATION = 0.15
 """Share of all patients that stop the training of a fold: 65 % teach, 15 % stop, 20 % are predicted."""
@@ -150,7 +147,7 @@ def networks(
 ) -> tuple[list[State], list[int]]:
     """Train all networks of a recipe; for one of parts, the parts' own runs come first."""
     if plan.recipe.parts:
-        states = [part_states(part, number, seed, watch)[0] for part in plan.parts()]
+        states = [state for part in plan.parts() for state in part_states(part, number, seed, watch)]
         return [*states, _sequence(plan, states, corpus, name, seed, watch)], []
     start = pretrained(plan, watch)
     snapshots: list[State] = []
@@ -218,9 +215,9 @@ def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed
     path = plan.folder / f"{name}-sequence-{plan.digest()}.pt"
     if path.exists():
         return read_checkpoint(path, plan.device)
-    reader = pipeline(plan, [*cnns, SequenceModel(len(cnns)).state_dict()])
-    assert isinstance(reader, SequencePipeline)
-    stage = plan.recipe.stages[0]
+    together, stage = sequenced(plan.recipe), plan.recipe.stages[0]
+    untaught = together.model(len(cnns)).state_dict()
+    reader = together.pipeline([*cnns, untaught], Operating.plain(), plan.device)
     fitted = fit_sequence(reader, corpus.real, plan.recipe, stage, seed, watch(f"sequence {name}"))
     curves.draw(fitted.history, f"sequence: {name}", plan.folder / "curves" / f"{name}.png")
     write_checkpoint(path, fitted.weights)
@@ -232,21 +229,14 @@ def pipeline(plan: Plan, states: Sequence[State], operating: Operating | None = 
     how = operating or Operating.plain()
     if not plan.recipe.parts:
         return learner(plan.recipe).pipeline(states, how, plan.device)
-    known = families.family(plan.recipe.family)
-    fresh = known.networks(plan.recipe.size)
-    for network, state in zip(fresh, states, strict=True):
-        network.load_state_dict(dict(state))
-    built = known.assemble(identity(plan.recipe), fresh, how, plan.device, plan.recipe.size)
-    assert isinstance(built, PicturePipeline)
-    return built
+    return sequenced(plan.recipe).pipeline(states, how, plan.device)
 
 
 def view_of(one: Recipe) -> View:
     """How the networks of a recipe see the head."""
     if not one.parts:
         return learner(one).view
-    specs = families.family(one.family).specs
-    return View(windows_of(specs), one.size)
+    return sequenced(one).view
 
 
 def wants_phantoms(one: Recipe) -> bool:
