@@ -152,6 +152,11 @@ class _Train(click.Command):
 @click.option("--cache", type=FOLDER, help="Where prepared pictures are kept (default: in --out).")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--version", "model_version", default="1.0.0", show_default=True)
+@click.option(
+    "--soup",
+    is_flag=True,
+    help="Average the weights of seeds and snapshots that share a pretraining, not what they say.",
+)
 @click.option("--ship/--no-ship", default=True, show_default=True, help="Train on all patients in the end.")
 def train(
     recipe: str,
@@ -186,6 +191,9 @@ def train(
         raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
     if any(not 0 <= number < given["folds"] for number in only):
         raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
+    if given["soup"] and not any(one.pretrain for one in (chosen, *map(recipes.recipe, chosen.parts))):
+        text = f"--soup: the networks of {recipe} share no pretraining, and their mean would know nothing"
+        raise click.ClickException(text)
     plan = Plan(
         chosen.adjusted(size, steps, scanners),
         data=sets,

@@ -68,6 +68,13 @@ def test_size_and_steps_hold_for_the_parts_of_a_recipe(
             assert part.recipe.size == 64 and all(stage.steps == 3 for stage in part.recipe.stages)
 
 
+def test_no_soup_is_made_of_networks_that_share_no_pretraining(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    data = ["--data", f"ct-ich:{tmp_path}/set", "--out", str(tmp_path / "runs")]
+    refused = CliRunner().invoke(train, ["cnn-baseline", *data, "--soup"])
+    assert refused.exit_code == 1 and "share no pretraining" in refused.output
+
+
 def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:
     empty = CliRunner().invoke(train, ["table", "--out", str(tmp_path)])
     assert empty.exit_code == 1 and "train a recipe with --data first" in empty.output

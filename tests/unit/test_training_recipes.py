@@ -27,6 +27,7 @@ from workers.training import fit, recipes, sequence_fit, sequenced, ship, train
 from workers.training.datasets import Series, phantom_series
 from workers.training.learners import identity, learner
 from workers.training.plan import Plan
+from workers.training.predict import predict
 from workers.training.recipes import RECIPES
 from workers.training.sources import Source
 
@@ -175,6 +176,38 @@ def test_three_seeds_are_three_networks_and_one_answer(tmp_path: Path) -> None:
     assert [one["seed"] for one in alone] == [1, 2, 3]
     assert len({one["slice_auc"] for one in alone}) == 3, "each seed is judged by what it alone said"
     assert json.loads((tmp_path / "cnn-baseline" / "cnn-baseline.json").read_text())["members"] == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_soup_of_snapshots_and_seeds_is_one_network_of_their_mean_weights(tmp_path: Path) -> None:
+    plan = _plan("multitask-phantom", tmp_path, seeds=2, soup=True)
+    outcome, _ = ship.run(plan, _silent)
+    assert outcome is not None and plan.soups == ((1, 2),)
+    assert json.loads((tmp_path / plan.recipe.name / "multitask-phantom.json").read_text())["members"] == 1
+    assert [one["seed"] for one in outcome.summary["seeds"]] == [1, 2]
+
+    snapshots = [state for seed in (1, 2) for state in train.fold(plan, 0, seed, _silent)[0]]
+    assert len(snapshots) == 4
+    weights = [state["class_head.weight"] for state in snapshots]
+    assert not torch.equal(weights[0], weights[-1])
+    (soup,) = train.together(plan, snapshots)
+    assert torch.allclose(soup["class_head.weight"], sum(weights) / 4)  # type: ignore[arg-type]
+    assert soup["stem.1.num_batches_tracked"].dtype == torch.int64
+    first = outcome.parts[0].validated.averaged()[0]
+    series = next(one for one in plan.real(train.view_of(plan.recipe)) if one.patient == first.patient)
+    said = predict(train.pipeline(plan, [soup]), series)
+    assert np.allclose(said.class_logits, first.class_logits, atol=1e-4)
+
+
+def test_a_soup_is_of_networks_that_share_a_pretraining(tmp_path: Path) -> None:
+    """Others lie in different valleys: their mean knows nothing."""
+    parts = _plan("default", tmp_path, seeds=2, soup=True).parts()
+    assert {one.recipe.name: one.souped for one in parts} == {
+        "multitask-phantom": True, "efficientnet-3window": False, "rim": True,
+    }  # fmt: skip
+    states = [{"weight": torch.zeros(2)}, {"weight": torch.ones(2)}]
+    assert train.together(parts[1], states) == states
+    assert torch.equal(train.together(parts[0], states)[0]["weight"], torch.full((2,), 0.5))
 
 
 @pytest.mark.usefixtures("tiny")

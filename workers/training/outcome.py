@@ -134,7 +134,7 @@ def _part(plan: Plan, watch: Watch) -> Part:
         plan,
         validated,
         evaluate.fit_operating(predictions, plan.recipe.rules),
-        train.pipeline(plan, states),
+        train.pipeline(plan, train.together(plan, states)),
     )
 
 

@@ -27,9 +27,10 @@ class Plan:
 
     Every recipe has a folder of its own in `out`; recipes that are parts of another are trained in
     theirs, once. `only` are the folds to run, empty for all; `seeds` repetitions of everything after
-    the pretraining are averaged; without `ship` nothing is trained on all patients in the end. `size`,
-    `steps` and `scanners` are those of every recipe taken from the table, instead of its own; so are
-    `phantoms`.
+    the pretraining are averaged; with `soup`, where there was one, not what the networks of all seeds and
+    snapshots say is, but their weights (Wortsman et al., ICML 2022), and they take the time of one. Without
+    `ship` nothing is trained on all patients in the end. `size`, `steps` and `scanners` are those of every
+    recipe taken from the table, instead of its own; so are `phantoms`.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Plan:
     only: tuple[int, ...] = ()
     seeds: int = 1
     seed: int = 1
+    soup: bool = False
     ship: bool = True
     size: int | None = None
     steps: int | None = None
@@ -62,6 +64,16 @@ class Plan:
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def souped(self) -> bool:
+        """Whether the networks become one: those of one pretraining can, others lie in different valleys."""
+        return self.soup and self.recipe.pretrain is not None
+
+    @property
+    def soups(self) -> tuple[tuple[int, ...], ...]:
+        """The seeds whose networks become one; none where each answers, or there is one seed only."""
+        return (self.all_seeds,) if self.souped and self.seeds > 1 else ()
 
     @property
     def synthetic(self) -> int:
@@ -87,7 +99,8 @@ class Plan:
         facts = repr(
             (self.recipe.told, self.folds, self.phantoms, [(s.kind, str(p)) for s, p in self.data], self.init)
         )
-        return hashlib.sha256(facts.encode()).hexdigest()[:8]
+        found = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        return f"{found}-soup" if self.souped else found
 
     def real(self, view: View) -> list[Series]:
         """Every series of the data, prepared once for each view."""

@@ -104,7 +104,8 @@ class _Readers:
         networks: dict[int, list[PicturePipeline]] = {}
         for number in plan.chosen_folds:
             states = [train.fold(plan, number, seed, watch)[0] for seed in plan.all_seeds]
-            built = [train.pipeline(plan, one) for one in states]
+            groups = [[state for own in states for state in own]] if plan.soups else states
+            built = [train.pipeline(plan, train.together(plan, one)) for one in groups]
             networks |= dict.fromkeys(divided[number], built)
         return cls(plan, validated, list(networks), networks)
 

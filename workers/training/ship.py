@@ -64,6 +64,7 @@ def _trained(plan: Plan, part: Part | None, watch: Watch) -> tuple[list[State], 
     if plan.data:
         for seed in plan.all_seeds[:1] if plan.recipe.parts else plan.all_seeds:
             states += train.final(plan, seed, lengths, watch)[0]
+        states = train.together(plan, states)
     else:
         start = train.pretrained(plan, watch)
         states += [start] if start is not None else []
@@ -99,6 +100,7 @@ def _common(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
         "name": plan.recipe.name,
         "version": plan.version,
         "seeds": list(plan.all_seeds),
+        "soup": plan.soup,
         "training_data": _sources(plan, outcome),
         "init": {"file": plan.init.name, "sha256": sha256_of(plan.init)} if plan.init else None,
         "metrics": {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from node.domain.errors import PermanentError
@@ -40,19 +41,23 @@ Watch = Callable[[str], Progress]
 class Validated:
     """Cross-validation: predictions of every series that has one, seed by seed, and whose fold each is in.
 
-    `lengths` are the steps after which each stage was best, fold by fold, for the final training.
+    `lengths` are the steps after which each stage was best, fold by fold, for the final training. `soup` is
+    what the mean of all seeds' weights predicts, where that is what answers.
     """
 
     predictions: dict[int, list[Prediction]]
     parts: list[list[int]]
     lengths: list[list[int]]
+    soup: list[Prediction] | None = None
 
     def of(self, seed: int | None) -> list[Prediction]:
         """One prediction a series, of one seed alone, or of all for None."""
         return self.averaged() if seed is None else self.predictions[seed]
 
     def averaged(self) -> list[Prediction]:
-        """One prediction a series: the mean logits, masks and maps of all seeds."""
+        """One prediction a series: the mean logits, masks and maps of all seeds, or what their soup says."""
+        if self.soup is not None:
+            return self.soup
         return [average(same) for same in zip(*self.predictions.values(), strict=True)]
 
 
@@ -87,20 +92,43 @@ def cross_validate(plan: Plan, watch: Watch) -> Validated:
     place = {index: rank for rank, index in enumerate(order)}
     parts = [[place[index] for index in divided[number]] for number in plan.chosen_folds]
     lengths: list[list[int]] = []
-    predictions: dict[int, list[Prediction]] = {}
-    for seed in plan.all_seeds:
-        predictions[seed] = []
+    predictions: dict[tuple[int, ...], list[Prediction]] = {}
+    for seeds in (*((seed,) for seed in plan.all_seeds), *plan.soups):
+        predictions[seeds] = []
         for number in plan.chosen_folds:
-            path = plan.folder / f"fold-{number}-seed-{seed}-{plan.digest()}.npz"
             test = [real[index] for index in divided[number]]
-            states, best = fold(plan, number, seed, watch)
-            lengths.append(best)
-            found = load(path) if path.exists() else []
-            if not _are_of(found, test):
-                save(path, predict_all(pipeline(plan, states), test))
-                found = load(path)
-            predictions[seed] += found
-    return Validated(predictions, parts, lengths)
+            told = [fold(plan, number, seed, watch) for seed in seeds]
+            lengths += [best for _, best in told]
+            answering = together(plan, [state for states, _ in told for state in states])
+            predictions[seeds] += _predicted(plan, number, seeds, answering, test)
+    alone = {seed: predictions[(seed,)] for seed in plan.all_seeds}
+    return Validated(alone, parts, lengths, *(predictions[seeds] for seeds in plan.soups))
+
+
+def _predicted(
+    plan: Plan, number: int, seeds: Sequence[int], states: Sequence[State], test: Sequence[Series]
+) -> list[Prediction]:
+    """What these networks say of the patients of a fold, kept in the recipe's folder."""
+    name = "+".join(map(str, seeds))
+    path = plan.folder / f"fold-{number}-seed-{name}-{plan.digest()}.npz"
+    found = load(path) if path.exists() else []
+    if not _are_of(found, test):
+        save(path, predict_all(pipeline(plan, states), test))
+        found = load(path)
+    return found
+
+
+def together(plan: Plan, states: Sequence[State]) -> list[State]:
+    """The networks that answer: all of them, or where a soup is wanted the mean of them."""
+    if not plan.souped:
+        return list(states)
+    return [{name: _mean([one[name] for one in states]) for name in states[0]}]
+
+
+def _mean(same: Sequence[Tensor]) -> Tensor:
+    """In the type of the first; numbers of batches that normalisation has seen are rounded."""
+    mean = torch.stack([one.double() for one in same]).mean(0)
+    return (mean if same[0].is_floating_point() else mean.round()).to(same[0].dtype)
 
 
 def _are_of(predictions: Sequence[Prediction], series: Sequence[Series]) -> bool:
