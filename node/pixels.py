@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import imagecodecs
 import numpy as np
@@ -235,13 +236,23 @@ def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
 
 
 def _stream(ds: Dataset, frame: int) -> bytes:
-    """The fragments of one frame. Where there is but one, all are its own, whatever offsets are written."""
+    """The fragments of one frame. An offset table that cannot be right is not believed (PS3.5 A.4).
+
+    Where there is one frame all are its own; where there are as many as frames each is one.
+    """
     frames = int(ds.get("NumberOfFrames", 1) or 1)
-    if frames > 1:
+    data = io.BytesIO(ds.PixelData)
+    offsets = parse_basic_offsets(data)
+    if frames > 1 and (not offsets or _is_table(offsets, frames)):
         return get_frame(ds.PixelData, frame, number_of_frames=frames)
-    fragments = io.BytesIO(ds.PixelData)
-    parse_basic_offsets(fragments)
-    return b"".join(generate_fragments(fragments))
+    fragments = list(generate_fragments(data))
+    if frames > 1 and len(fragments) != frames:
+        raise ValueError(f"{len(fragments)} fragments of {frames} frames, and a wrong Basic Offset Table")
+    return b"".join(fragments) if frames == 1 else fragments[frame]
+
+
+def _is_table(offsets: Sequence[int], frames: int) -> bool:
+    return len(offsets) == frames and offsets[0] == 0 and all(a < b for a, b in pairwise(offsets))
 
 
 def _as_represented(stored: np.ndarray, ds: Dataset) -> np.ndarray:

@@ -269,6 +269,28 @@ def test_one_frame_in_several_fragments_is_all_of_them(syntax: str, offsets: tup
     np.testing.assert_array_equal(hounsfield(ds), scene_hu())
 
 
+TABLES = {
+    "zeros": (0, 0, 0),
+    "cut off": (0, 2_000_000, 40),
+    "one short": (0, 40),
+    "not from 0": (8, 300, 600),
+}
+
+
+@pytest.mark.parametrize("offsets", TABLES.values(), ids=TABLES)
+def test_a_fragment_a_frame_needs_no_offsets(offsets: tuple[int, ...]) -> None:
+    """No frame is taken for another one, and none is refused, where the table cannot be right."""
+    scenes = [np.roll(scene_hu(), shift, axis=1) for shift in (0, 3, 6)]
+    lone = [compressed(unsigned_12(scene + 1024), JPEGLSLossless) for scene in scenes]
+    streams = [get_frame(ds.PixelData, 0, number_of_frames=1) for ds in lone]
+    ds = lone[0]
+    ds.NumberOfFrames = 3
+    table = struct.pack(f"<HHI{len(offsets)}I", 0xFFFE, 0xE000, 4 * len(offsets), *offsets)
+    ds.PixelData = table + encapsulate(streams, has_bot=False)[8:]
+    for frame, scene in enumerate(scenes):
+        np.testing.assert_array_equal(hounsfield(ds, frame), scene)
+
+
 def broken() -> list[tuple[str, Dataset]]:
     truncated, absent, colour, odd = (image(scene_hu()) for _ in range(4))
     truncated.PixelData = truncated.PixelData[:-100]
