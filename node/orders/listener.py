@@ -126,6 +126,9 @@ class Hl7Listener:
         except TransientError as error:
             log.error("HL7 message %s from %s cannot be recorded: %s", control_id, address, error)
             return ERROR, "the database is away: send the message again"
+        except Exception:  # without an answer the sender would send it for ever, and nothing behind it
+            log.exception("HL7 message %s from %s cannot be recorded", control_id, address)
+            return ERROR, "it cannot be recorded; see the log of the order desk"
         return ACCEPT, ""
 
     def _record_order(self, order: messages.Order, control_id: str) -> None:
@@ -145,7 +148,7 @@ def acknowledgement(message: hl7.Message, code: str, text: str) -> str:
     """The ACK of a message, with the same version and processing id, and the reason in MSA-3."""
     try:
         ack = message.create_ack(code)
-    except LookupError:  # its MSH ends before all of that is told
+    except (LookupError, TypeError):  # its MSH does not tell all of that
         return _bare(code, messages.component(message.segment("MSH"), 10), text)
     if text:
         ack.segment("MSA").assign_field(_clean(text), 3)

@@ -46,16 +46,22 @@ class _Group:
 
 def parse(block: bytes) -> hl7.Message:
     """A message as it came in its MLLP block. Raises PermanentError when it is none."""
-    text = block.decode("latin-1").replace("\r\n", "\r").replace("\n", "\r")
+    text = _segments(block.decode("latin-1"))
     if not text.startswith("MSH") or len(text) < 8:
         raise PermanentError("HL7", "not an HL7 message: it does not begin with MSH")
     try:
         message = hl7.parse(text)
         if component(message.segment("MSH"), 18).upper() in UTF8:
-            message = hl7.parse(block.decode("utf-8", "replace").replace("\n", "\r"))
+            message = hl7.parse(_segments(block.decode("utf-8", "replace")))
     except (hl7.HL7Exception, ValueError, LookupError) as error:
         raise PermanentError("HL7", f"not an HL7 message: {error}") from error
     return message
+
+
+def _segments(text: str) -> str:
+    """Each ended by a carriage return, whatever ends them here, and without empty lines."""
+    lines = re.split(r"[\r\n]+", text)
+    return "".join(f"{line}\r" for line in lines if line.strip())
 
 
 def kind(message: hl7.Message) -> tuple[str, str]:

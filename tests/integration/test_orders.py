@@ -313,13 +313,29 @@ def test_what_cannot_be_used_is_rejected_with_its_reason_and_the_rest_goes_on(
 
 @pytest.mark.parametrize(
     ("head", "code"),
-    [("RIS|HOSP|||2026||ORM^O01|M7|P", "AA"), ("RIS|HOSP|||2026||ORM^O01|M7", "AA"), ("RIS", "AR")],
+    [
+        ("RIS|HOSP|||2026||ORM^O01|M7|P", "AA"),
+        ("RIS|HOSP|||2026||ORM^O01|M7", "AA"),
+        ("RIS|HOSP|||2026||ORM|M7|P|2.3", "AR"),  # without its trigger event
+        ("RIS", "AR"),
+    ],
 )
 def test_a_short_header_is_answered_too(head: str, code: str, hl7_place: Hl7Place) -> None:
     """A sender without an answer sends the same again, and nothing behind it."""
     ((msh, msa),) = hl7_place.send(f"MSH|^~\\&|{head}\rORC|NW||ACC1\r")
     assert msh[8].split("^")[0] == "ACK"
-    assert msa[:3] == ["MSA", code, "M7" if code == "AA" else ""]
+    assert msa[:3] == ["MSA", code, "M7" if "M7" in head else ""]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r\r", "\r\n\r\n"])
+@pytest.mark.parametrize("charset", ["", "UNICODE UTF-8"])
+def test_segments_may_end_as_lines_of_a_file_do(end: str, charset: str, here: Records) -> None:
+    head = f"MSH|^~\\&|RIS|HOSP|||2026||ORM^O01|M7|P|2.5||||||{charset}"
+    text = end.join(["", head, "PID|1||P1", *STAT_ORDER, ""])
+    answer = Hl7Listener(Hl7Orders(), here).take(text.encode(), "127.0.0.1")
+    assert "MSA|AA|M7" in answer
+    Site(here).receive("1.2.3", "1.2.3.1", accession_number="ACC1", patient_id="P1")
+    assert here.orders.weigh("1.2.3", (), 1.0)[0] is OrderPriority.STAT
 
 
 def test_a_sender_that_breaks_off_leaves_the_next_one_undisturbed(hl7_place: Hl7Place) -> None:
@@ -336,6 +352,18 @@ def test_a_database_that_is_away_means_send_again(here: Records, monkeypatch: py
     monkeypatch.setattr(here.orders, "say", away)
     answer = Hl7Listener(Hl7Orders(), here).take(orm(*STAT_ORDER).encode(), "127.0.0.1")
     assert "MSA|AE|M1|the database is away: send the message again" in answer
+
+
+def test_what_nobody_thought_of_is_answered_too(
+    here: Records, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> list[str]:
+        raise RuntimeError("never seen before")
+
+    monkeypatch.setattr(here.orders, "say", broken)
+    answer = Hl7Listener(Hl7Orders(), here).take(orm(*STAT_ORDER).encode(), "127.0.0.1")
+    assert "MSA|AE|M1|it cannot be recorded; see the log of the order desk" in answer
+    assert "never seen before" in caplog.text
 
 
 @pytest.mark.parametrize(
