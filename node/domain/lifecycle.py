@@ -97,6 +97,7 @@ class GapEvent(StrEnum):
     DID_NOT_COME = "DID_NOT_COME"  # although the archive said so
     FILLED = "FILLED"
     SEEN_AGAIN = "SEEN_AGAIN"
+    GREW = "GREW"  # more is missing than was dismissed
     DISMISSED_BY_ADMIN = "DISMISSED_BY_ADMIN"
 
 
@@ -189,6 +190,7 @@ GAPS: dict[tuple[GapState, GapEvent], GapState] = {
     (GapState.FAILED, GapEvent.DISMISSED_BY_ADMIN): GapState.DISMISSED,
     (GapState.DISMISSED, GapEvent.ASKED_FOR): GapState.WANTED,
     (GapState.DISMISSED, GapEvent.FILLED): GapState.CLOSED,
+    (GapState.DISMISSED, GapEvent.GREW): GapState.OPEN,
     (GapState.CLOSED, GapEvent.SEEN_AGAIN): GapState.OPEN,
 }
 

@@ -283,11 +283,14 @@ def _noted(connection: Connection, archive: str, one: Missing, now: float) -> in
     fresh = {"state": GapState.OPEN, "first_seen_at": now, "attempts": 0}
     insert_if_absent(connection, gaps, {**key, **seen, **fresh})
     mine = [gaps.c[name] == value for name, value in key.items()]
-    number = connection.execute(select(gaps.c.id).where(*mine)).scalar_one()
-    connection.execute(update(gaps).where(gaps.c.id == number).values(**seen))
+    known = connection.execute(select(gaps.c.id, gaps.c.expected, gaps.c.here).where(*mine)).one()
+    connection.execute(update(gaps).where(gaps.c.id == known.id).values(**seen))
     anew = {"first_seen_at": now, "asked_by": None, "attempts": 0, "last_error": None}
-    connection.execute(_move(GapEvent.SEEN_AGAIN).where(gaps.c.id == number).values(**anew))
-    return int(number)
+    grew = (one.expected or 0) - one.here > (known.expected or 0) - known.here
+    events = (GapEvent.SEEN_AGAIN, *((GapEvent.GREW,) if grew and one.kind is Kind.SLICES else ()))
+    for event in events:  # a study or series that is not wanted is not wanted however large
+        connection.execute(_move(event).where(gaps.c.id == known.id).values(**anew))
+    return int(known.id)
 
 
 def _move(event: GapEvent) -> Update:

@@ -23,7 +23,7 @@ from node.admin.cli import main
 from node.admin.roles import spool_of
 from node.domain.errors import IllegalTransition, TransientError
 from node.domain.lifecycle import GapState
-from node.domain.reconciliation import ArchivedStudy
+from node.domain.reconciliation import ArchivedStudy, Kind, Missing
 from node.intake import Intake
 from node.liveness import process_name
 from node.query import FIND, MOVE, Archivist
@@ -179,6 +179,20 @@ def test_a_dismissed_gap_stays_dismissed(settings: Settings, records: Records) -
     assert "LOST prior" not in compare(settings, records)
     with pytest.raises(IllegalTransition, match="DISMISSED"):
         records.gaps.dismiss(gap["id"])
+
+
+def test_a_dismissed_gap_that_grew_is_shown_again(records: Records) -> None:
+    """One slice was not wanted; that says nothing of ten more."""
+
+    def seen(expected: int, here: int) -> list[tuple[str, int | None]]:
+        lacks = Missing(Kind.SLICES, ArchivedStudy("1.2"), "1.2.3", "Head", expected, here)
+        records.gaps.note("pacs", ["1.2"], [lacks], time.time())
+        return [(row["state"], row["expected"]) for row in records.gaps.rows()]
+
+    assert seen(30, 29) == [("OPEN", 30)]
+    records.gaps.dismiss(records.gaps.rows()[0]["id"])
+    assert seen(30, 29) == seen(40, 39) == []
+    assert seen(40, 29) == [("OPEN", 40)]
 
 
 def test_c_move_brings_it_through_the_listener(settings: Settings, records: Records) -> None:
