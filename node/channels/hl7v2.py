@@ -154,7 +154,7 @@ class Hl7Channel:
 def acknowledgement(answer: str) -> tuple[str, str, str]:
     """(code, control id it answers, words) of an ACK; the words of MSA-3, else of ERR-8 and ERR-7."""
     try:
-        parsed = hl7.parse(answer)
+        parsed = hl7.parse(re.sub(r"[\r\n]+", "\r", answer))  # some end segments like lines of a file
         msa = parsed.segment("MSA")
         code, to = str(msa[1]), str(msa[2]) if len(msa) > 2 else ""
         words = [str(msa[3])] if len(msa) > 3 else []

@@ -318,6 +318,13 @@ class TestTemplate:
             Hl7Channel(Hl7(template=str(tmp_path / "none"))).send(told())
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\r\r"])
+def test_an_acknowledgement_may_end_its_lines_as_it_likes(end: str) -> None:
+    """Else what was taken is sent again for ever."""
+    text = end.join(["MSH|^~\\&|EI", "MSA|AE|M1|no such order", "ERR|||207^x^HL7|E|||diagnosis", ""])
+    assert acknowledgement(text) == ("AE", "M1", "no such order; diagnosis")
+
+
 def test_acknowledgements_that_are_none() -> None:
     for text in ("", "MSH", "MSH|^~\\&|A\r", "MSH|^~\\&|A\rMSA\r", "nonsense|||"):
         assert acknowledgement(text)[0] not in ("AA", "AE", "AR")
