@@ -25,7 +25,7 @@ from node.outputs.report import REPORTS
 from node.routing import Router, as_json
 from node.scheduling import forward, is_urgent, schedule, wanted_outputs
 from node.settings import Settings
-from node.spool import Spool
+from node.spool import Spool, is_of_the_volume
 from node.store.incidents import Code, Incident
 from node.store.jobs import Job, NewObject, Word
 from node.store.records import Records
@@ -103,7 +103,7 @@ class Composer:
         except TransientError:
             raise
         except Exception as error:
-            if _is_of_the_volume(error) and self._waits_for_volume(job):
+            if is_of_the_volume(error) and self._waits_for_volume(job):
                 text = f"the objects of job {job.id} wait for the volume of data_dir: {error}"
                 raise SpoolTrouble(text) from error
             log.exception("objects of job %d cannot be built", job.id)
@@ -140,7 +140,7 @@ class Composer:
                 build_all(context, [name])
                 found.append(name)
             except Exception as error:
-                if name in REPORTS or _is_of_the_volume(error):
+                if name in REPORTS or is_of_the_volume(error):
                     raise
                 log.error("job %d goes out without %s: %s", job.id, name, error)
         return found
@@ -230,13 +230,6 @@ class Composer:
         return NewObject(
             str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.SeriesInstanceUID), name, path, len(data)
         )
-
-
-def _is_of_the_volume(error: BaseException) -> bool:
-    """An error of the operating system is why; that a file is gone is none."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    gone = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    return isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, gone)
 
 
 def run(

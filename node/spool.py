@@ -39,6 +39,14 @@ class SpoolFull(TransientError):
     """There is no room for another file; the sender must try again later (0xA700, PS3.4 B.2.3)."""
 
 
+def is_of_the_volume(error: BaseException) -> bool:
+    """The volume has no room, or an error of the operating system is why; that a file is gone is none."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    gone = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    of_the_system = isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, gone)
+    return of_the_system or isinstance(error, SpoolFull)
+
+
 @lru_cache(1024)
 def safe_name(uid: str) -> str:
     """`uid` itself when it is digits and dots, as PS3.5 9.1 wants it; else a name derived from its hash."""

@@ -17,7 +17,7 @@ from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
 from node.domain.orders import Turn
 from node.settings import Settings
-from node.spool import Spool
+from node.spool import Spool, is_of_the_volume
 from node.store.jobs import Job, Word
 from node.store.queue import Line, Taken
 from node.store.records import Records
@@ -27,6 +27,8 @@ from workers.leasing import LEASE_S, leased, watched
 log = logging.getLogger(__name__)
 
 TIMEOUT = "model.timeout_s"
+VOLUME_S = 3600.0
+"""For so long a volume that gives or takes no file costs a job no attempt; then a bad file costs its job."""
 
 
 class Claims:
@@ -38,6 +40,8 @@ class Claims:
         self._spool = spool
         self._name = name
         self._owed = False
+        self._troubled: dict[int, float] = {}
+        """Jobs whose files could not be read or written, and since when."""
 
     def take(self, rung: int, only_stat: bool = False) -> Taken | None:
         """Claim the job whose turn it is, whichever rang. Raises OutOfReach where no file could be read."""
@@ -87,11 +91,27 @@ class Claims:
             log.warning("job %d goes back to the queue: %s", job.id, error)
             self._records.jobs.put_back(job.id, self._name, Reason("OUT_OF_REACH", str(error)), counts=False)
         except TransientError as error:
-            self._put_back(job, Reason("TRANSIENT", str(error)))
+            if not self._waits_for_volume(job, error):
+                self._put_back(job, Reason("TRANSIENT", str(error)))
         except Exception as error:
+            if self._waits_for_volume(job, error):
+                return
             log.exception("job %d broke", job.id)
             end_if_device_lost(error)
             self._put_back(job, Reason("WORKER_ERROR", f"{type(error).__name__}: {error}"))
+
+    def _waits_for_volume(self, job: Job, error: Exception) -> bool:
+        """Whether it went back to the queue, since its files may still turn out to be there, or to be taken.
+
+        It counts as tried, so that it stands in nobody's way, and however often it is, as tried once.
+        """
+        now = time.monotonic()
+        if not is_of_the_volume(error) or now - self._troubled.setdefault(job.id, now) >= VOLUME_S:
+            return False
+        log.warning("job %d waits for the volume of data_dir: %s", job.id, error)
+        reason = Reason("OUT_OF_REACH", f"the volume of data_dir: {error}")
+        self._records.jobs.put_back(job.id, self._name, reason, counts=job.attempts == 1)
+        return True
 
     def _fail(self, job: Job, reason: Reason) -> None:
         log.error("job %d cannot be analysed: %s: %s", job.id, reason.code, reason.text)

@@ -20,7 +20,7 @@ from node.domain.prior import Prior, latest
 from node.liveness import is_gone, process_name
 from node.maps import Maps, pack
 from node.settings import Settings
-from node.spool import spool_of
+from node.spool import SpoolFull, spool_of
 from node.store.jobs import Job
 from node.store.queue import Taken
 from node.store.records import Records, open_records
@@ -276,7 +276,7 @@ class Worker:
         path = self.spool.job_path(job.id, job.attempts, "maps.npz")
         try:
             self.spool.write(path, (pack(Maps(analysis.masks, analysis.heat, analysis.subtypes)),))
-        except OutOfReach:  # the job comes again, and should it come here, the work is done
+        except (OutOfReach, SpoolFull, OSError):  # should the job come here again, the work is done
             self.shelf.put(self._source(job), finished)
             raise
         stored = self.records.jobs.store_analysis(

@@ -5,6 +5,7 @@ One that hangs in native code would renew its lease for ever; one whose GPU is l
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,11 +20,12 @@ import torch
 from node.domain.lifecycle import JobState
 from node.settings import Model, Settings
 from node.settle import Clock
-from node.spool import Spool
+from node.spool import Spool, SpoolFull
 from node.store.records import open_records
 from tests.integration.test_housekeeping import Place
 from tests.integration.test_unusual_series import Node
 from tests.scanned import Threshold, scan
+from workers import claims, load
 
 HANG = """
 import ctypes, sys
@@ -74,4 +76,31 @@ def test_a_worker_whose_gpu_is_lost_ends_itself(
         node.worker.prepare(str(series[0].SeriesInstanceUID), 1)
     assert [number for number in signals if number] == [signal.SIGTERM]
     assert "this worker ends: its device is lost: CUDA error: an illegal memory access" in caplog.text
+    node.records.close()
+
+
+@pytest.mark.parametrize("trouble", ["reading", "writing", "no room"])
+def test_a_volume_that_is_away_costs_no_job_its_attempts(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that starts anew takes minutes: longer than three attempts."""
+
+    def away(*_: Any) -> Any:
+        raise SpoolFull("no room") if trouble == "no room" else OSError(errno.ESTALE, "Stale file handle")
+
+    node = Node(tmp_path)
+    node.receive(*scan())
+    with monkeypatch.context() as patched:
+        if trouble == "reading":
+            patched.setattr(load, "dcmread", away)
+        else:
+            patched.setattr(node.spool, "write", away)
+        (job,) = node.work(6)
+        assert job.state is JobState.QUEUED and job.attempts == 1 and job.reason
+        assert job.reason.code == "OUT_OF_REACH"
+        patched.setattr(claims, "VOLUME_S", 0.0)
+        (job,) = node.work(1)
+        assert job.attempts == 2, "what one file is to blame for is not tried for ever"
+    (job,) = node.work(1)
+    assert job.state is JobState.COMPOSED
     node.records.close()
