@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import xxhash
@@ -45,17 +46,17 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def is_repeated(known: str, file: Path, came: str, digest: str) -> bool:
+def is_repeated(known: str, file: Path, came: str, digest: Callable[[], str]) -> bool:
     """Whether what came is what is recorded as `known` and lies in `file`.
 
-    `came` and `digest` are its fingerprint and its SHA-256. If the file is lost, the fingerprint must do.
+    `came` is its fingerprint, `digest` tells its SHA-256. If the file is lost, the fingerprint must do.
     """
     if not known.startswith(_KIND):
-        return known == digest
+        return known == digest()
     if known != came:
         return False
     try:
-        return file_digest(file) == digest
+        return file_digest(file) == digest()
     except FileNotFoundError:
         return True
 

@@ -25,6 +25,7 @@ from node.settings import Scp
 from node.spool import Part, Spool, SpoolFull
 from node.store.arrivals import (
     UNKNOWN,
+    Known,
     NewInstance,
     Recorded,
     StoredFile,
@@ -111,19 +112,19 @@ class Arrival:
         self._ahead: tuple[bytes, ...] = (self._head,)
         self._fingerprint = fingerprint()
         self._digest: hashlib._Hash | None = None
+        """Where there is no file to read it from."""
         self.size_bytes = 0
         self._first = bytearray()
         self._part: Part | None = None
         self._known = UNKNOWN
+        self._inquiry: Callable[[], Known] = lambda: UNKNOWN
         self._trouble: PermanentError | TransientError | None = None
         try:
-            self._known = self._recorder.known(announced.sop_instance_uid)
-            if self._known.file is not None:  # it may be the same again, which is to be known for certain
-                self._digest = hashlib.sha256()
-            if not self._known.own:
-                self._spool.check_room()
-                self._part = self._spool.part()
+            self._inquiry = self._recorder.inquire(announced.sop_instance_uid)
+            self._spool.check_room()
+            self._part = self._spool.part()
         except TransientError as error:
+            self._digest = hashlib.sha256()
             self._give_up(error)
         except OSError as error:
             self._give_up(self._of_the_volume(error))
@@ -151,6 +152,11 @@ class Arrival:
                 raise too_large(self.announced, self._most_bytes)
             ahead, self._ahead = self._ahead, ()
             self._part.write((*ahead, *pieces))
+        except SpoolFull as error:
+            self._digest = self._digest_of(self._part, before)
+            for piece in pieces:
+                self._digest.update(piece)
+            self._give_up(error)
         except (PermanentError, TransientError) as error:
             self._give_up(error)
         except OSError as error:
@@ -197,6 +203,7 @@ class Arrival:
             raise self._of_the_volume(error) from error
 
     def _take(self) -> None:
+        self._known = self._inquiry()
         if self._known.own:
             log.info("%s is a result of this node; not taken in again", self.announced.sop_instance_uid)
             return
@@ -261,10 +268,26 @@ class Arrival:
 
     def _is_repeated(self, file: StoredFile) -> bool:
         """Whether what came is, byte for byte, what is recorded with `file`."""
-        digest = self._digest.hexdigest() if self._digest else ""
-        return is_repeated(
-            file.fingerprint, self._spool.absolute(file.path), recorded(self._fingerprint), digest
-        )
+        there, came = self._spool.absolute(file.path), recorded(self._fingerprint)
+        return is_repeated(file.fingerprint, there, came, self._sha256)
+
+    def _sha256(self) -> str:
+        """Of what came: read from where it lies, since it is seldom asked for."""
+        digest = self._digest
+        if digest is None:
+            assert self._part is not None
+            digest = self._digest_of(self._part, self.size_bytes)
+        return digest.hexdigest()
+
+    def _digest_of(self, part: Part, size_bytes: int) -> hashlib._Hash:
+        """SHA-256 of so much of the data set as was written."""
+        digest = hashlib.sha256()
+        with part.stream() as stream:
+            stream.seek(len(self._head))
+            while size_bytes and (piece := stream.read(min(size_bytes, MEGABYTE))):
+                digest.update(piece)
+                size_bytes -= len(piece)
+        return digest
 
     def _here_already(self, instance: Instance, file: StoredFile, part: Part) -> bool:
         """Whether the instance is recorded and its file is there. Raises PermanentError for a conflict."""

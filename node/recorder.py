@@ -61,11 +61,11 @@ class Recorder:
         """Held while something is written."""
         self._wake = threading.Event()
 
-    def known(self, sop_instance_uid: str) -> Known:
-        """As `Arrivals.known`, promises kept. Raises TransientError when the database is away."""
+    def inquire(self, sop_instance_uid: str) -> Callable[[], Known]:
+        """As `Arrivals.inquire`, promises kept. Raises TransientError when the database is away."""
         if sop_instance_uid in self._promised:
             self.flush()
-        return self._arrivals.known(sop_instance_uid)
+        return self._arrivals.inquire(sop_instance_uid)
 
     def record_new(self, new: NewInstance) -> bool:
         """Whether it is recorded; False when it needs more than that (`Arrivals.record_new`).

@@ -161,7 +161,7 @@ class Scan:
     def _is_twin(self, known: StoredFile, found: StoredFile) -> bool:
         (here,) = self._depot.get([found.path])
         (there,) = self._spool.fetch([known.path])
-        return is_repeated(known.fingerprint, there, found.fingerprint, file_digest(here))
+        return is_repeated(known.fingerprint, there, found.fingerprint, lambda: file_digest(here))
 
     def _recovered(self) -> str:
         """The association that stands for those a crash cut off: nobody knows whether all was sent."""

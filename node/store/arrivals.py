@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import itemgetter
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Connection,
@@ -34,6 +34,9 @@ from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
 from node.store.swift import Refused, Run, Swift
 from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
+
+if TYPE_CHECKING:
+    from node.store.pipeline import Pipeline
 
 RACES = 5
 """Attempts at recording an instance that others record, replace or remove at the same moment."""
@@ -119,11 +122,14 @@ class Arrivals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._made: Swift | None = None
+        self._lookups: Pipeline | None = None
         self._making = Lock()
 
     def close(self) -> None:
         if self._made is not None:
             self._made.close()
+        if self._lookups is not None:
+            self._lookups.close()
 
     @property
     def _swift(self) -> Swift:
@@ -131,7 +137,9 @@ class Arrivals:
         if self._made is None:
             with self._making:
                 if self._made is None:
-                    self._made = Swift(self._engine)
+                    made = Swift(self._engine)
+                    self._lookups = made.pipeline(_IS_KNOWN)
+                    self._made = made
         return self._made
 
     def open_association(self, association_id: str, listener: str, peer: tuple[str, str], now: float) -> None:
@@ -181,6 +189,28 @@ class Arrivals:
                 return Known(own is not None, None, "", None)
             file = StoredFile(row.path, row.size_bytes, row.sha256, row.held_by)
             return Known(False, file, row.series_instance_uid, Instance.from_json(row.header))
+
+    def inquire(self, sop_instance_uid: str) -> Callable[[], Known]:
+        """As `known`, asked now; whoever wants the answer waits for it, and hears when the database is away.
+
+        Without a server the answer is there at once: this raises TransientError, then.
+        """
+        swift, lookups = self._swift, self._lookups
+        if lookups is None or not sop_instance_uid.isascii() or "\0" in sop_instance_uid:
+            known = self.known(sop_instance_uid)
+            return lambda: known
+        lookup = lookups.ask(sop_instance_uid)
+
+        def answer() -> Known:
+            if lookups.answer(lookup) == b"f":
+                return UNKNOWN
+            if lookup.is_lost:
+                swift.drop_idle()
+            known = self.known(sop_instance_uid)
+            lookups.open()
+            return known
+
+        return answer
 
     def series_size(self, series_uid: str) -> int:
         """How many instances of a series are recorded."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Engine, Insert
 from sqlalchemy.dialects.sqlite import dialect as _SqliteDialect
@@ -21,6 +21,9 @@ from sqlalchemy.sql.expression import ClauseElement
 
 from node.domain.errors import TransientError
 from node.store import engine
+
+if TYPE_CHECKING:
+    from node.store.pipeline import Pipeline
 
 LOOK_AGAIN_S = 0.0002
 MOST_IDLE = 8
@@ -92,13 +95,25 @@ class Swift:
 
         return self._with_cursor(write)
 
+    def pipeline(self, statement: ClauseElement) -> Pipeline | None:
+        """For look-ups by one text, over one connection more; None without a server."""
+        if self._is_sqlite:
+            return None
+        from sqlalchemy.dialects.postgresql import dialect as postgresql
+
+        from node.store.pipeline import Pipeline
+
+        text = str(statement.compile(dialect=postgresql(paramstyle="numeric_dollar")))
+        return Pipeline(self._connection_apart, text)
+
     def close(self) -> None:
         """Connections that nobody uses at the moment."""
-        self._drop_idle()
+        self.drop_idle()
         if self._is_own:
             self._engine.dispose()
 
-    def _drop_idle(self) -> None:
+    def drop_idle(self) -> None:
+        """Whoever comes next gets a new one."""
         with suppress(IndexError):
             while True:
                 self._idle.pop().connection.close()
@@ -134,7 +149,7 @@ class Swift:
         try:
             return self._use(kept, work)
         except _CutOff:
-            self._drop_idle()  # they were cut off with it
+            self.drop_idle()  # they were cut off with it
             return self._use(self._connect(), work)
 
     def _use(self, one: _Open, work: Callable[[Any], Outcome]) -> Outcome:
@@ -166,6 +181,13 @@ class Swift:
             one.connection.rollback()
             return True
         return False
+
+    def _connection_apart(self) -> Any:
+        """The driver's, and no longer the pool's."""
+        connection = self._connect().connection
+        driver = connection.driver_connection
+        connection.detach()
+        return driver
 
     def _connect(self) -> _Open:
         try:

@@ -95,6 +95,28 @@ class TestTheDatabasesMachineVanishes:
             connection.execute(text("SELECT pg_sleep(4)"))
         engine.dispose()
 
+    def test_an_image_whose_look_up_was_under_way_is_told(
+        self, far: FarAway, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        soon = {
+            "connect_timeout": 2,
+            "keepalives_idle": 1,
+            "keepalives_interval": 1,
+            "tcp_user_timeout": 3000,
+        }
+        monkeypatch.setattr(store_engine, "SILENCE", {**store_engine.SILENCE, **soon})
+        engine = store_engine.open_engine(url)
+        store_engine.migrate(engine)
+        records = Records(engine)
+        for _ in range(2):  # the second one is asked ahead
+            assert records.arrivals.inquire("2.25.1")().file is None
+        far.vanish()
+        began = time.monotonic()
+        with pytest.raises(TransientError, match="database"):
+            records.arrivals.inquire("2.25.2")()
+        assert time.monotonic() - began < 12
+        records.close()
+
     def test_an_administrator_says_otherwise_in_the_url(self, postgres: Postgres) -> None:
         engine = store_engine.open_engine(f"{postgres.create()}?keepalives_idle=77&connect_timeout=5")
         for made in (engine, store_engine.swift_engine(engine)):

@@ -20,7 +20,7 @@ from node.domain.errors import TransientError
 from node.intake import Intake
 from node.scan import close_associations_of
 from node.settings import Scp
-from node.spool import Spool
+from node.spool import Part, Spool, SpoolFull
 from node.store.incidents import Code
 from node.store.records import Records
 from node.store.tables import associations, instances, series
@@ -51,11 +51,21 @@ class Place:
         return Intake(self.spool, self.records, time.time, self.limits, later_s)
 
     def receive(self, ds: Dataset, intake: Intake | None = None) -> int:
+        return (intake or self.intake).receive(*self.sent(ds))
+
+    def in_pieces(self, ds: Dataset) -> int:
+        """As it comes from a network: in three."""
+        announced, data = self.sent(ds)
+        arrival, third = self.intake.begin(announced), len(data) // 3
+        for piece in (data[:third], data[third : 2 * third], data[2 * third :]):
+            arrival.write((piece,))
+        return arrival.end()
+
+    def sent(self, ds: Dataset) -> tuple[Announced, bytes]:
         stream = io.BytesIO()
         dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
         uids = (str(ds.SOPClassUID), str(ds.SOPInstanceUID), EXPLICIT)
-        announced = Announced(*uids, "CT1", self.association)
-        return (intake or self.intake).receive(announced, stream.getvalue())
+        return Announced(*uids, "CT1", self.association), stream.getvalue()
 
     def recorded(self) -> list[str]:
         """SOP Instance UIDs, in the order in which they came."""
@@ -153,6 +163,39 @@ class TestPromises:
         assert len(place.recorded()) == 1
         assert place.receive(slices[3]) == SUCCESS
         assert place.recorded() == uids(slices[:4])
+
+
+class TestNoRoom:
+    """What lies here already needs no room, and is told from what is new by every byte."""
+
+    @pytest.mark.parametrize("written", [0, 1, 2])
+    def test_what_comes_again_is_known_wherever_the_room_runs_out(
+        self, written: int, place: Place, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`written` pieces still find room."""
+        assert place.receive(slices[0]) == SUCCESS
+        really, counted = Part.write, []
+
+        def filling_up(part: Part, parts: Any) -> None:
+            if len(counted) == written:
+                really(part, [parts[0][:1]])  # some of it is written
+                raise SpoolFull("full")
+            counted.append(part)
+            really(part, parts)
+
+        monkeypatch.setattr(Part, "write", filling_up)
+        assert place.in_pieces(slices[0]) == SUCCESS
+        counted.clear()
+        slices[0].SeriesDescription = "Other"
+        assert place.in_pieces(slices[0]) == NO_ROOM
+        assert (place.files(), place.count()) == (1, 1)
+
+    def test_so_it_is_where_there_is_none_to_begin_with(self, place: Place, slices: list[Dataset]) -> None:
+        assert place.receive(slices[0]) == SUCCESS
+        place.spool.reserve_bytes = 2**60
+        assert place.in_pieces(slices[0]) == SUCCESS
+        assert place.in_pieces(slices[1]) == NO_ROOM
+        assert (place.files(), place.count()) == (1, 1)
 
 
 class TestTrouble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from sqlalchemy import bindparam, func, insert, select, text, update
 
 from node.domain.errors import TransientError
 from node.store import engine as store_engine
+from node.store import pipeline as store_pipeline
+from node.store.arrivals import UNKNOWN
 from node.store.engine import migrate, open_engine
+from node.store.pipeline import Pipeline
 from node.store.records import Records
 from node.store.swift import Refused, Run, Swift
 from node.store.tables import pauses, studies
@@ -209,3 +213,90 @@ class TestServer:
             swift.transaction(work)
         assert len(attempts) == 1
         swift.close()
+
+
+class TestPipeline:
+    """Look-ups that are asked ahead, over one connection."""
+
+    @pytest.fixture
+    def database(self) -> str:
+        return "postgresql"
+
+    @pytest.fixture
+    def pipeline(self, records: Records, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+        monkeypatch.setattr(store_pipeline, "AGAIN_S", 0.0)
+        swift = Swift(records.engine)
+        swift.transaction(
+            lambda run: run.many(STUDIES, [study(str(n)) | {"patient_id": f"P{n}"} for n in range(9)])
+        )
+        made = swift.pipeline(PATIENT)
+        assert made is not None
+        yield made
+        made.close()
+        swift.close()
+
+    def test_each_gets_its_own_answer_in_whatever_order_they_are_wanted(self, pipeline: Pipeline) -> None:
+        pipeline.open()
+        asked = [pipeline.ask(str(number)) for number in range(9)]
+        for number in (4, 0, 8, 7, 1):
+            assert pipeline.answer(asked[number]) == f"P{number}".encode()
+        assert pipeline.answer(pipeline.ask("5")) == b"P5"
+
+    def test_threads_do_not_take_each_others(self, pipeline: Pipeline) -> None:
+        pipeline.open()
+        wrong: list[object] = []
+
+        def look(number: int) -> None:
+            for _ in range(200):
+                found = pipeline.answer(pipeline.ask(str(number)))
+                if found != f"P{number}".encode():
+                    wrong.append(found)
+
+        threads = [threading.Thread(target=look, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not wrong
+
+    def test_what_nobody_waits_for_does_not_pile_up(self, pipeline: Pipeline) -> None:
+        pipeline.open()
+        for _ in range(5 * store_pipeline.MOST_OPEN):
+            pipeline.ask("1")
+        assert len(pipeline._asked) <= store_pipeline.MOST_OPEN
+        assert pipeline.answer(pipeline.ask("2")) == b"P2"
+
+    def test_one_that_is_cut_off_answers_nothing_until_it_is_opened_again(
+        self, pipeline: Pipeline, postgres: Postgres
+    ) -> None:
+        assert pipeline.answer(pipeline.ask("1")) is None, "it was not opened yet"
+        pipeline.open()
+        asked = [pipeline.ask("1"), pipeline.ask("2")]
+        assert pipeline.answer(asked[0]) == b"P1"
+        postgres.disconnect_all()
+        asked += [pipeline.ask("3"), pipeline.ask("4")]
+        assert [pipeline.answer(one) for one in asked[2:]] == [None, None] and asked[3].is_lost
+        assert pipeline.answer(pipeline.ask("5")) is None
+        pipeline.open()
+        assert pipeline.answer(pipeline.ask("5")) == b"P5"
+
+    def test_a_refusal_of_the_server_is_no_answer_and_shifts_none(
+        self, records: Records, pipeline: Pipeline
+    ) -> None:
+        pipeline.open()
+        with records.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE studies RENAME TO elsewhere"))
+        refused = pipeline.ask("1")
+        assert pipeline.answer(refused) is None and not refused.is_lost
+        with records.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO studies"))
+        assert pipeline.answer(pipeline.ask("2")) == b"P2"
+
+    def test_what_is_known_is_known_with_the_connection_and_without(
+        self, records: Records, postgres: Postgres
+    ) -> None:
+        for _ in range(3):
+            assert records.arrivals.inquire("2.25.1")() == UNKNOWN
+            answer = records.arrivals.inquire("2.25.1")
+            postgres.disconnect_all()
+            assert answer() == UNKNOWN
