@@ -39,6 +39,8 @@ REHEARSED_AFTER_S = 5.0
 """Not at once: the other processes of a node start at the same time, and need the cores more."""
 WRITERS = 4
 """So many objects are encoded and written at a time, since most of that is waiting for the volume."""
+AT_ONCE = 50
+"""Jobs of one round."""
 VOLUME_S = 3600.0
 """For so long a volume that gives or takes no file is waited for; then a bad file costs its job."""
 
@@ -83,7 +85,7 @@ class Composer:
         """Compose every job that waits for it, the most urgent first. Returns how many there were."""
         if not leads():
             return 0
-        waiting = self._records.jobs.to_report(disk=self._spool.depot.disk)
+        waiting = self._records.jobs.to_report(AT_ONCE, self._spool.depot.disk, list(self._troubled))
         trouble: SpoolTrouble | OutOfReach | None = None
         for job in waiting:
             try:

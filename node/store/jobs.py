@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,8 +213,8 @@ class Jobs:
             .values(reason_code=reason.code, reason_text=reason.text, reported_at=None)
         )
 
-    def to_report(self, limit: int = 50, disk: str | None = None) -> list[Job]:
-        """Analysed or failed jobs whose objects are not stored yet; the most urgent first.
+    def to_report(self, limit: int = 50, disk: str | None = None, last: Collection[int] = ()) -> list[Job]:
+        """Analysed or failed jobs whose objects are not stored yet; the most urgent first, `last` behind all.
 
         With a `disk`, none whose images another one alone has.
         """
@@ -224,7 +224,11 @@ class Jobs:
             query = (
                 select(jobs)
                 .where(jobs.c.state.in_((JobState.ANALYSED, JobState.FAILED)), unreported, *near)
-                .order_by(case((jobs.c.priority == Priority.STAT, 0), else_=1), jobs.c.created_at)
+                .order_by(
+                    case((jobs.c.id.in_(last), 1), else_=0),
+                    case((jobs.c.priority == Priority.STAT, 0), else_=1),
+                    jobs.c.created_at,
+                )
                 .limit(limit)
             )
             return [_job(row) for row in connection.execute(query)]

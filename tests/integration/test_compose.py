@@ -575,6 +575,25 @@ def test_a_volume_that_takes_nothing_is_waited_for_and_holds_up_no_other_job(
     assert place.job(job.id).state is JobState.COMPOSED
 
 
+def test_jobs_that_wait_for_the_volume_stand_behind_those_that_do_not(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they first in every round, nobody's result would go out for as long as they wait."""
+    monkeypatch.setattr(compose, "AT_ONCE", 2)
+    stuck = [place.analysed(name)[0].id for name in ("one", "two")]
+    other, _ = place.analysed("other")
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def is_theirs(path: str, _: object) -> bool:
+        return any(path.startswith(f"outgoing/{job_id}/") for job_id in stuck)
+
+    with failing_writes(place, monkeypatch, error, is_theirs):
+        for _ in range(2):
+            with pytest.raises(TransientError, match="wait for the volume"):
+                place.composer.round()
+        assert place.job(other.id).state is JobState.COMPOSED
+
+
 def test_a_source_that_cannot_be_read_now_is_waited_for_but_not_for_ever(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
