@@ -749,6 +749,14 @@ def _answers(port: int) -> bool:
     return False
 
 
+def _is_free(scp: Scp) -> bool:
+    try:
+        open_socket(scp).close()
+    except SettingsError:
+        return False
+    return True
+
+
 def _is_alive(process: psutil.Process) -> bool:
     """Not even a zombie; one may also vanish between being listed and being asked."""
     try:
@@ -840,7 +848,7 @@ class TestProcesses:
         node.process.send_signal(number)
         node.process.wait(timeout=30)
         eventually(lambda: not [c for c in children if _is_alive(c)], 30)
-        open_socket(node.settings.scp).close()
+        eventually(lambda: _is_free(node.settings.scp), 5)  # a thread may go a moment after its process
 
 
 def test_a_lone_listener_outlives_the_shell_that_started_it(tmp_path: Path) -> None:
