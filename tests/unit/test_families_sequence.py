@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from node.domain.findings import CLASSES, ModelIdentity
 from workers.models.aggregate import Aggregation
@@ -117,6 +119,16 @@ def _read(pipeline: PicturePipeline, changed: int | None = None) -> Reading:
     return pipeline.read(source, (5.0, 1.0, 1.0))
 
 
+def _assert_literal(found: Sequence[Tensor], maps: Sequence[Tensor], scores: Tensor) -> None:
+    """Maps of class 4 are those of the paper's formula, from the gradients of each slice's own score."""
+    for z in range(len(scores)):
+        gradients = torch.autograd.grad(scores[z, 4], maps, retain_graph=True)
+        for ours, features, gradient in zip(found, maps, gradients, strict=True):
+            literal = grad_cam_pp(features.detach()[z : z + 1], gradient[z : z + 1])[0]
+            scale = literal.max().clamp(min=1e-12)
+            assert torch.allclose(ours[z] / scale, literal / scale, atol=1e-4)
+
+
 def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> None:
     pipeline = _pipeline(0)
     reading = _read(pipeline)
@@ -125,12 +137,7 @@ def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> Non
     scores = pipeline.reader(means[None], torch.full((5,), 5.0))[0]
     closed = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
     assert all(bool(one.max() > 0) for one in closed)
-    for z in range(5):
-        gradients = torch.autograd.grad(scores[z, 4], maps, retain_graph=True)
-        for network in range(2):
-            literal = grad_cam_pp(reading.features[network][z : z + 1], gradients[network][z : z + 1])[0]
-            scale = literal.max().clamp(min=1e-12)
-            assert torch.allclose(closed[network][z] / scale, literal / scale, atol=1e-4)
+    _assert_literal(closed, maps, scores)
 
 
 def _multitask() -> MultiTaskSequencePipeline:
@@ -149,12 +156,7 @@ def test_a_multi_task_answer_is_followed_back_through_sequence_model_and_pooling
         scores = pipeline.reader(stacked[None], torch.full((5,), 5.0))[0]
     assert np.allclose(scores.detach().numpy(), reading.class_logits, atol=1e-5)
     found = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
-    for z in range(5):
-        gradients = torch.autograd.grad(scores[z, 4], maps, retain_graph=True)
-        for network in range(2):
-            literal = grad_cam_pp(reading.features[network][z : z + 1], gradients[network][z : z + 1])[0]
-            scale = literal.max().clamp(min=1e-12)
-            assert torch.allclose(found[network][z] / scale, literal / scale, atol=1e-4)
+    _assert_literal(found, maps, scores)
 
 
 def test_behind_the_sequence_model_a_multi_task_network_draws_and_weighs_as_without() -> None:

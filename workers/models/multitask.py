@@ -98,12 +98,18 @@ def build(
 
     Raises PermanentError for another preprocessing, or weights that do not fit.
     """
-    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
-    require_preprocessing(facts, preprocessing_facts(view))
+    view = trained_view(facts)
     widths, dropout = tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"]
     members = [filled(MultiTaskNet(widths, dropout), state, facts["name"]) for state in states]
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
     return MultiTaskPipeline(identity, members, Operating.from_facts(facts), device, view)
+
+
+def trained_view(facts: Mapping[str, Any]) -> View:
+    """That of a sidecar's weights. Raises PermanentError for another preprocessing than this one."""
+    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
+    require_preprocessing(facts, preprocessing_facts(view))
+    return view
 
 
 def preprocessing_facts(view: View = DEFAULT_VIEW) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from node.domain.findings import ModelIdentity
 from workers.models.cam import grad_cam_pp
 from workers.models.contract import Spacing
-from workers.models.loading import filled, require_preprocessing
-from workers.models.multitask import MultiTaskPipeline, preprocessing_facts
+from workers.models.loading import filled
+from workers.models.multitask import MultiTaskPipeline, trained_view
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, pooled
 from workers.models.picture import Operating, Reading
 from workers.models.sequence import SequenceModel, SequenceReader, steps_mm
@@ -81,9 +81,8 @@ def _stacked(features: Sequence[Tensor]) -> Tensor:
 
 def fresh(members: int, widths: Sequence[int], dropout: float) -> tuple[list[MultiTaskNet], SequenceModel]:
     """Networks of these widths and a sequence model that reads them, with weights of chance."""
-    return [MultiTaskNet(tuple(widths), dropout) for _ in range(members)], SequenceModel(
-        members, 2 * widths[-1]
-    )
+    networks = [MultiTaskNet(tuple(widths), dropout) for _ in range(members)]
+    return networks, SequenceModel(members, 2 * widths[-1])
 
 
 def build(
@@ -93,8 +92,7 @@ def build(
 
     Raises PermanentError for another preprocessing, or weights that do not fit.
     """
-    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
-    require_preprocessing(facts, preprocessing_facts(view))
+    view = trained_view(facts)
     members, sequence = fresh(len(states) - 1, facts["recipe"]["widths"], facts["recipe"]["dropout"])
     for network, state in zip((*members, sequence), states, strict=True):
         filled(network, state, facts["name"])
