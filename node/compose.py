@@ -25,7 +25,7 @@ from node.outputs.report import REPORTS
 from node.routing import Router, as_json
 from node.scheduling import forward, is_urgent, schedule, wanted_outputs
 from node.settings import Settings
-from node.spool import Spool, is_of_the_volume
+from node.spool import Spool, Troubled, is_of_the_volume
 from node.store.incidents import Code, Incident
 from node.store.jobs import Job, NewObject, Word
 from node.store.records import Records
@@ -41,8 +41,6 @@ WRITERS = 4
 """So many objects are encoded and written at a time, since most of that is waiting for the volume."""
 AT_ONCE = 50
 """Jobs of one round."""
-VOLUME_S = 3600.0
-"""For so long a volume that gives or takes no file is waited for; then a bad file costs its job."""
 
 
 class SpoolTrouble(TransientError):
@@ -68,8 +66,7 @@ class Composer:
         self._router = Router(settings.destination, records)
         self._records = records
         self._spool = spool
-        self._troubled: dict[int, float] = {}
-        """Jobs whose files could not be read or written, and since when."""
+        self._troubled = Troubled()
 
     def rehearse(self) -> None:
         """Build a result of nobody, so that the first real one is as quick as the next.
@@ -85,7 +82,7 @@ class Composer:
         """Compose every job that waits for it, the most urgent first. Returns how many there were."""
         if not leads():
             return 0
-        waiting = self._records.jobs.to_report(AT_ONCE, self._spool.depot.disk, list(self._troubled))
+        waiting = self._records.jobs.to_report(AT_ONCE, self._spool.depot.disk, self._troubled.jobs)
         trouble: SpoolTrouble | OutOfReach | None = None
         for job in waiting:
             try:
@@ -101,11 +98,11 @@ class Composer:
         """Whatever goes wrong ends in a report or in the log, and never stops the jobs behind it."""
         try:
             self.compose(job)
-            self._troubled.pop(job.id, None)
+            self._troubled.is_over(job.id)
         except TransientError:
             raise
         except Exception as error:
-            if is_of_the_volume(error) and self._waits_for_volume(job):
+            if self._troubled.waits(job.id, error):
                 text = f"the objects of job {job.id} wait for the volume of data_dir: {error}"
                 raise SpoolTrouble(text) from error
             log.exception("objects of job %d cannot be built", job.id)
@@ -116,11 +113,6 @@ class Composer:
                 self._records.jobs.fail(job.id, reason)
             else:  # not even the report that nothing was analysed: it must not be tried for ever
                 self._records.jobs.store_objects(job, (), (), time.time(), word=self._word(job))
-
-    def _waits_for_volume(self, job: Job) -> bool:
-        """Whether its files may still turn out to be there, or to be taken."""
-        now = time.monotonic()
-        return now - self._troubled.setdefault(job.id, now) < VOLUME_S
 
     def _compose_in_part(self, job: Job) -> bool:
         """One object that cannot be built must not make a finding "not analysed". False without a report."""

@@ -29,6 +29,8 @@ ABANDONED_S = 24 * 3600
 IOV_MAX = 1024
 RESERVE_INODES = 100
 FOLDER_RACES = 20
+VOLUME_S = 3600.0
+"""For so long a volume that gives or takes no file is waited for; then a bad file costs its job."""
 PRESSED_AT = 2
 """At so many times the reserve of free room, copies of what is in a bucket make way."""
 _PLAIN_UID = re.compile(r"[0-9][0-9.]{0,63}")
@@ -45,6 +47,25 @@ def is_of_the_volume(error: BaseException) -> bool:
     gone = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     of_the_system = isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, gone)
     return of_the_system or isinstance(error, SpoolFull)
+
+
+class Troubled:
+    """Jobs whose files the volume did not give or take, each since it was first seen. For one thread."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+
+    def waits(self, job_id: int, error: BaseException) -> bool:
+        """Whether the files of a job may still turn out to be there, or to be taken."""
+        now = time.monotonic()
+        return is_of_the_volume(error) and now - self._since.setdefault(job_id, now) < VOLUME_S
+
+    def is_over(self, job_id: int) -> None:
+        self._since.pop(job_id, None)
+
+    @property
+    def jobs(self) -> list[int]:
+        return list(self._since)
 
 
 @lru_cache(1024)

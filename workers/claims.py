@@ -17,7 +17,7 @@ from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.domain.findings import Findings, Reason
 from node.domain.orders import Turn
 from node.settings import Settings
-from node.spool import Spool, is_of_the_volume
+from node.spool import Spool, Troubled
 from node.store.jobs import Job, Word
 from node.store.queue import Line, Taken
 from node.store.records import Records
@@ -27,8 +27,6 @@ from workers.leasing import LEASE_S, leased, watched
 log = logging.getLogger(__name__)
 
 TIMEOUT = "model.timeout_s"
-VOLUME_S = 3600.0
-"""For so long a volume that gives or takes no file costs a job no attempt; then a bad file costs its job."""
 
 
 class Claims:
@@ -40,8 +38,7 @@ class Claims:
         self._spool = spool
         self._name = name
         self._owed = False
-        self._troubled: dict[int, float] = {}
-        """Jobs whose files could not be read or written, and since when."""
+        self._troubled = Troubled()
 
     def take(self, rung: int, only_stat: bool = False) -> Taken | None:
         """Claim the job whose turn it is, whichever rang. Raises OutOfReach where no file could be read."""
@@ -85,6 +82,7 @@ class Claims:
         """What the block raises becomes the job's next state."""
         try:
             yield
+            self._troubled.is_over(job.id)
         except PermanentError as error:
             self._fail(job, Reason(error.code, str(error)))
         except OutOfReach as error:
@@ -105,8 +103,7 @@ class Claims:
 
         It counts as tried, so that it stands in nobody's way, and however often it is, as tried once.
         """
-        now = time.monotonic()
-        if not is_of_the_volume(error) or now - self._troubled.setdefault(job.id, now) >= VOLUME_S:
+        if not self._troubled.waits(job.id, error):
             return False
         log.warning("job %d waits for the volume of data_dir: %s", job.id, error)
         reason = Reason("OUT_OF_REACH", f"the volume of data_dir: {error}")

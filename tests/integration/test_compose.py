@@ -21,7 +21,7 @@ from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 from sqlalchemy import select
 
-from node import compose, gathering
+from node import compose, gathering, spool
 from node.compose import Composer
 from node.domain.errors import TransientError
 from node.domain.findings import (
@@ -606,7 +606,7 @@ def test_a_source_that_cannot_be_read_now_is_waited_for_but_not_for_ever(
     with pytest.raises(TransientError, match="volume"):
         place.composer.round()
     assert place.job(job.id).state is JobState.ANALYSED
-    monkeypatch.setattr(compose, "VOLUME_S", 0.0)
+    monkeypatch.setattr(spool, "VOLUME_S", 0.0)
     place.composer.round()
     assert place.job(job.id).state is JobState.FAILED
 

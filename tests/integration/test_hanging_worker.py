@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from node import spool
 from node.domain.lifecycle import JobState
 from node.settings import Model, Settings
 from node.settle import Clock
@@ -25,7 +26,7 @@ from node.store.records import open_records
 from tests.integration.test_housekeeping import Place
 from tests.integration.test_unusual_series import Node
 from tests.scanned import Threshold, scan
-from workers import claims, load
+from workers import load
 
 HANG = """
 import ctypes, sys
@@ -98,7 +99,7 @@ def test_a_volume_that_is_away_costs_no_job_its_attempts(
         (job,) = node.work(6)
         assert job.state is JobState.QUEUED and job.attempts == 1 and job.reason
         assert job.reason.code == "OUT_OF_REACH"
-        patched.setattr(claims, "VOLUME_S", 0.0)
+        patched.setattr(spool, "VOLUME_S", 0.0)
         (job,) = node.work(1)
         assert job.attempts == 2, "what one file is to blame for is not tried for ever"
     (job,) = node.work(1)

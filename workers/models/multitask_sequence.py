@@ -20,8 +20,8 @@ from workers.models.loading import filled
 from workers.models.multitask import MultiTaskPipeline, trained_view
 from workers.models.network import FIRST_CENTRE, MultiTaskNet, pooled
 from workers.models.picture import Operating, Reading
-from workers.models.sequence import SequenceModel, SequenceReader, steps_mm
-from workers.preprocess import DEFAULT_VIEW, STEP_MM, NetworkInput, View
+from workers.models.sequence import SequenceModel, SequenceReader
+from workers.preprocess import DEFAULT_VIEW, NetworkInput, View
 
 MULTITASK_SEQUENCE = "multitask-sequence"
 """The name of this family in a sidecar."""
@@ -51,7 +51,8 @@ class MultiTaskSequencePipeline(MultiTaskPipeline):
     @torch.no_grad()
     def _merged(self, reading: Reading, spacing_mm: Spacing) -> Tensor:
         """Logits (n, 6) of the sequence model."""
-        logits: Tensor = self.reader(_stacked(reading.features)[None], self._steps(reading, spacing_mm))[0]
+        steps = self.reader.steps(reading.source.centres, spacing_mm[0])
+        logits: Tensor = self.reader(_stacked(reading.features)[None], steps)[0]
         return logits
 
     @torch.no_grad()
@@ -63,15 +64,13 @@ class MultiTaskSequencePipeline(MultiTaskPipeline):
 
     def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
         """The answer of each slice, through the sequence model and the pooling, back to its own features."""
-        every = self.reader.gradients(_stacked(reading.features), self._steps(reading, spacing_mm), place)
+        steps = self.reader.steps(reading.source.centres, spacing_mm[0])
+        every = self.reader.gradients(_stacked(reading.features), steps, place)
         for index, features in enumerate(reading.features):
             leaf = features.detach().float().clone().requires_grad_(True)
             with torch.enable_grad():
                 (gradients,) = torch.autograd.grad(pooled(leaf), leaf, every[:, index])
             yield grad_cam_pp(leaf.detach(), gradients), FIRST_CENTRE
-
-    def _steps(self, reading: Reading, spacing_mm: Spacing) -> Tensor:
-        return torch.from_numpy(steps_mm(reading.source.centres, spacing_mm[0], STEP_MM)).to(self.device)
 
 
 def _stacked(features: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
+from workers.preprocess import STEP_MM
 
 COPIES = 32
 """Slices that are followed back through the sequence model at once."""
@@ -113,6 +114,11 @@ class SequenceReader(nn.Module):
             )
         self.model = model.eval().requires_grad_(False)
         self.heads = list(heads)
+
+    def steps(self, centres: NDArray[np.float32], spacing_mm: float) -> Tensor:
+        """Those of `steps_mm`, where the model is."""
+        where = self.model.first_linear.weight.device
+        return torch.from_numpy(steps_mm(centres, spacing_mm, STEP_MM)).to(where)
 
     def said(self, pooled: Tensor) -> Tensor:
         """Probabilities (b, n, M, 6) from mean features (b, n, M, k)."""

@@ -18,10 +18,10 @@ from workers.models.compiled import named
 from workers.models.contract import Spacing
 from workers.models.engine import Compiler, Forward
 from workers.models.picture import Operating, PicturePipeline, Reading
-from workers.models.sequence import SequenceModel, SequenceReader, steps_mm
+from workers.models.sequence import SequenceModel, SequenceReader
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import MaskOutput, UNet, decision
-from workers.preprocess import BRAIN, STEP_MM, NetworkInput, View
+from workers.preprocess import BRAIN, NetworkInput, View
 
 
 class SlicePipeline(PicturePipeline):
@@ -97,7 +97,7 @@ class SequencePipeline(SlicePipeline):
 
     @torch.no_grad()
     def judge(self, source: NetworkInput, spacing_mm: Spacing, features: tuple[Tensor, ...]) -> Reading:
-        logits = self.reader(_pooled(features)[None], self._steps(source, spacing_mm))[0]
+        logits = self.reader(_pooled(features)[None], self.reader.steps(source.centres, spacing_mm[0]))[0]
         answer = logits.cpu().numpy()
         return Reading(self.identity, source, answer, answer, features)
 
@@ -112,14 +112,10 @@ class SequencePipeline(SlicePipeline):
         It depends on the maps by their mean alone, so a backward through the sequence model (and none
         through a CNN) gives every gradient.
         """
-        every = self.reader.gradients(
-            _pooled(reading.features), self._steps(reading.source, spacing_mm), place
-        )
+        steps = self.reader.steps(reading.source.centres, spacing_mm[0])
+        every = self.reader.gradients(_pooled(reading.features), steps, place)
         for index, (network, maps) in enumerate(zip(self.networks, reading.features, strict=True)):
             yield grad_cam_pp_pooled(maps, every[:, index]), network.first_centre
-
-    def _steps(self, source: NetworkInput, spacing_mm: Spacing) -> Tensor:
-        return torch.from_numpy(steps_mm(source.centres, spacing_mm[0], STEP_MM)).to(self.device)
 
 
 class UNetPipeline(PicturePipeline):

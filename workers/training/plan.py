@@ -76,6 +76,11 @@ class Plan:
         return (self.all_seeds,) if self.souped and self.seeds > 1 else ()
 
     @property
+    def answering(self) -> tuple[tuple[int, ...], ...]:
+        """Seeds whose networks answer together; what the groups say is averaged."""
+        return self.soups or tuple((seed,) for seed in self.all_seeds)
+
+    @property
     def synthetic(self) -> int:
         """How many phantoms are drawn to learn from."""
         return self.recipe.phantoms if self.phantoms is None else self.phantoms

@@ -103,9 +103,11 @@ class _Readers:
         divided = evaluate.folds(plan.real(train.view_of(plan.recipe)), plan.folds, plan.seed)
         networks: dict[int, list[PicturePipeline]] = {}
         for number in plan.chosen_folds:
-            states = [train.fold(plan, number, seed, watch)[0] for seed in plan.all_seeds]
-            groups = [[state for own in states for state in own]] if plan.soups else states
-            built = [train.pipeline(plan, train.together(plan, one)) for one in groups]
+            groups = [
+                [state for seed in seeds for state in train.fold(plan, number, seed, watch)[0]]
+                for seeds in plan.answering
+            ]
+            built = [train.pipeline(plan, train.together(plan, states)) for states in groups]
             networks |= dict.fromkeys(divided[number], built)
         return cls(plan, validated, list(networks), networks)
 
