@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from node.admin.roles import ending_with_this
+from node.admin.supervise import PROGRAM
 from node.domain.errors import IchnodeError, TransientError
 from node.scu import Parcel, Peer
 from node.settings import Destination, load
@@ -196,7 +196,7 @@ def running(folder: Path, say: Say) -> Iterator[Demo]:
     config.write_text(_settings(pacs, data_dir, dicom_port, web_port), encoding="utf-8")
     say("starting the node")
     with (folder / "node.log").open("wb") as log:
-        command = [sys.executable, "-m", "node", "up", "--config", str(config)]
+        command = [*PROGRAM, "up", "--config", str(config)]
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=ending_with_this())
     try:
         settings = load(config)

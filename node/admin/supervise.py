@@ -82,6 +82,10 @@ class Child:
                 os.killpg(self.process.pid, number)
 
 
+PROGRAM = (sys.executable, "-P", "-m", "node")
+"""Not looked for in the working folder: a data_dir of the name "node" may lie there."""
+
+
 class Node:
     """All roles of one machine."""
 
@@ -89,10 +93,7 @@ class Node:
         self._settings = settings
         self._redis = None if settings.broker.url else BundledRedis(settings)
         self._roles = roles_of(settings)
-        self._children = [
-            Child(role, [sys.executable, "-m", "node", role, *_options(settings, config)])
-            for role in self._roles
-        ]
+        self._children = [Child(role, [*PROGRAM, role, *_options(settings, config)]) for role in self._roles]
 
     def run(self, on_ready: Callable[[Records], None]) -> None:
         """Until SIGTERM or SIGINT. Raises IchnodeError when the node cannot start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,15 @@ from node.admin.supervise import RESTART_AT_MOST_S, Child, Node
 from node.domain.errors import IchnodeError
 from node.settings import Settings
 from node.store.records import open_records
+
+
+def test_a_folder_of_the_data_is_not_taken_for_the_program(tmp_path: Path) -> None:
+    """With data_dir = "node" in the working folder, an editable install found its code there."""
+    (tmp_path / "node" / "spool").mkdir(parents=True)
+    for child in Node(Settings(data_dir=tmp_path / "node"), None)._children:
+        command = [*child.command[: child.command.index("-m")], "-c", "from node.spool import Spool"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
 def test_a_child_that_died_a_thousand_times_is_started_again() -> None:
