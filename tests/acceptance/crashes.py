@@ -41,6 +41,7 @@ from node.store.records import Records, open_records
 from tests.acceptance.servers import OUTAGES, Servers
 from tests.factories import ct_series
 from tests.ports import free_port
+from tests.processes import role_of
 
 SLICES = 24
 SENDERS = 2
@@ -233,10 +234,8 @@ class Crashes:
         found = []
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
-                words, parent = process.cmdline(), process.ppid()
-                role = (
-                    words[3] if words[1:3] == ["-m", "node"] else "redis" if "redis" in str(words[:1]) else ""
-                )
+                parent = process.ppid()
+                role = role_of(process) or ("redis" if "redis" in str(process.cmdline()[:1]) else "")
                 role = "listener" if role == "listen" and parent != self._process.pid else role
                 if target in ("tree", role):
                     found.append(process.pid)

@@ -33,6 +33,7 @@ from node.store.records import Records, open_records
 from tests.acceptance.crashes import START_S, Crashes, Ledger
 from tests.acceptance.servers import OUTAGES
 from tests.ports import free_port
+from tests.processes import role_of
 
 ALL = ("listen", "settle", "worker", "deliver")
 HOSTS = {"host-a": ALL, "host-b": ALL}
@@ -150,7 +151,7 @@ class Hosts(Crashes):
             return self._leader()
         hosts = [self._chosen(), *self._hosts.values()]  # the role may run on one of them alone
         family = [p for host in hosts if host.poll() is None for p in psutil.Process(host.pid).children(True)]
-        return [process.pid for process in family if _role(process) == target][:1]
+        return [process.pid for process in family if role_of(process) == target][:1]
 
     def _chosen(self) -> subprocess.Popen[bytes]:
         names = [name for name in self.plan if self._hosts[name].poll() is None]
@@ -162,7 +163,7 @@ class Hosts(Crashes):
             if process.poll() is not None or (self._namespaces and name != host):
                 continue
             for child in psutil.Process(process.pid).children(recursive=True):
-                if _role(child) == "settle" and _pid_inside(child.pid) == pid:
+                if role_of(child) == "settle" and _pid_inside(child.pid) == pid:
                     return [child.pid]
         return []
 
@@ -202,13 +203,6 @@ def _inner(process: subprocess.Popen[bytes]) -> psutil.Process:
     """The host's own init: the child of `unshare`, or the process itself."""
     whole = psutil.Process(process.pid)
     return whole.children()[0] if whole.name() == "unshare" else whole
-
-
-def _role(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        words = process.cmdline()
-        return words[3] if words[1:3] == ["-m", "node"] else ""
-    return ""
 
 
 def _pid_inside(pid: int) -> str:
