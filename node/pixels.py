@@ -15,7 +15,7 @@ from itertools import pairwise
 import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
+from pydicom.encaps import encapsulate, generate_fragments, get_frame, parse_basic_offsets, parse_fragments
 from pydicom.errors import BytesLengthException
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
@@ -220,16 +220,15 @@ def _native(ds: Dataset, frame: int, byte_order: str) -> np.ndarray:
 def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
     """One frame of encapsulated PixelData."""
     shape = (int(ds.Rows), int(ds.Columns))
-    if syntax in _QUICK or syntax in _JPEG:
-        stream = _stream(ds, frame)
-        if syntax in _JPEG and _END_OF_IMAGE not in stream[-_END_WITHIN:]:
-            raise ValueError("the compressed stream ends early")
-    if syntax in _QUICK:
+    decoder = None if syntax in _QUICK else get_decoder(syntax)
+    stream = _stream(ds, frame)
+    if syntax in _JPEG and _END_OF_IMAGE not in stream[-_END_WITHIN:]:
+        raise ValueError("the compressed stream ends early")
+    if decoder is None:
         stored = _as_represented(np.asarray(_QUICK[syntax](stream)), ds)
     else:
-        decoder = get_decoder(syntax)
         plugin = "pylibjpeg" if "pylibjpeg" in decoder.available_plugins else ""
-        stored, _ = decoder.as_array(ds, index=frame, decoding_plugin=plugin)
+        stored, _ = decoder.as_array(_lone(ds, stream), index=0, decoding_plugin=plugin)
     if stored.shape != shape:
         raise ValueError(f"decoded to {stored.shape}, {shape} expected")
     return stored
@@ -243,16 +242,32 @@ def _stream(ds: Dataset, frame: int) -> bytes:
     frames = int(ds.get("NumberOfFrames", 1) or 1)
     data = io.BytesIO(ds.PixelData)
     offsets = parse_basic_offsets(data)
-    if frames > 1 and (not offsets or _is_table(offsets, frames)):
-        return get_frame(ds.PixelData, frame, number_of_frames=frames)
-    fragments = list(generate_fragments(data))
-    if frames > 1 and len(fragments) != frames:
-        raise ValueError(f"{len(fragments)} fragments of {frames} frames, and a wrong Basic Offset Table")
-    return b"".join(fragments) if frames == 1 else fragments[frame]
+    count, starts = parse_fragments(data)
+    if frames == 1:
+        return b"".join(generate_fragments(data))
+    if count == frames:
+        data.seek(starts[frame])
+        return next(generate_fragments(data))
+    if offsets and not _is_table(offsets, starts, frames):
+        raise ValueError(f"{count} fragments of {frames} frames, and a wrong Basic Offset Table")
+    return get_frame(ds.PixelData, frame, number_of_frames=frames)
 
 
-def _is_table(offsets: Sequence[int], frames: int) -> bool:
-    return len(offsets) == frames and offsets[0] == 0 and all(a < b for a, b in pairwise(offsets))
+def _lone(ds: Dataset, stream: bytes) -> Dataset:
+    """An image of that one frame: pydicom's decoders find a frame by the offset table, whatever it says."""
+    one = Dataset({tag: ds.get_item(tag) for tag in tuple(ds.keys()) if tag.group == 0x0028})
+    one.pop("NumberOfFrames", None)
+    one.file_meta = ds.file_meta
+    one.PixelData = encapsulate([stream], has_bot=False)
+    one["PixelData"].VR = "OB"
+    return one
+
+
+def _is_table(offsets: Sequence[int], starts: Sequence[int], frames: int) -> bool:
+    """Whether each frame starts with another fragment, and the first one with the first."""
+    if len(offsets) != frames or offsets[0] != 0 or any(a >= b for a, b in pairwise(offsets)):
+        return False
+    return {starts[0] + offset for offset in offsets} <= set(starts)
 
 
 def _as_represented(stored: np.ndarray, ds: Dataset) -> np.ndarray:

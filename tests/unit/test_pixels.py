@@ -260,7 +260,7 @@ def in_pieces(stream: bytes, *offsets: int) -> bytes:
 OFFSETS = {"none": (), "its own": (0,), "one a fragment": (0, 20, 40), "of the file": (1300,)}
 
 
-@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1, RLELossless])
 @pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
 def test_one_frame_in_several_fragments_is_all_of_them(syntax: str, offsets: tuple[int, ...]) -> None:
     """Whatever the Basic Offset Table says: some writers count fragments, or from the start of the file."""
@@ -274,14 +274,17 @@ TABLES = {
     "cut off": (0, 2_000_000, 40),
     "one short": (0, 40),
     "not from 0": (8, 300, 600),
+    "beyond the end": (0, 2_000_000, 2_000_002),
+    "without the items' headers": (0, 264, 528),
 }
 
 
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless])
 @pytest.mark.parametrize("offsets", TABLES.values(), ids=TABLES)
-def test_a_fragment_a_frame_needs_no_offsets(offsets: tuple[int, ...]) -> None:
+def test_a_fragment_a_frame_needs_no_offsets(syntax: str, offsets: tuple[int, ...]) -> None:
     """No frame is taken for another one, and none is refused, where the table cannot be right."""
     scenes = [np.roll(scene_hu(), shift, axis=1) for shift in (0, 3, 6)]
-    lone = [compressed(unsigned_12(scene + 1024), JPEGLSLossless) for scene in scenes]
+    lone = [compressed(unsigned_12(scene + 1024), syntax) for scene in scenes]
     streams = [get_frame(ds.PixelData, 0, number_of_frames=1) for ds in lone]
     ds = lone[0]
     ds.NumberOfFrames = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,19 @@ def test_lossy_jpeg_that_ends_early_is_refused(tmp_path: Path) -> None:
     made.PixelData = encapsulate([stream_of(made)[:-200]])
     with pytest.raises(PermanentError, match="ends early"):
         hounsfield(made)
+
+
+@pytest.mark.parametrize("offsets", [(0, 0), (0, 2_000_000), (12,), (8, 300)])
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit], ids=lambda uid: uid.name)
+def test_frames_of_lossy_jpeg_need_no_offsets(syntax: UID, offsets: tuple[int, ...], tmp_path: Path) -> None:
+    """As with every other encoding: a fragment a frame, and a Basic Offset Table that cannot be right."""
+    made = WRITTEN[syntax](tmp_path)
+    expected, stream = hounsfield(made), stream_of(made)
+    made.NumberOfFrames = 2
+    table = struct.pack(f"<HHI{len(offsets)}I", 0xFFFE, 0xE000, 4 * len(offsets), *offsets)
+    made.PixelData = table + encapsulate([stream, stream], has_bot=False)[8:]
+    for frame in (0, 1):
+        np.testing.assert_array_equal(hounsfield(made, frame), expected)
 
 
 @pytest.mark.parametrize("syntax", [MPEG2MPML, JPEG2000MC])
