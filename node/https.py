@@ -6,6 +6,8 @@ Whatever the environment says of proxies' certificates does not count; retries n
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -33,9 +35,23 @@ def unreachable(name: str, error: Exception) -> str:
 
 
 def patience_s(answer: requests.Response) -> float:
-    """Retry-After in seconds (RFC 9110 10.2.3); 0 without one, or where it is a date."""
+    """Retry-After in seconds (RFC 9110 10.2.3); 0 without one that can be read, or where it is past.
+
+    A date is one of the peer's clock, which may be wrong: Date says what time it has (RFC 9110 6.6.1).
+    """
     said = answer.headers.get("Retry-After", "").strip()
-    return float(said) if said.isascii() and said.isdecimal() else 0.0
+    if said.isascii() and said.isdecimal():
+        return float(said)
+    until, now = _date(said), _date(answer.headers.get("Date", ""))
+    return max((until - (now or datetime.now(UTC))).total_seconds(), 0.0) if until else 0.0
+
+
+def _date(text: str) -> datetime | None:
+    """An HTTP-date (RFC 9110 5.6.7), which is in UTC whatever it says."""
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 class Bearer(requests.auth.AuthBase):

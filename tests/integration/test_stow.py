@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -150,6 +152,8 @@ class Service:
     tls: Any = None
     content_type: str = "application/dicom+json; charset=utf-8"
     retry_after: str = ""
+    now: float | None = None
+    """What its clock says, where it is not right."""
     port: int = field(default_factory=free_port)
     requests: list[list[FileDataset]] = field(default_factory=list)
     headers: list[Message] = field(default_factory=list)
@@ -187,6 +191,9 @@ class Service:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(service.now if timestamp is None else timestamp)
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -212,6 +219,10 @@ def parts(content_type: str, body: bytes) -> list[FileDataset]:
     whole = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
     payloads: list[Any] = [part.get_payload(decode=True) for part in whole.get_payload()]  # type: ignore[union-attr]
     return [dcmread(BytesIO(payload)) for payload in payloads]
+
+
+def http_date(at: float) -> str:
+    return formatdate(at, usegmt=True)
 
 
 def sequence(items: list[tuple[FileDataset, str, int]]) -> dict[str, Any]:
@@ -306,6 +317,18 @@ class TestAnswers:
         with Service(lambda _: (status, b""), retry_after=said) as service:
             assert not place.courier(web(service.url)).round(lambda: T0)
         assert place.rows()[0].next_try_at == T0 + wait_s
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize(("ahead_s", "clock_s"), [(40, 0), (40, 7200), (40, -7200), (3600, 0)])
+    def test_a_date_until_when_to_leave_the_service_alone_is_heeded(
+        self, ahead_s: float, clock_s: float, status: int, place: Place
+    ) -> None:
+        """By the clock of the service, which says in the same answer what time it has (RFC 9110 6.6.1)."""
+        place.compose("pacs", count=1)
+        now = time.time() + clock_s
+        with Service(lambda _: (status, b""), retry_after=http_date(now + ahead_s), now=now) as service:
+            assert not place.courier(web(service.url)).round(lambda: T0)
+        assert place.rows()[0].next_try_at == T0 + min(ahead_s, 60)
 
     def test_an_accepted_without_a_word_about_the_instances_is_not_believed(self, place: Place) -> None:
         place.compose("pacs", count=1)
