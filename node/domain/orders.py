@@ -81,6 +81,17 @@ def concerns(order: Subject, study: Subject) -> bool:
     return not all(known) or bool(known[0] & known[1])
 
 
+def are_same(order: Subject, other: Subject) -> bool:
+    """Whether two orders are one, so that the later takes the place of the earlier.
+
+    One accession number may stand for several studies, each of which was ordered (IHE RAD TF-1, 3.4): orders
+    that name different ones differ.
+    """
+    if order.study_instance_uid and other.study_instance_uid:
+        return order.study_instance_uid == other.study_instance_uid
+    return concerns(order, other)
+
+
 def most_urgent(words: Iterable[Said]) -> Said | None:
     """The word that counts, of several places; of words alike the one said first."""
     ranked = sorted(words, key=lambda w: (MOST_URGENT_FIRST.index(w.priority), w.said_at))

@@ -18,6 +18,7 @@ from node.domain.orders import (
     Said,
     Source,
     Subject,
+    are_same,
     concerns,
     most_urgent,
     read_priority,
@@ -147,7 +148,7 @@ def _write(connection: Connection, said: Said) -> None:
 def _forget(connection: Connection, source: Source, about: Subject) -> list[Said]:
     """What the same source said before about the same order; it is gone then."""
     rows = connection.execute(select(orders).where(orders.c.source == source, _may_concern(about)))
-    known = [row for row in rows if concerns(_said(row).about, about)]
+    known = [row for row in rows if are_same(_said(row).about, about)]
     connection.execute(delete(orders).where(orders.c.id.in_([row.id for row in known])))
     return [_said(row) for row in known]
 

@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import ModalityWorklistInformationFind  # type: ignore[attr-defined]
 
 from node.domain.errors import SettingsError, TransientError
-from node.domain.orders import OrderPriority, Source, Subject
+from node.domain.orders import OrderPriority, Said, Source, Subject
 from node.orders import desk
 from node.orders.desk import ASK_AGAIN_S, MOST_ATTEMPTS, Desk
 from node.orders.listener import Hl7Listener
@@ -286,6 +286,31 @@ def test_a_message_without_a_priority_takes_none_back(silent: str, hl7_place: Hl
     assert (said.priority, said.reference) == (OrderPriority.STAT, "M2")
     hl7_place.send(orm("ORC|CA||ACC1"), orm(silent, control="M4"))
     assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.ROUTINE
+
+
+@pytest.mark.parametrize("control", ["NW", "CA"])
+def test_the_order_of_another_study_of_the_same_number_takes_no_priority_back(
+    control: str, hl7_place: Hl7Place
+) -> None:
+    """Head and neck under one accession number, each a study of its own (IHE RAD TF-1 3.4)."""
+    site = Site(hl7_place.records)
+    site.receive("1.2.3", "1.2.3.1", accession_number="ACC1", patient_id="P1")
+    site.receive("1.2.4", "1.2.4.1", accession_number="ACC1", patient_id="P1")
+    neck = (f"ORC|{control}|PL2|ACC1||||1^^^^^R", "OBR|2|PL2|ACC1", "ZDS|1.2.4^HOSP^Application^DICOM")
+    hl7_place.send(orm(*STAT_ORDER, "ZDS|1.2.3^HOSP^Application^DICOM"), orm(*neck, control="M2"))
+    assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.STAT
+    hl7_place.send(orm(*neck, control="M3"), orm("ORC|XO||ACC1||||1^^^^^R", "ZDS|1.2.3", control="M4"))
+    assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.ROUTINE
+
+
+def test_what_the_worklist_says_of_another_study_of_the_same_number_takes_no_priority_back(
+    here: Records,
+) -> None:
+    site = Site(here)
+    for study, priority in (("1.2.3", OrderPriority.STAT), ("1.2.4", OrderPriority.ROUTINE)):
+        site.receive(study, f"{study}.1", accession_number="ACC1", patient_id="P1")
+        here.orders.say(Said(Source.WORKLIST, priority, Subject(study, "ACC1", ("P1",)), 1.0))
+    assert here.orders.of_study("1.2.3")[0].priority is OrderPriority.STAT
 
 
 @pytest.mark.parametrize("stat_first", [True, False])
