@@ -324,7 +324,10 @@ class Jobs:
         self._by_admin(job_id, JobEvent.CANCELLED_BY_ADMIN, {})
 
     def retry(self, job_id: int) -> None:
-        """Raises IllegalTransition unless the job FAILED or was CANCELLED."""
+        """At once, from the start.
+
+        Raises IllegalTransition unless the job FAILED or was CANCELLED, and nothing of its series came since.
+        """
         self._by_admin(job_id, JobEvent.RETRIED_BY_ADMIN, _FROM_THE_START)
 
     def reanalyse(self, job_id: int) -> None:
@@ -342,7 +345,6 @@ class Jobs:
             after(JOBS, JobState(state), event)
             if event != JobEvent.CANCELLED_BY_ADMIN:
                 _require_files(connection, job_id)
-            if event == JobEvent.REANALYSED_BY_ADMIN:
                 _require_latest(connection, job_id)
             if connection.execute(_move(job_id, event).values(**values)).rowcount != 1:
                 raise IllegalTransition(f"job {job_id} changed just now; look at it again")

@@ -339,6 +339,23 @@ class TestDecide:
         place.records.jobs.reanalyse(second.id)
         assert [job.state for job in place.jobs()] == [JobState.COMPOSED, JobState.QUEUED]
 
+    @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+    def test_what_images_came_for_since_is_not_tried_again(self, state: JobState, place: Place) -> None:
+        """It would read the images of now, and report them as those of the earlier revision."""
+        slices = head("1.2.2", "Head")
+        place.send(slices[:-1], T0)
+        place.clock.tick(T0 + QUIET_S)
+        (first,) = place.jobs()
+        if state is JobState.CANCELLED:
+            place.records.jobs.cancel(first.id)
+        else:
+            assert place.records.jobs.claim(first.id, "w:1", T0 + 1e6, T0 + 20)
+            assert place.records.jobs.fail(first.id, Reason("BROKEN", "broken"), "w:1")
+        place.send(slices[-1:], T0 + 30)
+        with pytest.raises(IllegalTransition, match="revision 2 came since"):
+            place.records.jobs.retry(first.id)
+        assert [job.state for job in place.jobs()] == [state]
+
     def test_late_slices_keep_the_series_that_was_analysed_even_where_another_looks_better(
         self, place: Place
     ) -> None:
