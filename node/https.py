@@ -6,6 +6,7 @@ Whatever the environment says of proxies' certificates does not count; retries n
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -17,9 +18,27 @@ from node.credentials import client_tls
 from node.settings.base import PeerTls
 
 
-def session(tls: PeerTls, owner: str) -> requests.Session:
+class Session(requests.Session):
+    """Calls `moved` now and then while a body goes out, where that goes in pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: Callable[[], object] = lambda: None
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        if isinstance(request.body, Iterator):
+            request.body = self._watched(request.body)
+        return super().send(request, **kwargs)
+
+    def _watched(self, pieces: Iterator[bytes]) -> Any:
+        for piece in pieces:
+            self.moved()
+            yield piece
+
+
+def session(tls: PeerTls, owner: str) -> Session:
     """A session over TLS as `owner` wants it. Raises SettingsError for certificates that cannot be used."""
-    made = requests.Session()
+    made = Session()
     made.mount("https://", _Adapter(client_tls(tls, owner)))
     return made
 

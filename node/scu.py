@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 CONNECTION_TIMEOUT_S = 10
 RESPONSE_TIMEOUT_S = 60
+LOOK_S = 0.25
+"""How often a sender looks whether bytes still go out."""
 WARNINGS = range(0xB000, 0xC000)  # PS3.7 C.4: the object was stored, with a remark
 DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 Annex C: the peer has it, as after an answer that was lost
 
@@ -113,9 +117,10 @@ class Peer:
         except NothingAccepted:
             yield from map(self.not_accepted, parcels)
             return
-        leave_responses(assoc)
+        patience = _Patience(assoc)
         try:
             for parcel in parcels:
+                patience.moved = parcel.moved
                 yield self._send_one(assoc, parcel)
         finally:
             let_go(assoc)
@@ -237,6 +242,36 @@ def leave_responses(assoc: Association) -> None:
         return take(block) if block else (None, None)
 
     assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
+
+
+class _Patience:
+    """Waits for a response from when the last bytes went out, and tells `moved` while they do.
+
+    pynetdicom counts from when they lie in a queue of its own, so that whatever takes longer on the wire
+    would get no answer, ever. As with `leave_responses`, nobody else takes the response.
+    """
+
+    def __init__(self, assoc: Association) -> None:
+        self.moved: Callable[[], object] = lambda: None
+        self._assoc = assoc
+        self._sent_at = 0.0
+        assoc.bind(evt.EVT_PDU_SENT, self._sent)
+        assoc.dimse.get_msg = self._get_msg  # type: ignore[method-assign]
+
+    def _sent(self, event: evt.Event) -> None:
+        self._sent_at = time.monotonic()
+
+    def _get_msg(self, block: bool = False) -> Any:
+        if not block:
+            return None, None
+        seen_at = self._sent_at = time.monotonic()
+        while time.monotonic() - self._sent_at < RESPONSE_TIMEOUT_S:
+            with suppress(queue.Empty):
+                return self._assoc.dimse.msg_queue.get(timeout=LOOK_S)
+            if self._sent_at > seen_at:
+                seen_at = self._sent_at
+                self.moved()
+        return None, None
 
 
 def syntaxes_for(parcel: Parcel, wanted: Sequence[Encoding]) -> tuple[UID, ...]:

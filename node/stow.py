@@ -84,13 +84,13 @@ class WebPeer:
             for group in _grouped(parcels):
                 yield from self._send_group(session, group)
 
-    def _open(self) -> requests.Session:
+    def _open(self) -> https.Session:
         try:
             return _session(self.destination)
         except SettingsError as error:
             raise TransientError(str(error)) from error
 
-    def _send_group(self, session: requests.Session, group: Sequence[Parcel]) -> Iterator[Outcome]:
+    def _send_group(self, session: https.Session, group: Sequence[Parcel]) -> Iterator[Outcome]:
         """In one request; one by one where that is refused as a whole, breaks down or cannot be made."""
         try:
             outcomes = self._store(session, group, self.destination.transfer_syntax)
@@ -113,7 +113,7 @@ class WebPeer:
 
     def _store(
         self,
-        session: requests.Session,
+        session: https.Session,
         group: Sequence[Parcel],
         syntaxes: Sequence[Encoding],
         plainly: bool = False,
@@ -123,6 +123,7 @@ class WebPeer:
         Raises AssociationBroke with the first of them, and InvalidDicomError where one of several cannot be
         encoded.
         """
+        session.moved = group[0].moved
         readable: dict[int, Dataset] = {}
         outcomes: dict[int, Outcome] = {}
         for parcel in group:
@@ -136,7 +137,7 @@ class WebPeer:
             outcomes |= self._stored(session, readable)
         return [outcomes[parcel.key] for parcel in group]
 
-    def _stored(self, session: requests.Session, datasets: dict[int, Dataset]) -> dict[int, Outcome]:
+    def _stored(self, session: https.Session, datasets: dict[int, Dataset]) -> dict[int, Outcome]:
         try:
             answer, details = self._post(session, datasets)
         except InvalidDicomError as error:
@@ -146,7 +147,7 @@ class WebPeer:
         return {key: outcome_of(key, str(ds.SOPInstanceUID), answer, details) for key, ds in datasets.items()}
 
     def _post(
-        self, session: requests.Session, datasets: dict[int, Dataset]
+        self, session: https.Session, datasets: dict[int, Dataset]
     ) -> tuple[requests.Response, Dataset]:
         """The response and its Store Instances Response Module (PS3.18 Annex I)."""
         got: list[requests.Response] = []
@@ -217,7 +218,7 @@ def outcome_of(key: int, sop_instance_uid: str, answer: requests.Response, detai
     return Outcome(key, False, f"HTTP {answer.status_code}", text)
 
 
-def _session(destination: Destination) -> requests.Session:
+def _session(destination: Destination) -> https.Session:
     session = https.session(destination.tls, f"destination {destination.name}")
     session.max_redirects = 0  # a POST would become the GET of a page (RFC 9110 15.4), and its 200 a success
     if destination.token:

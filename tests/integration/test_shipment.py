@@ -36,16 +36,19 @@ class Scripted:
 
     def __init__(
         self, answer: Turn, *, window: bytes = b"", maximum: int = 16384, stores: int = 1, results: int = 0,
-        syntax: str = EXPLICIT, releases: bool = True,
+        syntax: str = EXPLICIT, releases: bool = True, pause_s: float = 0.0,
     ) -> None:  # fmt: skip
         self.answer, self.window, self.maximum, self.stores, self.results, self.syntax = (
             answer, window, maximum, stores, results, syntax,
         )  # fmt: skip
         self.releases = releases
+        self.pause_s = pause_s
         self.request, self.longest_pdu = b"", 0
         self.data: list[bytes] = []
         self.released = False
         self._server = socket.create_server(("127.0.0.1", 0))
+        if pause_s:  # else what it does not read yet has room in its buffer
+            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self.port = self._server.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -100,6 +103,7 @@ class Scripted:
         """The command of the next C-STORE, once its data set is whole."""
         parts = {COMMAND: b"", 0: b""}
         while True:
+            time.sleep(self.pause_s)
             kind, body = self.read()
             if kind != 4:
                 raise ConnectionError(f"PDU type {kind}")
@@ -154,6 +158,32 @@ def test_whoever_waits_sees_the_bytes_go(
     with Scripted(all_good, syntax=EXPLICIT if as_stored else str(ImplicitVRLittleEndian)) as peer:
         assert [one.accepted for one in send(peer, [watched])] == [True]
     assert len(moves) >= len(peer.data[0]) / 1500
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Parcel:
+    """16 MiB: more than the buffers of a loopback connection hold."""
+    ds = ct_series(1, rows=64, name="large")[0]
+    ds.Rows = ds.Columns = 2896
+    ds.PixelData = bytes(2 * 2896 * 2896)
+    dcmwrite(tmp_path / "large.dcm", ds, enforce_file_format=True)
+    return Parcel(0, tmp_path / "large.dcm", CT)
+
+
+@pytest.mark.parametrize("sender", ["streaming", "pynetdicom"])
+def test_a_peer_that_reads_slowly_is_waited_for_as_long_as_bytes_go_out(
+    sender: str, large: Parcel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scu, "RESPONSE_TIMEOUT_S", 2.0)
+    moves = list[float]()
+    watched = replace(large, moved=lambda: moves.append(time.monotonic()))
+    with Scripted(all_good, maximum=131072, pause_s=0.03) as peer:
+        began = time.monotonic()
+        carrier = carrier_to(pacs_at(peer.port, sender=sender), "ICHNODE")
+        assert [one.accepted for one in carrier.send([watched])] == [True]
+        took_s = time.monotonic() - began
+    assert took_s > 3, "or the test shows nothing"
+    assert moves[-1] - moves[0] > took_s / 3
 
 
 def test_no_window_is_asked_for_unless_the_settings_want_one(parcels: list[Parcel]) -> None:

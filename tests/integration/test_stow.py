@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email import message_from_bytes
 from email.message import Message
 from email.utils import formatdate
@@ -163,7 +163,7 @@ class Service:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.body()
                 if self.headers.get("Expect") == "100-continue":
                     self.send_response_only(100)
                 datasets = parts(self.headers["Content-Type"], body)
@@ -183,6 +183,17 @@ class Service:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def body(self) -> bytes:
+                """Whole, or in chunks (RFC 9112 7.1)."""
+                if "Content-Length" in self.headers:
+                    return self.rfile.read(int(self.headers["Content-Length"]))
+                found = b""
+                while size := int(self.rfile.readline(), 16):
+                    found += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return found
 
             def do_GET(self) -> None:
                 """What a portal shows to whoever is not signed in."""
@@ -271,6 +282,22 @@ class TestAnswers:
         assert place.states() == [SENT, PENDING, SENT]
         assert [row.last_status for row in place.rows()] == ["0x0000", "0xA700", "0xB000"]
         assert place.rows()[1].next_try_at == T0 + 5
+
+    def test_whoever_waits_sees_the_bytes_go(self, place: Place) -> None:
+        """A request that takes long is no reason for another process to send it, too."""
+        place.compose("pacs")
+        (large, *small) = place.parcels()
+        ds = dcmread(large.file)
+        ds.Rows = ds.Columns = 2048
+        ds.PixelData = bytes(2 * 2048 * 2048)
+        ds.save_as(large.file)
+        moves = list[str]()
+        watched = replace(large, moved=lambda: moves.append("large"))
+        with Service(taken) as service:
+            carrier = carrier_to(web(service.url), "ICHNODE")
+            assert [one.accepted for one in carrier.send([watched, *small])] == [True] * 3
+            assert service.sizes() == [3]
+        assert len(moves) >= 8
 
     def test_a_conflict_names_the_instances_that_failed(self, place: Place) -> None:
         place.compose("pacs", count=2)
