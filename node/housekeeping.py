@@ -46,6 +46,7 @@ class Housekeeper:
     ) -> None:
         self._records = records
         self._spool = spool
+        self._scan = Scan(records, spool)
         self._retention = Retention(settings, records, spool)
         waits_s = [max(d.retry_max_s, d.commitment_wait_s) for d in settings.destination]
         waits_s += [alert.retry_max_s for alert in settings.alert]
@@ -70,7 +71,7 @@ class Housekeeper:
         self._retention.finish()  # a scan would take what is left of a removal for new
         if self._elapsed() >= self._next_scan:
             with contained(log, "the scan of the spool broke; it is done again in a day"):
-                Scan(self._records, self._spool).run(stopping)
+                self._scan.run(stopping)
             self._next_scan = self._elapsed() + SCAN_EVERY_S
         self._retention.round(now)
         self._watch.round(now)  # last: what goes wrong in statistics must not fill the disk

@@ -70,16 +70,19 @@ class Scan:
     def run(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
         """The number of files of each fate, and of records without a file; also recorded and logged.
 
-        Raises TransientError when the database is away.
+        May be run again, and is where it was cut off. Raises TransientError when the database is away.
         """
         began = self._now()
-        for step in self._steps():
-            for fate in step():
-                self._counts[fate] += 1
-                if stopping():
-                    return {}
-        if self._association:
-            self._records.arrivals.close_association(self._association, "aborted", self._now())
+        self._close_recovered()
+        self._counts.clear()
+        try:
+            for step in self._steps():
+                for fate in step():
+                    self._counts[fate] += 1
+                    if stopping():
+                        return {}
+        finally:
+            self._close_recovered()
         counts = dict(self._counts)
         self._keep(began, counts)
         level = logging.WARNING if counts.get(Fate.UNKNOWN) or counts.get(MISSING) else logging.INFO
@@ -170,6 +173,12 @@ class Scan:
             peer = ("(recovered)", "")
             self._records.arrivals.open_association(self._association, process_name(), peer, self._now())
         return self._association
+
+    def _close_recovered(self) -> None:
+        """Or its series would be waited for. With the database away the next run of this scan does it."""
+        if self._association:
+            self._records.arrivals.close_association(self._association, "aborted", self._now())
+            self._association = ""
 
     def _of_jobs(self) -> Iterator[str]:
         for kind in (RESULTS, OUTGOING):

@@ -52,6 +52,7 @@ class Uploader:
         self._pool = pool
         self._at_once = settings.spool.s3.transfers * BATCHES_OF_TRANSFERS
         self._lock: int | None = None
+        self._scan = HomeScan(records, spool)
         self._next_scan = time.monotonic()
         self.trouble = ""
         """Why the last round failed; empty while all is well."""
@@ -70,7 +71,7 @@ class Uploader:
         if not self._is_mine():
             return 0
         if time.monotonic() >= self._next_scan:
-            HomeScan(self._records, self._spool).run(stopping)
+            self._scan.run(stopping)
             self._next_scan = time.monotonic() + SCAN_EVERY_S
         self._depot.trim()
         waiting = self._records.held.of(self._depot.disk, self._at_once)

@@ -23,7 +23,7 @@ from sqlalchemy import insert, select, update
 from node import scan
 from node import spool as node_spool
 from node.admin.cli import main
-from node.domain.errors import IllegalTransition
+from node.domain.errors import IllegalTransition, TransientError
 from node.domain.findings import Findings, ModelIdentity, Priority, Reason, Status
 from node.domain.lifecycle import GapState, JobState, SeriesState
 from node.domain.orders import OrderPriority, Said, Source, Subject
@@ -200,6 +200,38 @@ class TestScan:
         assert len(place.files()) == len(place.recorded()) == 3
         assert not place.records.decisions.gather(str(first.SeriesInstanceUID)).aborted
 
+    def test_whatever_ends_a_scan_ends_the_association_of_what_it_recovered(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else its series would be waited for as if more of it came, for as long as the process runs."""
+        one, two, three = ct_series(3, rows=16, name="recovered")
+        incoming = f"incoming/{one.StudyInstanceUID}/{one.SeriesInstanceUID}"
+
+        def still_open() -> int:
+            return place.records.decisions.gather(str(one.SeriesInstanceUID)).associations_open
+
+        def unrecorded(ds: Dataset) -> None:
+            place.spool.write(f"{incoming}/{ds.SOPInstanceUID}~ab.dcm", (encode(ds),))
+
+        unrecorded(one)
+        assert Scan(place.records, place.spool).run(lambda: True) == {}
+        assert len(place.recorded()) == 1 and still_open() == 0
+        unrecorded(two)
+        with monkeypatch.context() as patched:
+            patched.setattr(Scan, "_of_jobs", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                place.scan()
+        assert len(place.recorded()) == 2 and still_open() == 0
+        unrecorded(three)
+        keeper = Housekeeper(Settings(), place.records, place.spool)
+        with monkeypatch.context() as patched:
+            patched.setattr(place.records.arrivals, "close_association", _away)
+            with pytest.raises(TransientError):
+                keeper.round(place.now)
+        assert len(place.recorded()) == 3 and still_open() == 1
+        keeper.round(place.now)
+        assert still_open() == 0
+
     def test_a_second_file_of_a_recorded_instance_is_removed(self, place: Place) -> None:
         (ds,) = ct_series(1, rows=16, name="twice")
         assert place.receive(ds) == SUCCESS
@@ -306,6 +338,10 @@ class Killed(BaseException):
 
 def _killed(*_: Any) -> None:
     raise Killed
+
+
+def _away(*_: Any) -> None:
+    raise TransientError("database: gone")
 
 
 class TestConflicts:
