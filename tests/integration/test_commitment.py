@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
@@ -48,6 +51,8 @@ class Promising(Pacs):
     """Where to report; 0: over the association of the request."""
     lost: set[str] = field(default_factory=set)
     silent: bool = False
+    hasty: bool = False
+    """It reports before it answers the request, as PS3.4 J.3.3 lets it."""
     reason: int = NO_SUCH_OBJECT
     asked_for: list[list[str]] = field(default_factory=list)
     answers_got: list[int] = field(default_factory=list)
@@ -63,6 +68,9 @@ class Promising(Pacs):
         if not self.silent:
             report = self.report(request)
             target = self._second if self.listener_port else self._same
+            if self.hasty:
+                (target if self.listener_port else self._in_front)(event.assoc, report)
+                return 0x0000, None
             Thread(target=target, args=(event.assoc, report), daemon=True).start()
         return 0x0000, None
 
@@ -84,6 +92,22 @@ class Promising(Pacs):
 
     def _same(self, assoc: Any, report: Dataset) -> None:
         self._tell(assoc, report)
+
+    def _in_front(self, assoc: Any, report: Dataset) -> None:
+        """The report goes out, and right behind it the response to the request; the answer comes later."""
+        request = N_EVENT_REPORT()
+        request.MessageID, request.EventTypeID = 7, 2 if "FailedSOPSequence" in report else 1
+        request.AffectedSOPClassUID = StorageCommitmentPushModel
+        request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+        request.EventInformation = BytesIO(encode(report, False, True) or b"")
+        offered = [c for c in assoc.accepted_contexts if c.abstract_syntax == StorageCommitmentPushModel]
+        (context,) = (c for c in offered if c.transfer_syntax[0] == ExplicitVRLittleEndian)
+        assoc.dimse.send_msg(request, context.context_id)
+        Thread(target=self._hear, args=(assoc,), daemon=True).start()
+
+    def _hear(self, assoc: Any) -> None:
+        _, answer = assoc.dimse.get_msg(block=True)
+        self.answers_got.append(int(answer.Status))
 
     def _second(self, _: Any, report: Dataset) -> None:
         ae = AE("PACS")
@@ -166,6 +190,23 @@ def test_and_over_an_association_of_its_own(place: Place, listener: int) -> None
         assert courier.round() and courier.round()
         eventually(lambda: place.states() == [COMMITTED] * 3)
         eventually(lambda: pacs.answers_got == [0x0000])
+
+
+def test_a_promise_may_come_before_the_request_is_answered(place: Place) -> None:
+    place.compose("pacs")
+    with Promising(hasty=True) as pacs:
+        courier = place.courier(promised(pacs.port))
+        assert courier.round(lambda: T0) and courier.round(lambda: T0)
+        eventually(lambda: place.states() == [COMMITTED] * 3)
+        eventually(lambda: pacs.answers_got == [0x0000])
+
+
+def test_and_so_over_an_association_of_its_own(place: Place, listener: int) -> None:
+    place.compose("pacs")
+    with Promising(listener_port=listener, hasty=True) as pacs:
+        courier = place.courier(promised(pacs.port))
+        assert courier.round() and courier.round()
+        assert place.states() == [COMMITTED] * 3 and pacs.answers_got == [0x0000]
 
 
 def test_nobody_is_asked_unless_that_is_wanted(place: Place) -> None:
