@@ -6,7 +6,7 @@ What a request says of itself is not believed: a refresh of what was never opene
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from threading import Lock
 
 LASTS_S = 3600.0
@@ -23,8 +23,8 @@ class Looks:
         with self._lock:
             return now - self._noted.get(look, -LASTS_S) < LASTS_S
 
-    def noted(self, look: Hashable, now: float) -> None:
-        """The trail has a line of it now."""
+    def noted(self, looks: Iterable[Hashable], now: float) -> None:
+        """The trail has a line of them now."""
         with self._lock:
             self._noted = {one: at for one, at in self._noted.items() if now - at < LASTS_S}
-            self._noted[look] = now
+            self._noted |= dict.fromkeys(looks, now)

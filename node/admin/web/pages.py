@@ -55,6 +55,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         rows, more = site.records.worklist.page(wanted, PAGE, (page - 1) * PAGE)
         searched = " search" if q else ""
         site.look(visitor, "worklist", request, detail=f"{show} {read} {within}{searched}")
+        site.listed(visitor, [row["study_instance_uid"] for row in rows])
         asked = {"show": str(show), "read": str(read), "within": within, "q": q}
         return site.page(
             request,

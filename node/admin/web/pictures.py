@@ -310,8 +310,10 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         return Response(pictures.slice(stack, index, contour, heat), media_type="image/png")
 
     @router.get("/thumbnail/{series_uid:path}")
-    def thumbnail(series_uid: str, _: Visitor = gate.viewer) -> Response:
-        return Response(pictures.thumbnail(stack_of(series_uid)), media_type="image/png")
+    def thumbnail(request: Request, series_uid: str, visitor: Visitor = gate.viewer) -> Response:
+        stack = stack_of(series_uid)
+        site.look_at_thumbnail(visitor, request, stack.study_uid)
+        return Response(pictures.thumbnail(stack), media_type="image/png")
 
     @router.get("/object/{sop_instance_uid:path}")
     def download(sop_instance_uid: str, visitor: Visitor = gate.viewer) -> Response:

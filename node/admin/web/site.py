@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -107,12 +108,21 @@ class Site:
 
         A page that refreshes itself, or is asked for `often`, leaves one an hour. Raises TransientError.
         """
-        seen = study_uid or f"{action} {request.url.query}"
-        mine, now = (visitor.name, visitor.address, visitor.how, seen), time.monotonic()
+        mine = _eyes_on(visitor, study_uid or f"{action} {request.url.query}")
+        now = time.monotonic()
         if (often or "hx-request" in request.headers) and self._looks.goes_on(mine, now):
             return
         self.note(visitor, action, study_uid, detail)
-        self._looks.noted(mine, now)
+        self._looks.noted([mine], now)
+
+    def listed(self, visitor: Visitor, study_uids: Iterable[str]) -> None:
+        """A list that has its line in the trail shows a thumbnail of each of these studies."""
+        self._looks.noted([_eyes_on(visitor, _thumbnail_of(uid)) for uid in study_uids], time.monotonic())
+
+    def look_at_thumbnail(self, visitor: Visitor, request: Request, study_uid: str) -> None:
+        """As `look`; the line of the list that shows it is enough. Raises TransientError."""
+        if not self._looks.goes_on(_eyes_on(visitor, _thumbnail_of(study_uid)), time.monotonic()):
+            self.look(visitor, "picture", request, study_uid, "thumbnail", often=True)
 
     def _environment(self) -> Environment:
         environment = Environment(
@@ -149,6 +159,14 @@ class Site:
             "of_channel": pauses.of_channel,
         }
         return environment
+
+
+def _eyes_on(visitor: Visitor, seen: str) -> Hashable:
+    return visitor.name, visitor.address, visitor.how, seen
+
+
+def _thumbnail_of(study_uid: str) -> str:
+    return f"thumbnail {study_uid}"
 
 
 def anchor(uid: str) -> str:

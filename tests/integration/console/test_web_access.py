@@ -343,7 +343,8 @@ def test_seeing_and_doing_leave_a_line_without_the_patients_name(browser: Browse
 
 
 PATIENTS = ("/", "/study/1.1", "/queue", "/missing", "/quality", "/shadow", "/picture/0/1.1.1",
-            "/api/v1/jobs", "/api/v1/deliveries", "/api/v1/alerts", "/api/v1/workitems")  # fmt: skip
+            "/thumbnail/1.1.1", "/api/v1/jobs", "/api/v1/deliveries", "/api/v1/alerts",
+            "/api/v1/workitems")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATIENTS)
@@ -352,6 +353,7 @@ def test_whatever_a_request_says_of_itself_no_look_at_patients_goes_without_a_li
 ) -> None:
     Site(node).composed("1.1", SUBDURAL)
     monkeypatch.setattr("node.admin.web.pictures.Pictures.slice", lambda *_: b"")
+    monkeypatch.setattr("node.admin.web.pictures.Pictures.thumbnail", lambda *_: b"")
 
     def looks(client: TestClient) -> int:
         before = len(node.audit.entries(1000))
@@ -364,6 +366,28 @@ def test_whatever_a_request_says_of_itself_no_look_at_patients_goes_without_a_li
     assert looks(anna) == 1
     monkeypatch.setattr("node.admin.web.looks.LASTS_S", 0.0)
     assert looks(victor) == 1
+
+
+def test_the_line_of_a_worklist_is_that_of_its_thumbnails(
+    browser: Browser, node: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """…of those it shows, to whom it shows them; a study's page opened afterwards is a look of its own."""
+    site = Site(node)
+    for number, study in enumerate(("1.1", "1.2")):
+        site.composed(study, SUBDURAL, accession_number=f"A{number}")
+    monkeypatch.setattr("node.admin.web.pictures.Pictures.thumbnail", lambda *_: b"")
+    victor = logged_in(browser, "victor")
+    victor.get("/?q=A0")
+    for path in ("/thumbnail/1.1.1", "/thumbnail/1.2.1", "/study/1.1", "/thumbnail/1.1.1"):
+        assert victor.get(path).status_code == 200
+    logged_in(browser, "anna").get("/thumbnail/1.1.1")
+    seen = [(e["who"], e["action"], e["study_instance_uid"]) for e in reversed(node.audit.entries())]
+    assert [one for one in seen if one[1] != "login"] == [
+        ("victor", "worklist", None),
+        ("victor", "picture", "1.2"),
+        ("victor", "study", "1.1"),
+        ("anna", "picture", "1.1"),
+    ]
 
 
 def test_another_search_is_another_look(browser: Browser, node: Records) -> None:
