@@ -38,6 +38,8 @@ from node.wholeness import Announced
 
 log = logging.getLogger(__name__)
 
+STOP_WITHIN_S = 2.0
+
 
 class Listener:
     """One listener process' share of the SCP."""
@@ -77,6 +79,7 @@ class Listener:
             self._server.shutdown()
             for association in self._server.active_associations:
                 association.abort()
+        self._doorman.close(STOP_WITHIN_S)
 
     def _handlers(self) -> list[Any]:
         return [

@@ -87,6 +87,7 @@ class Receiver:
         deadline = time.monotonic() + STOP_WITHIN_S
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
+        self.doorman.close(STOP_WITHIN_S)
 
     def admit(self, association: Association) -> Refusal | None:
         """Give the association a place among those that are open; or say why not."""

@@ -76,8 +76,8 @@ class Node:
     def port(self) -> int:
         return self.settings.scp.port
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20, source_address=(source, 0))
 
     def takes(self, name: str = "kind", **options: Any) -> bool:
         """Whether a well-behaved peer is served meanwhile."""
