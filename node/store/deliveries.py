@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Update, bindparam, func, or_, select, update
@@ -40,6 +41,18 @@ class Due:
     attempts: int
     created_at: float
     urgent: bool
+    series_instance_uid: str = ""
+    """Of the images that it tells of."""
+    output: str = ""
+    age: tuple[int, float] = (0, 0.0)
+    """Of which revision of the series it is, and when it was made: what compares less is older."""
+    early: bool = False
+    """Its own time has not come; it goes along in front of what is newer."""
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Objects of one kind that tell of one series: each takes the place of those before."""
+        return self.series_instance_uid, self.output
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,15 @@ class Deliveries:
     def take_due(self, destination: str, now: float, lease_until: float, limit: int = 200) -> list[Due]:
         """Due deliveries of a destination, leased so that nobody else sends them.
 
-        Urgent ones first, then those that failed least often: what a peer chokes on holds up no other.
+        Urgent ones first, then those that failed least often: what a peer chokes on holds up no other. In
+        front of each stands what is older of its series and kind: what comes last is shown as the latest.
         """
-        due = (
+        free = (
             deliveries.c.destination == destination,
             deliveries.c.state == DeliveryState.PENDING,
-            deliveries.c.next_try_at <= now,
             or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
         )
+        due = (*free, deliveries.c.next_try_at <= now)
         with reading(self._engine) as connection:  # the usual answer is "nothing", and locks nobody out
             if pauses.is_paused(connection, pauses.of_destination(destination)):
                 return []
@@ -80,6 +94,7 @@ class Deliveries:
         )
         with writing(self._engine) as connection:
             rows = dues(connection, due, order, limit)
+            rows = in_turn(rows, _older(connection, free, rows, limit))
             ids = [row.id for row in rows]
             lease = {"lease_until": lease_until, "lease_owner": process_name()}
             connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(**lease))
@@ -232,9 +247,16 @@ def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], lim
     """
     rows = connection.execute(
         select(
-            deliveries, objects.c.sop_class_uid, func.coalesce(instances.c.path, objects.c.path).label("path")
+            deliveries,
+            objects.c.sop_class_uid,
+            func.coalesce(instances.c.path, objects.c.path).label("path"),
+            objects.c.output,
+            objects.c.created_at.label("made_at"),
+            jobs.c.series_instance_uid,
+            jobs.c.revision,
         )
         .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
         .outerjoin(instances, instances.c.sop_instance_uid == deliveries.c.sop_instance_uid)
         .where(*where)
         .order_by(*order)
@@ -251,9 +273,59 @@ def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], lim
             row.attempts,
             row.created_at,
             bool(row.urgent),
+            row.series_instance_uid,
+            row.output,
+            (row.revision, row.made_at),
         )
         for row in rows
     ]
+
+
+def _older(connection: Connection, free: Sequence[Any], rows: Sequence[Due], limit: int) -> list[Due]:
+    """What waits, and is older than one of `rows` that is of the same line; no source images."""
+    job_ids = _reported_before(connection, {due.job_id for due in rows})
+    if not job_ids:
+        return []
+    newest = {due.line: due.age for due in sorted(rows, key=lambda due: due.age)}
+    about = (
+        deliveries.c.job_id.in_(job_ids),
+        deliveries.c.id.not_in([due.id for due in rows]),
+        deliveries.c.rank < SOURCE_RANK,
+    )
+    waiting = dues(connection, (*free, *about), (deliveries.c.job_id, deliveries.c.rank), limit)
+    return [replace(due, early=True) for due in waiting if due.line in newest and due.age < newest[due.line]]
+
+
+def _reported_before(connection: Connection, job_ids: Collection[int]) -> set[int]:
+    """Jobs of earlier revisions of the same series, and those of `job_ids` that were reported again."""
+    newer, older = jobs.alias("newer"), jobs.alias("older")
+    revisions = (
+        select(older.c.id)
+        .join(newer, newer.c.series_instance_uid == older.c.series_instance_uid)
+        .where(newer.c.id.in_(job_ids), older.c.revision < newer.c.revision)
+    )
+    again = (
+        select(objects.c.job_id)
+        .where(objects.c.job_id.in_(job_ids))
+        .group_by(objects.c.job_id)
+        .having(func.min(objects.c.created_at) < func.max(objects.c.created_at))
+    )
+    return {*connection.execute(revisions).scalars(), *connection.execute(again).scalars()}
+
+
+def in_turn(rows: Sequence[Due], older: Sequence[Due]) -> list[Due]:
+    """`rows` in their order, but of each line the oldest first, in front of all whatever of it is `older`."""
+    lines: dict[tuple[str, str], list[Due]] = {}
+    for due in sorted((*older, *rows), key=lambda due: due.age):
+        lines.setdefault(due.line, []).append(due)
+    places = Counter(due.line for due in rows)
+    turn: list[Due] = []
+    for line in (due.line for due in rows):
+        count = len(lines[line]) - places[line] + 1
+        turn += lines[line][:count]
+        del lines[line][:count]
+        places[line] -= 1
+    return turn
 
 
 def move(event: DeliveryEvent) -> Update:

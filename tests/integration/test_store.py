@@ -813,6 +813,48 @@ class TestDeliveries:
         records.jobs.store_objects(third, new, where, 600.0)
         assert self.due(records) == ["2.25.2", "2.25.30", "2.25.31", "2.25.1"]
 
+    def revised(self, records: Records, *outputs: str, now: float, urgent: bool = False) -> list[str]:
+        """Another slice of the series of the first job came; returns the UIDs of what is made of that."""
+        receive(records, instance(int(now), of="1.1.10", study="1.1"), now=now)
+        (row,) = settle(records, "1.1", now)
+        job_id = records.decisions.decide(row, [], now)
+        assert job_id and records.jobs.claim(job_id, "w:1", 1e9, now)
+        assert records.jobs.store_analysis(job_id, "w:1", findings(), "results/m.npz", now)
+        new = [new_object(int(now) + index, output) for index, output in enumerate(outputs)]
+        where = [NewDelivery(o.sop_instance_uid, "pacs", rank, urgent) for rank, o in enumerate(new)]
+        assert records.jobs.store_objects(job(records, job_id), new, where, now)
+        return [one.sop_instance_uid for one in new]
+
+    def test_what_is_newer_follows_what_is_older_of_its_kind_though_that_waits_longer(
+        self, records: Records
+    ) -> None:
+        """After an outage, say: an archive would show the older report as the latest."""
+        composed_job(records, 1)
+        composed_job(records, 2)
+        for at in (700.0, 800.0):
+            for taken in records.deliveries.take_due("pacs", at, at + 1):
+                records.deliveries.failed(taken.id, "away", "", at + 5000)
+        report, picture = self.revised(records, "sr", "sc", urgent=True, now=900.0)
+        due = records.deliveries.take_due("pacs", 1000.0, 1001.0)
+        assert [(one.sop_instance_uid, one.early) for one in due] == [
+            ("2.25.1", True),
+            (report, False),
+            (picture, False),
+        ]
+        again = self.revised(records, "sr", now=950.0)
+        assert self.due(records, 1002.0) == ["2.25.1", report, picture, *again]
+        assert self.due(records, 1002.0) == [], "each of them is leased"
+        for one in due:
+            records.deliveries.sent(one.id, "0x0000", 1003.0)
+        assert self.due(records, 9e9)[:1] == again
+
+    def test_what_is_newer_and_waits_is_not_sent_with_what_is_older(self, records: Records) -> None:
+        composed_job(records, 1)
+        self.revised(records, "sr", now=900.0)
+        older, newer = records.deliveries.take_due("pacs", 1000.0, 1001.0)
+        records.deliveries.failed(newer.id, "refused", "0xA700", 5000.0)
+        assert self.due(records, 1002.0) == [older.sop_instance_uid]
+
     def test_two_couriers_never_take_the_same_row(self, records: Records) -> None:
         for number in range(1, 31):
             composed_job(records, number)
