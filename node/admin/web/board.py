@@ -84,26 +84,37 @@ def commitment_due(site: Site, now: float) -> dict[str, float]:
 
 
 def disk(site: Site, now: float) -> Row:
-    """Room in data_dir, what came in a day, and how long the room lasts so; with a bucket, for ever."""
-    usage = shutil.disk_usage(site.spool.root)
+    """Room in data_dir, what came in a day, and how long the room lasts so; with a bucket, for ever.
+
+    On a volume that is away there is none; `trouble` says why.
+    """
+    total, free, trouble = 0, 0, ""
+    try:
+        total, _, free = shutil.disk_usage(site.spool.root)
+    except OSError as error:
+        trouble = f"{site.spool.root}: {error.strerror or error}"
     reserve = site.settings.spool.reserve_mb * 2**20
     daily = site.records.console.bytes_since(now - DAY_S)
     stays = 0 if site.settings.spool.s3.wanted else daily
-    left = max(usage.free - reserve, 0)
+    left = max(free - reserve, 0)
     return {
-        "total": usage.total,
-        "free": usage.free,
+        "total": total,
+        "free": free,
         "reserve": reserve,
         "daily": daily,
         "stays": stays,
         "lasts_s": left / stays * DAY_S if stays else None,
-        "full": usage.free <= reserve,
+        "full": free <= reserve,
+        "trouble": trouble,
     }
 
 
 def has_no_room(site: Site) -> bool:
     """The next C-STORE would be refused."""
-    return site.spool.free_bytes() <= site.spool.reserve_bytes
+    try:
+        return site.spool.free_bytes() <= site.spool.reserve_bytes
+    except OSError:
+        return True
 
 
 def roles(site: Site, now: float) -> list[Row]:

@@ -85,7 +85,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     def _header(request: Request, uid: str, visitor: Visitor) -> Response:
         found = _stored(site, uid)
         site.note(visitor, "header", found["study_instance_uid"], uid)
-        file = site.file(found["path"])
+        file = site.file_to_show(found["path"])
         try:
             ds = dcmread(file, stop_before_pixels=True, defer_size=DEFER_BYTES)
             lines = [*elements(ds.file_meta, True), *elements(ds, visitor.sees_names)]
@@ -99,7 +99,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
     def download(uid: str, visitor: Visitor = gate.viewer) -> Response:
         """A received instance, as it is stored."""
         found = _stored(site, uid)
-        file = site.file(found["path"])
+        file = site.file_to_show(found["path"])
         if not file.is_file():
             raise HTTPException(404, "its file is no longer stored")
         site.note(visitor, "download", found["study_instance_uid"], uid)

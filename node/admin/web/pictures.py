@@ -25,7 +25,7 @@ from node.admin.web.gate import Gate, Visitor
 from node.admin.web.site import Site
 from node.domain.errors import OutOfReach, PermanentError
 from node.domain.findings import Findings
-from node.frames import UNREADABLE, frame_headers, is_multiframe
+from node.frames import MOST_FRAMES, UNREADABLE, frame_headers, is_multiframe
 from node.maps import unpack
 from node.outputs import drawing, overlay
 from node.outputs.outlines import outlines
@@ -123,7 +123,7 @@ class Pictures:
         slices = tuple(
             Slice(row["path"], frame)
             for row in in_order
-            for frame in range(max(int(row["header"].get("frames") or 1), 1))
+            for frame in range(min(max(int(row["header"].get("frames") or 1), 1), MOST_FRAMES))
         )
         return Stack(series_uid, found["study_instance_uid"], slices, key=len(slices) // 2)
 
@@ -321,7 +321,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
         found = site.records.worklist.object(sop_instance_uid)
         if found is None:
             raise HTTPException(404, "there is no such object")
-        file: FilePath = site.file(found["path"])
+        file: FilePath = site.file_to_show(found["path"])
         if not file.is_file():
             raise HTTPException(404, "the object's file is no longer stored")
         detail = f"{found['output']} {sop_instance_uid}"

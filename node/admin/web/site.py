@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -18,7 +18,7 @@ from node.admin.waiting import uploading
 from node.admin.web import words
 from node.admin.web.gate import Gate, Visitor
 from node.admin.web.looks import Looks
-from node.domain.errors import OutOfReach
+from node.domain.errors import OutOfReach, PermanentError
 from node.domain.opinion import WRONG_WORDS
 from node.outputs import wording
 from node.settings import Settings
@@ -47,6 +47,13 @@ class Site:
         if self.spool.depot.disk and not file.exists() and (disk := self.records.held.disk_of(path)):
             raise OutOfReach(f"It is on the disk {disk} alone, and is shown once it is in the bucket.")
         return file
+
+    def file_to_show(self, path: str) -> Path:
+        """As `file`; 404 and the reason for one that is damaged."""
+        try:
+            return self.file(path)
+        except PermanentError as error:
+            raise HTTPException(404, str(error)) from error
 
     def page(self, request: Request, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
         """A rendered page, or its inside alone where the page refreshes itself."""

@@ -681,3 +681,17 @@ def test_a_later_page_that_is_empty_by_now_leads_back(client: TestClient) -> Non
     page = client.get("/?show=suspected&page=3").text
     assert "There is no page 3" in page
     assert 'href="/?show=suspected&amp;read=unread&amp;within=24h"' in page
+
+
+def test_a_volume_that_is_away_is_said_where_people_and_machines_look(
+    client: TestClient, settings: Settings
+) -> None:
+    """Its other figures are asked for then more than ever."""
+    (settings.data_dir / "spool").rename(settings.data_dir / "unmounted")
+    ready = client.get("/readyz")
+    assert ready.status_code == 503 and "disk" in ready.json()["missing"]
+    figures = client.get("/metrics")
+    assert figures.status_code == 200 and "ichnode_disk_free_bytes 0" in figures.text
+    assert client.get("/api/v1/status").json()["disk"]["full"] is True
+    page = client.get("/queue")
+    assert page.status_code == 200 and "spool: No such file or directory: nothing is accepted" in page.text

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from pydicom import dcmread
+from sqlalchemy import select, update
 
 from node.admin.passwords import hashed
 from node.admin.web.app import HERE
 from node.admin.web.instances import elements
+from node.domain.errors import PermanentError
 from node.domain.findings import Reason
 from node.domain.permissions import Role
 from node.domain.reconciliation import ArchivedStudy, Kind, Missing
+from node.frames import MOST_FRAMES
 from node.settings import Archive, Settings
+from node.store import tables
 from node.store.records import Records
 from tests import factories
 from tests.site import SUBDURAL, Site
@@ -91,6 +95,38 @@ def test_what_is_not_there_is_said(client: TestClient, records: Records, tmp_pat
     assert "cannot be read" in client.get(f"/header/{SERIES[0].SOPInstanceUID}").text
     (tmp_path / "spool" / found["path"]).unlink()
     assert client.get(f"/instance/{SERIES[0].SOPInstanceUID}").status_code == 404
+
+
+def test_a_file_that_is_damaged_is_said(
+    client: TestClient, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the bucket gives other bytes than were put there: in words, not as a fault of the node."""
+
+    def damaged(*_: object) -> None:
+        raise PermanentError("FILE_DAMAGED", "bucket b: its bytes are not what was put there")
+
+    monkeypatch.setattr("node.spool.Spool.fetch", damaged)
+    uid = SERIES[0].SOPInstanceUID
+    for path in (f"/header/{uid}", f"/instance/{uid}"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "not what was put there" in answer.text
+        page = client.get(path, headers={"Accept": "text/html"})
+        assert page.status_code == 404 and "<h1" in page.text and "not what was put there" in page.text
+
+
+def test_a_header_that_counts_more_frames_than_there_can_be_does_not_fill_the_memory(
+    client: TestClient, records: Records
+) -> None:
+    uid = str(SERIES[0].SOPInstanceUID)
+    found = records.worklist.instance(uid)
+    assert found
+    with records.engine.begin() as connection:
+        mine = tables.instances.c.sop_instance_uid == uid
+        header = connection.execute(select(tables.instances.c.header).where(mine)).scalar_one()
+        connection.execute(update(tables.instances).where(mine).values(header={**header, "frames": 10**6}))
+        connection.execute(update(tables.jobs).values(findings=None))
+    page = client.get(f"/slice-header/{2 * MOST_FRAMES}/{SERIES_UID}")
+    assert page.status_code == 404
 
 
 def test_a_hostile_header_is_shown_as_text_and_cut() -> None:
