@@ -34,6 +34,8 @@ from node.outputs import codes, wording
 from node.settings import Hl7
 
 MOST_ANSWERED_BYTES = 64 * 1024
+CLOSES_WITHIN_S = 0.5
+"""Of TLS, which both ends close; whoever acknowledged has the message, and may keep the connection."""
 ACCEPTED, REFUSED = ("AA", "CA"), ("AE", "AR", "CE", "CR")  # HL7 table 0008
 TIMING = {Priority.STAT: "S", Priority.HIGH: "A", Priority.ROUTINE: "R"}  # HL7 table 0485
 NAME_KINDS = ("A", "I", "P")  # HL7 table 0465; the component groups of PS3.5 6.2.1, in their order
@@ -142,7 +144,8 @@ class Hl7Channel:
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Any, Any]]:
         s = self._settings
-        reader, writer = await open_hl7_connection(s.host, s.port, limit=MOST_ANSWERED_BYTES, ssl=self._tls())
+        secure = {"ssl": tls, "ssl_shutdown_timeout": CLOSES_WITHIN_S} if (tls := self._tls()) else {}
+        reader, writer = await open_hl7_connection(s.host, s.port, limit=MOST_ANSWERED_BYTES, **secure)
         try:
             yield reader, writer
         finally:

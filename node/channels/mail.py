@@ -81,12 +81,16 @@ class EmailChannel:
             session: smtplib.SMTP = smtplib.SMTP_SSL(s.host, s.port, timeout=s.timeout_s, context=self._tls())
         else:
             session = smtplib.SMTP(s.host, s.port, timeout=s.timeout_s)
-        with session:
+        try:
             if s.security == "starttls":
                 session.starttls(context=self._tls())
             if s.username:
                 session.login(s.username, self._password())
             yield session
+        finally:
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                session.quit()  # whatever it answers: what it took, it took
+            session.close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

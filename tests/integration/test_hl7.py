@@ -57,6 +57,8 @@ class EngineOfTheSite:
     encoding: str = "utf-8"
     got: list[Message] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
+    lingers: bool = False
+    """Keeps a connection, and answers no close of it."""
     stays: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> EngineOfTheSite:
@@ -90,7 +92,7 @@ class EngineOfTheSite:
         if (answer := self.answer(self.got[-1])) is None:
             return
         connection.sendall(answer)
-        if not answer:
+        if not answer or self.lingers:
             self.stays.wait(10)
 
 
@@ -268,6 +270,15 @@ def test_over_tls(tmp_path: Path) -> None:
         assert channel(engine.port, host="localhost", tls=known).send(told()).acknowledged
         with pytest.raises(TransientError, match=r"tls\.ca"):
             channel(engine.port, host="localhost", tls={"ca": "system"}).send(told())
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_who_acknowledged_and_does_not_close_has_it_all_the_same(secure: bool, tmp_path: Path) -> None:
+    """With TLS both ends close (RFC 8446 6.1), and engines that keep connections open do not care."""
+    certificate = make_certificate(tmp_path, "server")
+    with EngineOfTheSite(tls=server_context(certificate) if secure else None, lingers=True) as engine:
+        known = {"ca": certificate.cert} if secure else {}
+        assert channel(engine.port, host="localhost", tls=known, timeout_s=2).send(told()).acknowledged
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ class Post:
     to_data: str = "250 OK"
     got: list[EmailMessage] = field(default_factory=list)
     taken: list[list[str]] = field(default_factory=list)
+    to_quit: str = "221 Bye"
+
+    async def handle_QUIT(self, _: SMTP, __: Session, ___: Envelope) -> str:
+        return self.to_quit
 
     async def handle_RCPT(self, _: SMTP, __: Session, envelope: Envelope, to: str, options: list[str]) -> str:
         if (answer := self.to_recipient.get(to)) is not None:
@@ -209,6 +213,14 @@ def test_who_is_refused_for_good_on_the_second_try_is_told_of_in_the_receipt() -
         post.to_recipient["b@example.org"] = "550 nobody"
         assert mails.send(told()).text == "refused for b@example.org (550 nobody)"
     assert post.taken == [["a@example.org"]]
+
+
+@pytest.mark.parametrize("answer", ["421 busy", "250 Bye"])
+def test_a_mail_that_was_taken_is_not_sent_again_for_the_words_of_parting(answer: str) -> None:
+    post = Post(to_quit=answer)
+    with serving(post) as port:
+        assert channel(port).send(told()).status == "250"
+    assert len(post.got) == 1
 
 
 def test_of_those_who_refuse_one_for_now_and_one_for_good_the_first_counts() -> None:
