@@ -15,12 +15,12 @@ from node.liveness import is_gone
 from node.receiver import Receiver
 from node.recorder import LATER_S
 from node.scan import close_associations_of
-from node.settings import Scp, Settings
+from node.settings import Scp, Settings, Web
 from node.spool import Spool, spool_of
 from node.store.records import Records, open_records
 
 
-def open_socket(scp: Scp, section: str = "scp") -> socket.socket:
+def open_socket(scp: Scp | Web, section: str = "scp") -> socket.socket:
     """A listening socket. Raises SettingsError when the address is taken or is not ours."""
     try:
         family = socket.getaddrinfo(scp.host, scp.port, type=socket.SOCK_STREAM)[0][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from node.scan import MISSING, Fate, summary
 from node.settings import AnyAlert, Settings, Tls
 from node.spool import spool_of
 from node.store.records import Records, open_records
+
+log = logging.getLogger(__name__)
 
 INCIDENT_DAYS = 7
 MOST_SKEW_S = 60
@@ -95,6 +98,9 @@ def _check(name: str, look: Callable[[], str]) -> Check:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return Check(name, False, f"{where}{error.strerror or error}; look at data_dir and who may use it")
+    except Exception as error:
+        log.debug("the check %s broke", name, exc_info=True)
+        return Check(name, False, f"the check broke: {type(error).__name__}: {error}")
 
 
 def _database(settings: Settings) -> str:

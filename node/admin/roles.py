@@ -350,14 +350,16 @@ def _arguments(settings: Settings, queues: str) -> list[str]:
 
 
 def web(settings: Settings) -> None:
-    """The pages."""
+    """The pages. Raises SettingsError where they cannot be served."""
     import uvicorn
 
+    from node import scp
     from node.admin.reach import check_reachable
     from node.admin.web.app import make_app
 
     records = open_records(settings)
     check_reachable(settings, records)
+    scp.open_socket(settings.web, "web").close()  # uvicorn names no setting, and ends the process
     tls = settings.web.tls
     config = uvicorn.Config(
         make_app(settings, records),

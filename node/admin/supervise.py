@@ -100,6 +100,7 @@ class Node:
         prepare(self._settings)
         self._lock = _only_one(self._settings.data_dir)
         scp.open_socket(self._settings.scp).close()  # a port that is taken is told at once, and by name
+        scp.open_socket(self._settings.web, "web").close()
         records = open_records(self._settings)
         check_reachable(self._settings, records)  # told at once, too, and not as the end of a child
         heard = self._heard(records)
@@ -177,8 +178,13 @@ def roles_of(settings: Settings) -> list[str]:
 
 
 def _only_one(data_dir: Path) -> TextIO:
-    """A lock that lasts as long as this process. Raises SettingsError when another node holds it."""
-    lock = (data_dir / "up.lock").open("w")
+    """A lock that lasts as long as this process. Raises SettingsError when it cannot be had."""
+    file = data_dir / "up.lock"
+    try:
+        lock = file.open("w")
+    except OSError as error:
+        text = f"data_dir: {file}: {error.strerror}; choose a folder you own, on a disk that has room"
+        raise SettingsError(text) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from node.admin import supervise
+from node.admin import roles, supervise
 from node.admin.supervise import RESTART_AT_MOST_S, Child, Node
-from node.domain.errors import IchnodeError
-from node.settings import Settings
+from node.domain.errors import IchnodeError, SettingsError
+from node.settings import Scp, Settings, Web
 from node.store.records import open_records
+from tests.ports import free_port
 
 
 def test_a_folder_of_the_data_is_not_taken_for_the_program(tmp_path: Path) -> None:
@@ -51,6 +53,28 @@ def test_a_child_that_cannot_be_started_now_is_started_later(monkeypatch: pytest
     child.tend()
     assert isinstance(child.process, subprocess.Popen)
     child.process.wait()
+
+
+def test_a_data_dir_that_takes_no_lock_is_told_in_one_line(tmp_path: Path) -> None:
+    """Somebody else's folder, or a full disk; here something else is in the place of the file."""
+    (tmp_path / "up.lock").mkdir()
+    with pytest.raises(SettingsError, match=r"up\.lock: Is a directory; choose a folder you own, "):
+        Node(Settings(data_dir=tmp_path), None).run(lambda _: None)
+
+
+@pytest.mark.parametrize("role", ["web", "up"])
+def test_a_port_of_the_console_that_is_taken_is_told_by_name(role: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        web = Web(port=taken.getsockname()[1])
+        settings = Settings(data_dir=tmp_path, web=web, scp=Scp(port=free_port()))
+        told = (
+            rf"cannot listen on 127\.0\.0\.1:{web.port} \(web\.host, web\.port\): .*; stop what uses the port"
+        )
+        node = Node(settings, None)
+        run = {"web": lambda: roles.web(settings), "up": lambda: node.run(lambda _: None)}[role]
+        with pytest.raises(SettingsError, match=told):
+            run()
+        assert not any(child.process for child in node._children)
 
 
 @pytest.mark.parametrize("clock_s", [0.0, -3600.0, 3600.0])

@@ -695,3 +695,12 @@ def test_a_volume_that_is_away_is_said_where_people_and_machines_look(
     assert client.get("/api/v1/status").json()["disk"]["full"] is True
     page = client.get("/queue")
     assert page.status_code == 200 and "spool: No such file or directory: nothing is accepted" in page.text
+
+
+def test_a_check_that_breaks_keeps_no_other_from_being_made(
+    settings: Settings, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.admin.doctor._broker", lambda _: [][0])
+    checks = {check.name: check for check in examine(settings)}
+    assert not checks["broker"].ok and checks["disk"].ok
+    assert checks["broker"].text == "the check broke: IndexError: list index out of range"
