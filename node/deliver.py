@@ -101,7 +101,8 @@ class Courier:
         """
         self._note()
         name = self._destination.name
-        batch = self._records.deliveries.take_due(name, now(), now() + LEASE_S, BATCH)
+        self._leased_until = now() + LEASE_S
+        batch = self._records.deliveries.take_due(name, now(), self._leased_until, BATCH)
         if batch:
             return self._send(batch, now)
         return self._ask(now) if self._destination.commitment else True
@@ -115,6 +116,7 @@ class Courier:
             again = now() + back_off_s(0, self._destination, random.random())
             self._records.deliveries.postpone(list(left), str(error), again)
             return True
+        self._extend(left, now)  # files may be long in coming
         for _ in range(MOST_BREAKS):
             try:
                 self._send_once(left, files, now)
@@ -126,7 +128,8 @@ class Courier:
                 self._leave_early(left, reason, now)
                 if not left:
                     return False
-                self._records.deliveries.extend(list(left), now() + LEASE_S)
+                self._leased_until = now() + LEASE_S
+                self._records.deliveries.extend(list(left), self._leased_until)
             except TransientError as error:
                 log.warning("%d deliveries wait: %s", len(left), error)
                 self._asked_s = error.after_s
@@ -175,7 +178,6 @@ class Courier:
 
     def _send_once(self, left: dict[int, Due], files: dict[int, Path], now: Callable[[], float]) -> None:
         """Over one association; takes out of `left` what got an answer."""
-        self._leased_until = now() + LEASE_S
         moved = partial(self._keep, left, now)
         parcels = [Parcel(d.id, files[d.id], d.sop_class_uid, moved) for d in left.values()]
         try:

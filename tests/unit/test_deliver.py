@@ -224,6 +224,21 @@ def test_an_object_that_takes_long_on_the_wire_keeps_its_lease_and_is_seen_to_mo
     assert len(moves) >= 2 * steps
 
 
+def test_files_that_are_long_in_coming_cost_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a bucket, say: the lease runs from when the deliveries were taken."""
+    clock, rows = Clock(), Rows(due(1), due(2), due(3))
+
+    def fetch(_: Spool, paths: Sequence[str]) -> list[Path]:
+        clock.now += LEASE_S - 20
+        return [Path(path) for path in paths]
+
+    monkeypatch.setattr(Spool, "fetch", fetch)
+    assert courier(rows, Script(GOOD, GOOD, GOOD, clock=clock, seconds=30)).round(clock)
+    first = next(one for one in rows.log if one[0] == "extend")
+    assert first == ("extend", (1, 2, 3), 1000.0 + LEASE_S - 20 + LEASE_S)
+    assert rows.log[0] == first
+
+
 def test_a_lease_that_cannot_be_kept_breaks_no_association() -> None:
     class Away(Rows):
         def extend(self, ids: Sequence[int], lease_until: float) -> None:
