@@ -27,13 +27,13 @@ from sqlalchemy import (
 
 from node.domain.errors import PermanentError, TransientError
 from node.domain.instance import CT_IMAGE, ENHANCED_CT_IMAGES, Instance
-from node.domain.lifecycle import SERIES, SeriesEvent, SeriesState, sources
+from node.domain.lifecycle import SERIES, DeliveryState, SeriesEvent, SeriesState, sources
 from node.store.audit_queue import Event, enqueue, is_wanted
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.incidents import Code, Incident, note
 from node.store.jobs import SOURCE, supersede_older
 from node.store.swift import Refused, Run, Swift
-from node.store.tables import LONGEST_UID, associations, instances, objects, series, studies
+from node.store.tables import LONGEST_UID, associations, deliveries, instances, objects, series, studies
 
 if TYPE_CHECKING:
     from node.store.pipeline import Pipeline
@@ -463,6 +463,8 @@ def _take_back(connection: Connection, instance: Instance, association_id: str, 
     supersede_older(connection, instance.series_instance_uid, revision)
     caller = select(associations.c.calling_ae).where(associations.c.id == association_id)
     text = "SOP instances came again with other content; the newer content counts, the older file is kept"
+    if holders := _holders(connection, instance.sop_instance_uid):
+        text += f". {', '.join(holders)} may hold the older content, and keep it: look there"
     incident = Incident(
         Code.CONTENT_REPLACED,
         instance.study_instance_uid,
@@ -472,6 +474,17 @@ def _take_back(connection: Connection, instance: Instance, association_id: str, 
         text,
     )
     note(connection, incident, now)
+
+
+def _holders(connection: Connection, sop_uid: str) -> list[str]:
+    """The destinations to which an instance was handed on; whoever gave no answer may have it as well."""
+    query = (
+        select(deliveries.c.destination)
+        .where(deliveries.c.sop_instance_uid == sop_uid)
+        .where(or_(deliveries.c.state != DeliveryState.PENDING, deliveries.c.attempts > 0))
+        .order_by(deliveries.c.destination)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def _see_study(connection: Connection, instance: Instance, now: float, is_new: bool) -> None:

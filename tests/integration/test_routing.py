@@ -15,7 +15,13 @@ from fastapi.testclient import TestClient
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 from sqlalchemy import delete, text
 
 from node.admin.cli import main
@@ -23,8 +29,10 @@ from node.admin.roles import spool_of
 from node.compose import Composer
 from node.deliver import Courier, carrier_to
 from node.domain.findings import Reason
+from node.headers import instance_of
 from node.scu import Parcel, Peer
 from node.settings import Destination, Route, Settings
+from node.store.arrivals import Recorded, StoredFile
 from node.store.keeping import Keeping
 from node.store.records import Records
 from node.store.tables import instances
@@ -160,6 +168,27 @@ def test_an_image_that_is_handed_on_still_counts_as_received(records: Records, s
     assert "source" not in {o["output"] for o in records.worklist.objects(job_ids)}
     (forwarded,) = records.worklist.forwarded(job_ids)
     assert (forwarded["destination"], forwarded["count"]) == ("on-call", 4)
+
+
+@pytest.mark.parametrize("came_of_it", ["sent", "no answer", "not tried"])
+def test_who_got_an_image_that_came_again_with_other_content_is_named(
+    came_of_it: str, records: Records, site: Site
+) -> None:
+    """It is not sent again: an archive keeps what it has, or says Duplicate SOP Instance (0x0111)."""
+    series = head("changed")
+    site.pictured(series, {"any": 0.93})
+    for due in records.deliveries.take_due("on-call", 4e9, 4e9 + 1) if came_of_it != "not tried" else ():
+        if came_of_it == "sent":
+            records.deliveries.sent(due.id, "0x0000", 4e9)
+        else:
+            records.deliveries.failed(due.id, "no answer", "", 5e9)
+    changed = replace(instance_of(series[0], str(ExplicitVRLittleEndian)), study_description="other")
+    file = StoredFile("other", 1, "f" * 64)
+    records.arrivals.open_association("again", "listen", ("CT1", "127.0.0.1"), 4e9)
+    assert records.arrivals.record(changed, file, "again", 4e9) is Recorded.REPLACED
+    (incident,) = records.incidents.latest()
+    assert ("on-call may hold the older content" in incident["text"]) is (came_of_it != "not tried")
+    assert "pacs" not in incident["text"]
 
 
 def parcel_of(folder: Path, ds: Dataset, key: int = 1) -> Parcel:
