@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+from node.contained import contained
 from node.depot.contract import Entry
 from node.depot.remote import DISK, RemoteDepot
 from node.depot.volume import SharedVolume
@@ -71,7 +72,8 @@ class Uploader:
         if not self._is_mine():
             return 0
         if time.monotonic() >= self._next_scan:
-            self._scan.run(stopping)
+            with contained(log, "the scan of what is on this disk alone broke; it is done again in a day"):
+                self._scan.run(stopping)
             self._next_scan = time.monotonic() + SCAN_EVERY_S
         self._depot.trim()
         waiting = self._records.held.of(self._depot.disk, self._at_once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -269,6 +270,18 @@ class TestOnItsWay:
         assert pair.here.upload() == 1
         (copy,) = pair.there.spool.fetch(pair.stored())
         assert copy.read_bytes() == kept
+
+    def test_a_file_that_breaks_the_scan_holds_up_no_upload(
+        self, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a leftover that the disk cannot read: what was received is on this disk alone meanwhile."""
+        pair.here.study("a")
+
+        def unreadable(_: HomeScan) -> list[str]:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(HomeScan, "_made", unreadable)
+        assert pair.here.uploader().round() == 3
 
 
 class TestAway:
