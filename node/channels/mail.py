@@ -25,6 +25,8 @@ from node.domain.errors import SettingsError, TransientError
 from node.settings import Email
 
 PERMANENT = 500  # RFC 5321 4.2.1: 5yz, permanent negative
+MOST_REMEMBERED = 1000
+"""Alerts that some of their recipients have; of the oldest beyond them, all are told again."""
 STEPS = {
     530: "set username and password",
     534: "check username and password",
@@ -42,8 +44,8 @@ class EmailChannel:
         self._settings = settings
         self._console = console
         self._name = f"mail server {settings.host}:{settings.port} of alert {settings.name}"
-        self._served: tuple[str, frozenset[str]] = ("", frozenset())
-        """The alert tried last, and which addresses are done with it: a try again is for the others."""
+        self._served: dict[str, frozenset[str]] = {}
+        """By alert, which addresses are done with it: a try again is for the others."""
 
     def check(self) -> None:
         self._tls()
@@ -57,7 +59,7 @@ class EmailChannel:
     def send(self, told: Announcement) -> Receipt:
         mail = message(told, self._settings, self._console)
         everybody = self._settings.recipients
-        served = self._served[1] if self._served[0] == told.identifier else frozenset()
+        served = self._served.get(told.identifier, frozenset())
         with self._errors(), self._session() as session:
             try:
                 refused = session.send_message(mail, to_addrs=[to for to in everybody if to not in served])
@@ -65,14 +67,20 @@ class EmailChannel:
                 if not served:
                     raise
                 refused = error.recipients
+        self._served.pop(told.identifier, None)
         if not refused:
             return Receipt(False, "250")
         who = ", ".join(f"{to} ({code} {_text(words)})" for to, (code, words) in refused.items())
         later = {to for to, (code, _) in refused.items() if code < PERMANENT}
         if later:  # a full box, greylisting: the others have it, and are not told twice
-            self._served = told.identifier, frozenset(everybody) - later
+            self._remember(told.identifier, frozenset(everybody) - later)
             raise TransientError(f"{self._name} does not take it yet for {who}; its log says why")
         return Receipt(False, "250", f"refused for {who}")
+
+    def _remember(self, identifier: str, served: frozenset[str]) -> None:
+        if len(self._served) >= MOST_REMEMBERED:
+            del self._served[next(iter(self._served))]
+        self._served[identifier] = served
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[smtplib.SMTP]:

@@ -204,6 +204,23 @@ def test_a_recipient_who_is_to_be_tried_later_is_tried_again_and_nobody_is_told_
     assert post.taken[2:] == [["a@example.org", "b@example.org"]]
 
 
+def test_while_several_alerts_wait_for_one_recipient_nobody_else_is_told_twice() -> None:
+    """A box that stays full: each alert is tried again and again, the others in between."""
+    post = Post(to_recipient={"b@example.org": "452 full"})
+    alerts = [replace(told(), identifier=name) for name in ("first", "second", "third")]
+    with serving(post) as port:
+        mails = channel(port, recipients=("a@example.org", "b@example.org"))
+        for _ in range(2):
+            for one in alerts:
+                with pytest.raises(TransientError):
+                    mails.send(one)
+        assert post.taken == [["a@example.org"]] * 3
+        del post.to_recipient["b@example.org"]
+        for one in alerts:
+            mails.send(one)
+    assert post.taken[3:] == [["b@example.org"]] * 3
+
+
 def test_who_is_refused_for_good_on_the_second_try_is_told_of_in_the_receipt() -> None:
     post = Post(to_recipient={"b@example.org": "450 come back"})
     with serving(post) as port:
