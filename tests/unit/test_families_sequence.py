@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from node.domain.findings import CLASSES, ModelIdentity
+from tests.networks import whole_ct
 from workers.models.aggregate import Aggregation
 from workers.models.backbones import parameter_count
 from workers.models.baseline import SIGMOID, SmallCNN
 from workers.models.cam import grad_cam_pp
 from workers.models.multitask import MultiTaskPipeline
-from workers.models.multitask_sequence import MultiTaskSequencePipeline, fresh
-from workers.models.network import pooled
 from workers.models.picture import Operating, PicturePipeline, Reading
+from workers.models.rim import RimPipeline
 from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, sequence_loss, steps_mm
 from workers.models.slicewise import SequencePipeline
-from workers.preprocess import DEFAULT_VIEW, HeadFrame, NetworkInput, View
+from workers.models.whole_ct import SHORTEST, WHOLE_CT, WholeCtPipeline
+from workers.preprocess import HeadFrame, NetworkInput
 
 PLAIN = Operating(dict.fromkeys(CLASSES, 0.5), 0.5, Aggregation.plain(1, 0))
 
@@ -110,12 +111,13 @@ def _pipeline(seed: int) -> SequencePipeline:
     return SequencePipeline(ModelIdentity(f"pair-{seed}", "0", ""), networks, SequenceModel(2, 16, 8), PLAIN)
 
 
-def _read(pipeline: PicturePipeline, changed: int | None = None) -> Reading:
-    """Five pictures read; one of them dark, if wanted."""
-    pictures = np.random.default_rng(6).random((5, 1, 64, 64), np.float32)
+def _read(pipeline: PicturePipeline, changed: int | None = None, count: int = 5) -> Reading:
+    """So many pictures read; one of them dark, if wanted."""
+    pictures = np.random.default_rng(6).random((count, 1, 64, 64), np.float32)
     if changed is not None:
         pictures[changed] = 0
-    source = NetworkInput(pictures, np.arange(5, dtype=np.float32), HeadFrame(0, 0, 64, 64), (5, 64, 64))
+    centres = np.arange(count, dtype=np.float32)
+    source = NetworkInput(pictures, centres, HeadFrame(0, 0, 64, 64), (count, 64, 64))
     return pipeline.read(source, (5.0, 1.0, 1.0))
 
 
@@ -140,36 +142,65 @@ def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> Non
     _assert_literal(closed, maps, scores)
 
 
-def _multitask() -> MultiTaskSequencePipeline:
-    torch.manual_seed(3)
-    members, model = fresh(2, (8, 16), 0.3)
-    view = View(DEFAULT_VIEW.windows, 64)
-    return MultiTaskSequencePipeline(ModelIdentity("m", "0", ""), members, model, PLAIN, view=view)
-
-
-def test_a_multi_task_answer_is_followed_back_through_sequence_model_and_pooling() -> None:
-    pipeline = _multitask()
-    reading = _read(pipeline)
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_an_answer_is_followed_back_through_sequence_model_and_pooling(family: str) -> None:
+    pipeline = whole_ct(family, 64)
+    reading = _read(pipeline, count=SHORTEST)
     maps = [one.clone().requires_grad_(True) for one in reading.features]
-    stacked = torch.stack([pooled(one) for one in maps], dim=1)
     with torch.enable_grad():
-        scores = pipeline.reader(stacked[None], torch.full((5,), 5.0))[0]
+        read = [network.pooled(one) for network, one in zip(pipeline.heard, maps, strict=True)]
+        scores = pipeline.reader(torch.stack(read, dim=1)[None], torch.full((SHORTEST,), 5.0))[0]
     assert np.allclose(scores.detach().numpy(), reading.class_logits, atol=1e-5)
     found = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
+    assert any(bool(one.max() > 0) for one in found)
     _assert_literal(found, maps, scores)
 
 
-def test_behind_the_sequence_model_a_multi_task_network_draws_and_weighs_as_without() -> None:
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_behind_the_sequence_model_a_network_draws_and_weighs_as_without(family: str) -> None:
     """And each slice is told in the light of the others, which it is not by the network alone."""
-    pipeline = _multitask()
-    alone = MultiTaskPipeline(pipeline.identity, pipeline.members, PLAIN, view=pipeline.view)
-    whole, plain = _read(pipeline), _read(alone)
+    pipeline = whole_ct(family, 64)
+    alone = _without(pipeline)
+    whole, plain = _read(pipeline, count=SHORTEST), _read(alone, count=SHORTEST)
     assert whole.masks is not None and plain.masks is not None
     assert np.array_equal(whole.masks, plain.masks) and np.array_equal(whole.mask_logits, plain.mask_logits)
     assert not np.allclose(whole.class_logits, plain.class_logits)
-    other = _read(pipeline, changed=4)
-    assert np.allclose(_read(alone, changed=4).class_logits[:3], plain.class_logits[:3])
-    assert not np.allclose(other.class_logits[0], whole.class_logits[0])
+    other = _read(pipeline, changed=4, count=SHORTEST)
+    assert np.allclose(_read(alone, changed=4, count=SHORTEST).class_logits[:3], plain.class_logits[:3])
+    assert not np.allclose(other.class_logits[2], whole.class_logits[2])
+
+
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_what_it_learns_from_is_what_it_will_read(family: str) -> None:
+    """`spoken` leaves out the mirror images and the masks; features and probabilities are the same."""
+    pipeline = whole_ct(family, 64)
+    reading = _read(pipeline, count=SHORTEST)
+    features, said = pipeline.spoken(reading.source)
+    read = [network.pooled(one) for network, one in zip(pipeline.heard, reading.features, strict=True)]
+    assert torch.allclose(features, torch.stack(read, dim=1), atol=1e-6)
+    scores = [network.score(one) for network, one in zip(pipeline.heard, read, strict=True)]
+    assert torch.allclose(said, torch.stack(scores, dim=1).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_a_few_slices_are_told_and_explained_one_by_one(family: str) -> None:
+    """No sequence model learned from so few; a single slice sent by itself is one of them."""
+    pipeline = whole_ct(family, 64)
+    alone = _without(pipeline)
+    for count in (1, SHORTEST - 1):
+        few, plain = _read(pipeline, count=count), _read(alone, count=count)
+        assert np.array_equal(few.class_logits, plain.class_logits)
+        heat, expected = (one.heat(few, (5.0, 1.0, 1.0), "epidural") for one in (pipeline, alone))
+        assert np.array_equal(heat, expected)
+    enough, plain = _read(pipeline, count=SHORTEST), _read(alone, count=SHORTEST)
+    assert not np.allclose(enough.class_logits, plain.class_logits)
+
+
+def _without(pipeline: WholeCtPipeline) -> PicturePipeline:
+    if isinstance(pipeline, RimPipeline):
+        return RimPipeline(pipeline.identity, pipeline.networks, PLAIN, view=pipeline.view)
+    assert isinstance(pipeline, MultiTaskPipeline)
+    return MultiTaskPipeline(pipeline.identity, pipeline.members, PLAIN, view=pipeline.view)
 
 
 def test_the_map_of_random_weights_is_another_map() -> None:

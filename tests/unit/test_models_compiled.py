@@ -11,6 +11,7 @@ import torch
 
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
+from tests.networks import whole_ct
 from tests.readings import require_alike
 from workers.models import compiled, device
 from workers.models.device import OPENVINO, Wish, choose_runtime
@@ -19,6 +20,7 @@ from workers.models.ensemble import EnsemblePipeline
 from workers.models.families import FAMILIES, Family
 from workers.models.picture import Operating, PicturePipeline
 from workers.models.runtime import load_pipeline
+from workers.models.whole_ct import SHORTEST, WHOLE_CT
 from workers.phantom import PhantomVolume, volume
 
 TOLERANCE = 1e-3
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.skipif(not compiled.available(), reason="openvino is no
 
 @pytest.fixture(scope="module")
 def head() -> PhantomVolume:
-    return volume(950_003, ("epidural", "intraparenchymal"), slices=5, size=192, lowest_mm=-20)
+    return volume(950_003, ("epidural", "intraparenchymal"), slices=9, size=192, lowest_mm=-20)
 
 
 def test_the_shipped_model_answers_alike(head: PhantomVolume) -> None:
@@ -59,6 +61,15 @@ def test_every_family_answers_alike(one: Family, head: PhantomVolume) -> None:
     assert isinstance(made[1], PicturePipeline)
     made[1].run_on(Engine(compiler=compiled.compiled))
     require_alike(*(each.look(head.hu, head.spacing_mm) for each in made), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", WHOLE_CT)
+def test_a_sequence_model_hears_the_same_of_compiled_networks(name: str, head: PhantomVolume) -> None:
+    plain, fast = whole_ct(name, 64), whole_ct(name, 64)
+    fast.run_on(Engine(compiler=compiled.compiled))
+    readings = [each.look(head.hu, head.spacing_mm) for each in (plain, fast)]
+    assert len(readings[0].source.centres) >= SHORTEST
+    require_alike(*readings, TOLERANCE)
 
 
 def test_any_number_of_pictures_goes_through() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from node.domain.errors import PermanentError, TransientError
 from node.domain.findings import ModelIdentity
+from tests.networks import whole_ct
 from tests.readings import require_alike
 from workers.models import device, engine, several
 from workers.models.backbones import windows_of
@@ -36,6 +37,7 @@ from workers.models.runtime import load_pipeline
 from workers.models.scan import Scan, packed
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline
+from workers.models.whole_ct import WHOLE_CT
 from workers.phantom import PhantomVolume, volume
 from workers.preprocess import BRAIN, DEFAULT_VIEW, HeadFrame, View, network_input
 
@@ -76,7 +78,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def head() -> PhantomVolume:
-    return volume(950_003, ("epidural", "intraparenchymal"), slices=5, size=192, lowest_mm=-20)
+    return volume(950_003, ("epidural", "intraparenchymal"), slices=9, size=192, lowest_mm=-20)
 
 
 class TestBatches:
@@ -216,7 +218,16 @@ def _rim() -> Callable[[], PicturePipeline]:
     return lambda: RimPipeline(ModelIdentity("rim", "1", "00"), [network], Operating.plain())
 
 
-MAKERS = {one.name: partial(_of, one) for one in LIGHT} | {"multitask": _multitask, "rim": _rim}
+def _whole(name: str) -> Callable[[], PicturePipeline]:
+    return lambda: whole_ct(name, size=64)
+
+
+MAKERS = {
+    **{one.name: partial(_of, one) for one in LIGHT},
+    "multitask": _multitask,
+    "rim": _rim,
+    **{name: partial(_whole, name) for name in WHOLE_CT},
+}
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -26,7 +26,7 @@ from workers.preprocess import View
 from workers.training import fit, recipes, sequence_fit, sequenced, ship, train
 from workers.training.datasets import Series, phantom_series
 from workers.training.learners import identity, learner
-from workers.training.plan import Plan
+from workers.training.plan import PHANTOM_SEEDS, Plan
 from workers.training.predict import predict
 from workers.training.recipes import RECIPES
 from workers.training.sources import Source
@@ -46,7 +46,9 @@ OTHERS = Source("others", "others", "nobody", "none", _others)
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table at 64 px, one step of two slices a stage; no pictures are drawn."""
-    monkeypatch.setattr(recipes, "RECIPES", tuple(tiny_recipe(one) for one in RECIPES))
+    few = {"multitask-phantom": 3, "rim": 2, "efficientnet-3window": 2}
+    small = (replace(tiny_recipe(one), phantoms=few.get(one.name, 2)) for one in RECIPES)
+    monkeypatch.setattr(recipes, "RECIPES", tuple(small))
     monkeypatch.setattr(
         "workers.training.report.write",
         lambda folder, *told, **more: folder.mkdir(parents=True, exist_ok=True),
@@ -91,6 +93,18 @@ def test_a_recipe_trains_is_judged_and_runs_in_the_node(name: str, tmp_path: Pat
     assert pipeline.segment(head.hu, head.spacing_mm, answer).shape == head.hu.shape
     heat = pipeline.explain(head.hu, head.spacing_mm, answer, "any")
     assert heat.shape == (3, MAP_SIZE, MAP_SIZE) and np.isfinite(heat).all()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["multitask-sequence", "default"])
+def test_a_sidecar_tells_of_the_phantoms_that_parts_of_parts_learned_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.training.plan.HELD_OUT", 2)
+    ship.run(_plan(name, tmp_path, phantoms=None), _silent)
+    facts = json.loads((tmp_path / name / f"{name}.json").read_text())
+    drawn = recipes.recipe("multitask-phantom").phantoms
+    assert facts["training_data"][0]["seeds"] == [PHANTOM_SEEDS, PHANTOM_SEEDS + drawn - 1]
 
 
 @pytest.mark.usefixtures("tiny")

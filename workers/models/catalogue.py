@@ -20,7 +20,7 @@ class Entry:
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "default",
-        "Multi-task 2.5-D U-Net, EfficientNet-Lite0 and the unrolled rim: all it takes, on two CPU cores.",
+        "U-Net and unrolled rim, each read along the whole CT, and EfficientNet-Lite0, on two CPU cores.",
         WEIGHTS / "default.json",
     ),
 )

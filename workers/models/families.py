@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers import preprocess
-from workers.models import baseline, multitask, multitask_sequence, rim
+from workers.models import baseline, multitask, rim
 from workers.models.backbones import SMALLEST, BackboneNet, BackboneSpec, SliceNetwork, spec
 from workers.models.baseline import SmallCNN
 from workers.models.contract import Pipeline
@@ -31,6 +31,7 @@ from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import SIZE as UNET_SIZE
 from workers.models.unet import UNet
+from workers.models.whole_ct import WHOLE_CT
 from workers.preprocess import BRAIN, View
 
 Facts = Mapping[str, Any]
@@ -226,15 +227,15 @@ def family(name: str) -> Family:
 
 BUILDERS: Mapping[str, Callable[[Sequence[State], Facts, torch.device], Pipeline]] = {
     multitask.MULTITASK: multitask.build,
-    multitask_sequence.MULTITASK_SEQUENCE: multitask_sequence.build,
     rim.RIM: rim.build,
+    **{name: kind.build for name, kind in WHOLE_CT.items()},
 }
 """Families that build their pipeline themselves, from the networks' weights and the sidecar's facts."""
 
 _PREPROCESSING: Mapping[str, Callable[[View], dict[str, Any]]] = {
     multitask.MULTITASK: multitask.preprocessing_facts,
-    multitask_sequence.MULTITASK_SEQUENCE: multitask.preprocessing_facts,
     rim.RIM: rim.preprocessing_facts,
+    **{name: kind.preprocessing for name, kind in WHOLE_CT.items()},
 }
 
 

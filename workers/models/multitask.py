@@ -98,25 +98,24 @@ def build(
 
     Raises PermanentError for another preprocessing, or weights that do not fit.
     """
-    view = trained_view(facts)
+    seen = view(int(facts["preprocessing"]["size"]))
+    require_preprocessing(facts, preprocessing_facts(seen))
     widths, dropout = tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"]
     members = [filled(MultiTaskNet(widths, dropout), state, facts["name"]) for state in states]
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-    return MultiTaskPipeline(identity, members, Operating.from_facts(facts), device, view)
+    return MultiTaskPipeline(identity, members, Operating.from_facts(facts), device, seen)
 
 
-def trained_view(facts: Mapping[str, Any]) -> View:
-    """That of a sidecar's weights. Raises PermanentError for another preprocessing than this one."""
-    view = View(DEFAULT_VIEW.windows, int(facts["preprocessing"]["size"]))
-    require_preprocessing(facts, preprocessing_facts(view))
-    return view
+def view(size: int) -> View:
+    """How this family sees the head."""
+    return View(DEFAULT_VIEW.windows, size)
 
 
-def preprocessing_facts(view: View = DEFAULT_VIEW) -> dict[str, Any]:
+def preprocessing_facts(seen: View = DEFAULT_VIEW) -> dict[str, Any]:
     """What weights and preprocessing of this family must agree on."""
-    (window,) = view.windows
+    (window,) = seen.windows
     return {
-        "size": view.size,
+        "size": seen.size,
         "window_hu": [window.low, window.low + window.width],
         "margin": preprocess.MARGIN,
         "step_mm": preprocess.STEP_MM,

@@ -110,16 +110,19 @@ class MultiTaskNet(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Class logits (n, 6) from the deepest features."""
-        return self.score(pooled(features))
+        return self.score(self.pooled(features))
+
+    @property
+    def pooled_features(self) -> int:
+        return self.class_head.in_features
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """What the class head sees of features (n, k, y, x): their mean and their maximum, (n, 2 k)."""
+        return torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
 
     def score(self, pooled: Tensor) -> Tensor:
         """Class logits (..., 6) from pooled features (..., 2 k)."""
         return self.class_head(self.dropout(pooled))
-
-
-def pooled(features: Tensor) -> Tensor:
-    """What the class head sees of features (n, k, y, x): their mean and their maximum, (n, 2 k)."""
-    return torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
 
 
 def mask_evidence(masks: Tensor) -> Tensor:

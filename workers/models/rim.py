@@ -33,6 +33,7 @@ from workers.preprocess import SUBDURAL, WIDE_BRAIN, NetworkInput, View, Window
 RIM = "rim"
 WINDOW: Window = SUBDURAL
 """-20..180 HU: what tells blood apart, and bone from blood."""
+RIM_VIEW = View((WINDOW,), 224)
 COLUMNS, DEPTHS = 256, 48
 """Directions around the head, and depths, of the unrolled band."""
 UNIT = 1 / 224
@@ -105,6 +106,11 @@ def unroll(pictures: Tensor) -> Unrolled:
     brain = _through(WIDE_BRAIN, seen)
     bands = torch.cat((brain, seen[:, 1:2], mirrored(brain[:, 1:2], radius, unit)), dim=1)
     return Unrolled(bands, grid, centre, radius)
+
+
+def laid_out(unrolled: Unrolled) -> Tensor:
+    """The bands, channels last: the networks are fastest so."""
+    return unrolled.bands.contiguous(memory_format=torch.channels_last)
 
 
 class Places(NamedTuple):
@@ -289,9 +295,28 @@ class RimNet(nn.Module):
 
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (n, 6), and those of each cell (n, COLUMNS / CELLS, 6)."""
+        whole, cells = self._columns(features)
+        return self.class_head(self.dropout(whole)), cells
+
+    def _columns(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and maximum over the columns (n, 2 k), and the logits of each cell."""
         columns = functional.relu(self.column(_round(self.dropout(features.flatten(1, 2)))))
-        pooled = torch.cat((columns.mean(2), columns.amax(2)), dim=1)
-        return self.class_head(self.dropout(pooled)), self.cell_head(columns.transpose(1, 2))
+        whole = torch.cat((columns.mean(2), columns.amax(2)), dim=1)
+        return whole, self.cell_head(columns.transpose(1, 2))
+
+    @property
+    def pooled_features(self) -> int:
+        return self.class_head.in_features + len(CLASSES)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """What the class head sees of the last features, and what the cells say together."""
+        whole, cells = self._columns(features)
+        return torch.cat((whole, around(cells)), dim=1)
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Class logits (..., 6) from that, the mean of both voices."""
+        whole, cells = pooled[..., : -len(CLASSES)], pooled[..., -len(CLASSES) :]
+        return (self.class_head(self.dropout(whole)) + cells) / 2
 
     def forward(self, bands: Tensor) -> RimOutput:
         drawn = self.draw(bands)
@@ -317,9 +342,9 @@ class RimPipeline(PicturePipeline):
         networks: Sequence[RimNet],
         operating: Operating,
         device: torch.device | None = None,
-        size: int = 224,
+        view: View = RIM_VIEW,
     ) -> None:
-        super().__init__(identity, operating, view(size), device)
+        super().__init__(identity, operating, view, device)
         self.networks: list[RimNet] = [self.engine.place(network) for network in networks]
         self.trunks: list[Forward] = [network.draw for network in self.networks]
 
@@ -349,7 +374,7 @@ class RimPipeline(PicturePipeline):
     def _see(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Of a batch of pictures: logits, what cells say, masks and where; then of each network its maps."""
         unrolled = in_float32(unroll, batch)
-        bands = unrolled.bands.contiguous(memory_format=torch.channels_last)
+        bands = laid_out(unrolled)
         said, beside, blood, features = [], [], [], []
         for network, trunk in zip(self.networks, self.trunks, strict=True):
             plain, mirrored = trunk(bands), trunk(bands.flip(3))
@@ -414,9 +439,9 @@ def build(
 
     Raises PermanentError for another preprocessing, or weights that do not fit.
     """
-    size = int(facts["preprocessing"]["size"])
-    require_preprocessing(facts, preprocessing_facts(view(size)))
+    seen = view(int(facts["preprocessing"]["size"]))
+    require_preprocessing(facts, preprocessing_facts(seen))
     widths, dropout = tuple(facts["recipe"]["widths"]), facts["recipe"]["dropout"]
     networks = [filled(RimNet(widths, dropout), state, facts["name"]) for state in states]
     identity = ModelIdentity(facts["name"], facts["version"], facts["sha256"])
-    return RimPipeline(identity, networks, Operating.from_facts(facts), device, size)
+    return RimPipeline(identity, networks, Operating.from_facts(facts), device, seen)

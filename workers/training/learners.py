@@ -21,7 +21,7 @@ from workers.models.multitask import MULTITASK, MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
 from workers.models.pretrained import load_pretrained
-from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, unroll, unrolled_masks
+from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, laid_out, unroll, unrolled_masks
 from workers.models.rim import view as rim_view
 from workers.models.slicewise import SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
@@ -115,7 +115,7 @@ class RimLearner:
 
     def loss(self, network: nn.Module, pictures: Tensor, truth: Truth) -> Tensor:
         unrolled = unroll(pictures)
-        output = network(unrolled.bands.contiguous(memory_format=torch.channels_last))
+        output = network(laid_out(unrolled))
         total = class_loss(output.classes, truth.labels, truth.told)
         total = total + class_loss(around(output.cells), truth.labels, truth.told) / 2
         masks = unrolled_masks(truth.masks, unrolled)
@@ -133,7 +133,7 @@ class RimLearner:
             network = RimNet(self.recipe.widths, self.recipe.dropout)
             network.load_state_dict(dict(state))
             networks.append(network)
-        return RimPipeline(identity(self.recipe), networks, operating, device, self.recipe.size)
+        return RimPipeline(identity(self.recipe), networks, operating, device, self.view)
 
 
 def without_picture_head(state: State) -> dict[str, Tensor]:

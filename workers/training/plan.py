@@ -99,6 +99,12 @@ class Plan:
         given = self.size, self.steps, self.scanners
         return tuple(self.of(recipe(name).adjusted(*given)) for name in self.recipe.parts)
 
+    def whole(self) -> Iterator[Plan]:
+        """This one, and all that it is put together from, the parts of its parts among them."""
+        yield self
+        for part in self.parts():
+            yield from part.whole()
+
     def digest(self) -> str:
         """Of what decides the predictions of a fold, for the names of files."""
         facts = repr(

@@ -152,10 +152,10 @@ _WINNER = Stage(
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "default",
-        "Ensemble of multitask-phantom, efficientnet-3window and rim; the first and the last draw.",
+        "Ensemble of multitask-sequence, efficientnet-3window and rim-sequence; the first and the last draw.",
         family="ensemble",
         size=128,
-        parts=("multitask-phantom", "efficientnet-3window", "rim"),
+        parts=("multitask-sequence", "efficientnet-3window", "rim-sequence"),
         weights=(2.0, 1.0, 2.0),
     ),
     Recipe(
@@ -196,6 +196,17 @@ RECIPES: tuple[Recipe, ...] = (
         128,
         (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
         parts=("multitask-phantom",),
+    ),
+    Recipe(
+        "rim-sequence",
+        "Sequence model over the whole CT that reads the networks of the rim; they draw as without it.",
+        "rim-sequence",
+        224,
+        (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
+        parts=("rim",),
+        scanners=2,
+        widths=(16, 32, 64),
+        augmentation=RIM,
     ),
     Recipe(
         "multitask",

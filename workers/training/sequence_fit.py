@@ -2,7 +2,8 @@
 
 After the winner of RSNA 2019 (Wang et al., NeuroImage: Clinical 32, 2021): crops of 24 slices, every other
 slice at times, reversed at times, both outputs in the loss. The CNNs have seen the training CTs, so their
-answers there are better than they will be; each CT is therefore read in several augmented views.
+answers there are better than they will be; each CT is therefore read in several augmented views, or as
+other scanners would show it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from workers.training.sequenced import SequencedPipeline
 LENGTH = 24
 VIEWS = 4
 """Augmented readings of each CT, beside the plain one."""
+VIEWS_OF_SCANNERS = 1
+"""The same where other scanners show each CT as well."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def fit_sequence(
     progress: Progress | None = None,
 ) -> Fitted:
     """Train the pipeline's own sequence model on readings of `series`; its CNNs stay as they are."""
-    readings = [[read(pipeline, one, recipe, seed, view) for view in range(VIEWS + 1)] for one in series]
+    views = range(1 + (VIEWS_OF_SCANNERS if recipe.scanners else VIEWS))
+    readings = [[read(pipeline, one, recipe, seed, view) for view in views] for one in series]
     torch.manual_seed(seed)
     untaught = pipeline.reader.model
     model = SequenceModel(untaught.cnns, untaught.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 import torch
@@ -10,16 +11,16 @@ from torch import Tensor
 
 from workers.models import families
 from workers.models.backbones import windows_of
-from workers.models.multitask_sequence import MULTITASK_SEQUENCE, MultiTaskSequencePipeline, fresh
 from workers.models.picture import Operating
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline
-from workers.preprocess import DEFAULT_VIEW, View
+from workers.models.whole_ct import WHOLE_CT, WholeCtPipeline
+from workers.preprocess import View
 from workers.training.learners import identity
 from workers.training.recipes import Recipe
 
 State = Mapping[str, Tensor]
-SequencedPipeline = SequencePipeline | MultiTaskSequencePipeline
+SequencedPipeline = SequencePipeline | WholeCtPipeline
 
 
 class Sequenced(Protocol):
@@ -58,27 +59,25 @@ class SequencedSlices:
         return built
 
 
-class SequencedMultiTask:
-    """The multi-task networks of one part, all its snapshots."""
+class SequencedWhole:
+    """Networks of one part that draw as well, all its snapshots."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.view = View(DEFAULT_VIEW.windows, recipe.size)
+        self.recipe, self.kind = recipe, WHOLE_CT[recipe.family]
+        self.view = self.kind.view(recipe.size)
 
     def model(self, networks: int) -> SequenceModel:
-        return fresh(networks, self.recipe.widths, self.recipe.dropout)[1]
+        return self.kind.fresh(networks, self.recipe.widths, self.recipe.dropout)[1]
 
     def pipeline(
         self, states: Sequence[State], operating: Operating, device: torch.device
     ) -> SequencedPipeline:
-        members, model = fresh(len(states) - 1, self.recipe.widths, self.recipe.dropout)
-        for network, state in zip((*members, model), states, strict=True):
-            network.load_state_dict(dict(state))
-        return MultiTaskSequencePipeline(identity(self.recipe), members, model, operating, device, self.view)
+        recipe = asdict(self.recipe)
+        return self.kind.assemble(identity(self.recipe), states, recipe, operating, device, self.view)
 
 
 def sequenced(recipe: Recipe) -> Sequenced:
     """How the parts of that recipe are put together."""
-    if recipe.family == MULTITASK_SEQUENCE:
-        return SequencedMultiTask(recipe)
+    if recipe.family in WHOLE_CT:
+        return SequencedWhole(recipe)
     return SequencedSlices(recipe)

@@ -114,8 +114,7 @@ def _common(plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
 
 
 def _sources(plan: Plan, outcome: Outcome | None) -> list[dict[str, Any]]:
-    plans = [part.plan for part in outcome.parts] if outcome else [plan]
-    drawn = [one.synthetic for one in plans if train.wants_phantoms(one.recipe) or not plan.data]
+    drawn = [one.synthetic for one in plan.whole() if train.wants_phantoms(one.recipe) or not plan.data]
     found: list[dict[str, Any]] = []
     if drawn:
         seeds = [PHANTOM_SEEDS, PHANTOM_SEEDS + max(drawn) - 1]
