@@ -442,7 +442,7 @@ class Crashes:
 
 
 def stand_in(folder: Path) -> Path:
-    """The first part of the default model with a tiny network of random weights: good for being quick alone.
+    """The network of the default's first part, tiny and of random weights: good for being quick alone.
 
     With thresholds next to nothing it finds blood in every head: each study is STAT and gets an SR and a SEG.
     """
@@ -450,12 +450,13 @@ def stand_in(folder: Path) -> Path:
     from safetensors.torch import save
 
     from workers.models.catalogue import entry
+    from workers.models.multitask import MULTITASK
     from workers.models.network import MultiTaskNet
 
     torch.manual_seed(0)
     facts = json.loads(entry("default").sidecar.read_text())
     (part, *_) = facts.pop("parts")
-    facts |= {key: part[key] for key in ("family", "preprocessing", "recipe")}
+    facts |= {"family": MULTITASK, "preprocessing": part["preprocessing"], "recipe": part["recipe"]}
     facts["thresholds"], facts["mask_threshold"] = dict.fromkeys(facts["thresholds"], 0.0), 0.001
     facts["recipe"] = {**facts["recipe"], "widths": [8, 8, 16, 16], "dropout": 0.0}
     network = MultiTaskNet(tuple(facts["recipe"]["widths"]), 0.0)

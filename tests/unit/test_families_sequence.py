@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, ModelIdentity
-from tests.networks import whole_ct
+from tests.networks import WIDTHS, whole_ct
 from workers.models.aggregate import Aggregation
 from workers.models.backbones import parameter_count
 from workers.models.baseline import SIGMOID, SmallCNN
 from workers.models.cam import grad_cam_pp
+from workers.models.engine import CPU
 from workers.models.multitask import MultiTaskPipeline
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.models.rim import RimPipeline
@@ -180,6 +182,17 @@ def test_what_it_learns_from_is_what_it_will_read(family: str) -> None:
     assert torch.allclose(features, torch.stack(read, dim=1), atol=1e-6)
     scores = [network.score(one) for network, one in zip(pipeline.heard, read, strict=True)]
     assert torch.allclose(said, torch.stack(scores, dim=1).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_a_sequence_model_without_networks_is_refused(family: str) -> None:
+    kind = WHOLE_CT[family]
+    recipe = {"widths": WIDTHS[family], "dropout": 0.3}
+    networks, _ = kind.fresh(1, **recipe)
+    with pytest.raises(PermanentError, match="the weights hold one network"):
+        kind.assemble(
+            ModelIdentity(family, "0", ""), [networks[0].state_dict()], recipe, PLAIN, CPU, kind.view(64)
+        )
 
 
 @pytest.mark.parametrize("family", WHOLE_CT)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from workers.models import multitask, rim
 from workers.models.cam import grad_cam_pp
@@ -152,6 +153,9 @@ class WholeCt:
 
         Raises PermanentError MODEL_INVALID for weights that do not fit.
         """
+        if len(states) < 2:
+            told = "a sequence model and the networks it reads are due, the weights hold one network"
+            raise PermanentError("MODEL_INVALID", f"{identity.name}: {told}")
         networks, sequence = self.fresh(len(states) - 1, recipe["widths"], recipe["dropout"])
         for network, state in zip((*networks, sequence), states, strict=True):
             filled(network, state, identity.name)
