@@ -215,13 +215,20 @@ def test_a_soup_of_snapshots_and_seeds_is_one_network_of_their_mean_weights(tmp_
 
 def test_a_soup_is_of_networks_that_share_a_pretraining(tmp_path: Path) -> None:
     """Others lie in different valleys: their mean knows nothing."""
-    parts = _plan("default", tmp_path, seeds=2, soup=True).parts()
-    assert {one.recipe.name: one.souped for one in parts} == {
-        "multitask-phantom": True, "efficientnet-3window": False, "rim": True,
-    }  # fmt: skip
+    whole = {one.recipe.name: one for one in _plan("default", tmp_path, seeds=2, soup=True).whole()}
+    assert {name for name, one in whole.items() if one.souped} == {"multitask-phantom", "rim"}
     states = [{"weight": torch.zeros(2)}, {"weight": torch.ones(2)}]
-    assert train.together(parts[1], states) == states
-    assert torch.equal(train.together(parts[0], states)[0]["weight"], torch.full((2,), 0.5))
+    assert train.together(whole["efficientnet-3window"], states) == states
+    assert torch.equal(train.together(whole["rim"], states)[0]["weight"], torch.full((2,), 0.5))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_sequence_model_reads_the_soup_of_its_networks(tmp_path: Path) -> None:
+    """And what was trained without is not taken for it: it reads another number of networks."""
+    for soup, networks in ((False, 2), (True, 1)):
+        ship.run(_plan("rim-sequence", tmp_path, only=(0,), soup=soup), _silent)
+        facts = json.loads((tmp_path / "rim-sequence" / "rim-sequence.json").read_text())
+        assert facts["members"] == networks + 1
 
 
 @pytest.mark.usefixtures("tiny")

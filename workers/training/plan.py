@@ -111,7 +111,7 @@ class Plan:
             (self.recipe.told, self.folds, self.phantoms, [(s.kind, str(p)) for s, p in self.data], self.init)
         )
         found = hashlib.sha256(facts.encode()).hexdigest()[:8]
-        return f"{found}-soup" if self.souped else found
+        return f"{found}-soup" if any(one.souped for one in self.whole()) else found
 
     def real(self, view: View) -> list[Series]:
         """Every series of the data, prepared once for each view."""

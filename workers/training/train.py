@@ -175,7 +175,8 @@ def networks(
 ) -> tuple[list[State], list[int]]:
     """Train all networks of a recipe; for one of parts, the parts' own runs come first."""
     if plan.recipe.parts:
-        states = [state for part in plan.parts() for state in part_states(part, number, seed, watch)]
+        told = ((part, part_states(part, number, seed, watch)) for part in plan.parts())
+        states = [state for part, own in told for state in together(part, own)]
         return [*states, _sequence(plan, states, corpus, name, seed, watch)], []
     start = pretrained(plan, watch)
     snapshots: list[State] = []
