@@ -149,6 +149,9 @@ _WINNER = Stage(
     decoupled=False,
 )
 
+_ALONG = Stage("sequence", 32, 3e-4, steps=400, weight_decay=0)
+"""A sequence model over the whole CT, taught on what trained networks say."""
+
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "default",
@@ -194,7 +197,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Sequence model over the whole CT that reads the multi-task networks; they draw as without it.",
         "multitask-sequence",
         128,
-        (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
+        (_ALONG,),
         parts=("multitask-phantom",),
     ),
     Recipe(
@@ -202,7 +205,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Sequence model over the whole CT that reads the networks of the rim; they draw as without it.",
         "rim-sequence",
         224,
-        (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
+        (_ALONG,),
         parts=("rim",),
         scanners=2,
         widths=(16, 32, 64),
@@ -269,7 +272,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Sequence model over the whole CT that merges outputs and features of both SE-ResNeXt101.",
         "seresnext101-pair-sequence",
         96,
-        (Stage("sequence", 32, 3e-4, steps=400, schedule="cosine", weight_decay=0),),
+        (_ALONG,),
         parts=("seresnext101-3window", "seresnext101-3slice"),
         augmentation=WINNER,
     ),
