@@ -41,7 +41,7 @@ _LEFT_OUT = {
 WHOLE = 0.8
 """An acquisition with a smaller part of the slices of another one in its place was broken off."""
 MAX_FILLED_STEPS = 3.0
-"""A hole counts towards the slices beside it up to this many usual steps (two slices missing)."""
+"""A hole counts towards the slices beside it up to this many steps (two slices missing); see `_step_mm`."""
 LONGER = 1.3
 """Steps this much longer than the usual one belong to another part of the scan…"""
 LONGER_STEPS, LONGER_SHARE = 3, 0.2
@@ -255,7 +255,7 @@ def _thickness_mm(
 ) -> NDArray[np.float64]:
     """What each slice stands for: half way to both neighbours, SliceThickness permitting at the ends."""
     steps = np.diff(positions_mm)
-    half = np.minimum(steps, MAX_FILLED_STEPS * np.median(steps)) / 2
+    half = np.minimum(steps, MAX_FILLED_STEPS * _step_mm(positions_mm)) / 2
     outer = [
         min(step, thickness / 2) if thickness and thickness > 0 else step
         for step, thickness in zip((half[0], half[-1]), ends_mm, strict=True)

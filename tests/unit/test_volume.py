@@ -111,6 +111,11 @@ THICKNESS = [
     ("a hole is not all blood", (0, 5, 10, 15, 20, 25, 75, 80, 85), [5, 5, 5, 5, 5, 10, 10, 5, 5]),
     ("overlapping slices", (0, 3, 6, 9), [3, 3, 3, 3]),
     ("a hole at the end", (0, 10, 15, 20, 25), [7.5, 7.5, 5, 5, 5]),
+    (
+        "a fossa in thin slices and thick ones above",
+        (*range(30), *range(34, 94, 5)),
+        [1] * 29 + [3] + [5] * 12,
+    ),
 ]
 
 
