@@ -32,14 +32,16 @@ def measured(mask: Mask, volume: Volume, subtypes: Mapping[str, Mask]) -> Segmen
     if not slices:
         return SegmentationFinding(whole_ml, slices, frames)
     box, spacing_mm = box_of(mask), volume.pixel_spacing_mm
+    thickness_mm = volume.thickness_mm[box[0]]
     labels, components = ndimage.label(mask[box], TOUCHING)
-    largest = labels == np.bincount(labels[labels > 0]).argmax()
+    heights_mm = np.broadcast_to(thickness_mm[:, None, None], labels.shape)
+    largest = labels == 1 + ndimage.sum_labels(heights_mm, labels, np.arange(1, components + 1)).argmax()
     side, left_ml, method = side_of(mask, volume)
     return SegmentationFinding(
         volume_ml=whole_ml,
         slices=slices,
         frame_numbers=frames,
-        abc2=abc2(largest, volume.thickness_mm[box[0]], spacing_mm),
+        abc2=abc2(largest, thickness_mm, spacing_mm),
         diameter_mm=max(axes_mm(region, spacing_mm)[0] for region in regions(mask[box])),
         side=side,
         side_method=method,

@@ -136,6 +136,17 @@ def test_parts_are_counted_and_the_largest_one_is_estimated() -> None:
     assert whole.volume_ml > alone.volume_ml
 
 
+def test_the_largest_part_is_that_of_the_most_millilitres(volume: Volume) -> None:
+    """Slices that stand for more height hold fewer voxels of the same blood."""
+    thin, thick = np.zeros(volume.hu.shape, bool), np.zeros(volume.hu.shape, bool)
+    thin[0, 2:4, 2:7] = True
+    thick[3, 10:14, 10:12] = True
+    found, alone = measured(thin | thick, volume, {}), measured(thick, volume, {})
+    assert thin.sum() > thick.sum() and volume_ml(thin, volume) < volume_ml(thick, volume)
+    assert found.components == 2
+    assert found.abc2 == alone.abc2
+
+
 def test_subtypes_are_measured_each(volume: Volume) -> None:
     part = np.zeros(volume.hu.shape, bool)
     part[1, :10, :10] = True
