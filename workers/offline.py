@@ -19,7 +19,7 @@ from node.domain.instance import Instance
 from node.domain.patients import CODE, Person, same_person
 from node.gathering import made_at, read_source
 from node.headers import read_instance
-from node.outputs.catalogue import build_all
+from node.outputs.catalogue import NAMES, build_all
 from node.outputs.context import Context
 from node.outputs.encoding import encode
 from node.outputs.source import Source
@@ -168,6 +168,7 @@ def _write(
         subtypes=analysis.subtypes if analysis else {},
     )
     out.mkdir(parents=True, exist_ok=True)
+    _clear(out)
     report = out / "findings.json"
     report.write_text(json.dumps(findings.to_json(), indent=2) + "\n", encoding="utf-8")
     files: dict[str, list[Path]] = {"findings": [report]}
@@ -178,3 +179,10 @@ def _write(
             path.write_bytes(encode(ds))
             files.setdefault(name, []).append(path)
     return files
+
+
+def _clear(out: Path) -> None:
+    """Take out what an earlier analysis left: an object of somebody else would pass for this patient's."""
+    objects = [out / f"{name}.dcm" for name in NAMES if name != "sc"]
+    for path in (out / "findings.json", *objects, *out.glob("sc/[0-9][0-9][0-9]*.dcm")):
+        path.unlink(missing_ok=True)

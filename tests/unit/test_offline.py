@@ -9,7 +9,11 @@ import pytest
 from pydicom import dcmread
 
 from node.domain.errors import PermanentError
+from node.domain.findings import Status
+from node.settings import Settings
 from tests.factories import ct_series
+from tests.scanned import Threshold, scan
+from workers import offline
 from workers.offline import read_folder
 
 SLICES = 4
@@ -53,3 +57,20 @@ def test_files_that_say_different_things_of_one_image_are_named(folder: Path) ->
     with pytest.raises(PermanentError, match=r"1\.dcm and .*changed\.dcm .*keep one of them") as raised:
         read_folder(folder)
     assert raised.value.code == "CONTENT_DIFFERS"
+
+
+def test_nothing_of_an_earlier_study_stays_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segmentation or an overlay of somebody else would pass for this patient's."""
+    monkeypatch.setattr(offline, "load_pipeline", lambda *_: Threshold())
+    out, notes = tmp_path / "out", tmp_path / "out" / "sc" / "notes.txt"
+    for name, series in (("bleeding", scan()), ("too short", ct_series(2, rows=16))):
+        (tmp_path / name).mkdir()
+        for number, ds in enumerate(series):
+            ds.save_as(tmp_path / name / f"{number}.dcm", enforce_file_format=True)
+        result = offline.analyse_folder(tmp_path / name, out, Settings(), lambda words: None)
+        notes.write_text("of a person")
+        written = {path for paths in result.files.values() for path in paths}
+        assert {path for path in out.rglob("*") if path.is_file()} == {*written, notes}
+    assert result.findings.status is Status.NOT_ANALYSED
