@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +24,14 @@ from workers.models.engine import CPU
 from workers.models.multitask import MultiTaskPipeline
 from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.models.rim import RimPipeline
-from workers.models.sequence import SequenceModel, SequenceOutput, both_ways, sequence_loss, steps_mm
+from workers.models.sequence import (
+    SequenceModel,
+    SequenceOutput,
+    SequenceReader,
+    both_ways,
+    sequence_loss,
+    steps_mm,
+)
 from workers.models.slicewise import SequencePipeline
 from workers.models.whole_ct import SHORTEST, WHOLE_CT, WholeCtPipeline
 from workers.preprocess import HeadFrame, NetworkInput
@@ -207,6 +216,37 @@ def test_a_few_slices_are_told_and_explained_one_by_one(family: str) -> None:
         assert np.array_equal(heat, expected)
     enough, plain = _read(pipeline, count=SHORTEST), _read(alone, count=SHORTEST)
     assert not np.allclose(enough.class_logits, plain.class_logits)
+
+
+def test_series_explained_side_by_side_leave_each_other_without_cudnn() -> None:
+    """Its GRU refuses a backward in eval mode, and the switch is one for the whole process."""
+    heard: list[bool] = []
+    second_is_in, first_is_out = threading.Event(), threading.Event()
+
+    def head(features: Tensor) -> Tensor:
+        if threading.current_thread().name == "first":
+            second_is_in.wait(0.5)
+        else:
+            second_is_in.set()
+            first_is_out.wait(0.5)
+        heard.append(torch.backends.cudnn.enabled)
+        return features[..., :6]
+
+    reader = SequenceReader(SequenceModel(1, 8, 4), [head])
+
+    def explain() -> None:
+        reader.gradients(torch.rand(4, 1, 8), torch.full((4,), 5.0), 0)
+        if threading.current_thread().name == "first":
+            first_is_out.set()
+
+    threads = [threading.Thread(target=explain, name=name) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert heard == [False, False]
+    assert torch.backends.cudnn.enabled
 
 
 def _without(pipeline: WholeCtPipeline) -> PicturePipeline:

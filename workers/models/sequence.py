@@ -8,6 +8,7 @@ checks that its answer is finite.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from workers.preprocess import STEP_MM
 
 COPIES = 32
 """Slices that are followed back through the sequence model at once."""
+_CUDNN = threading.Lock()
+"""Held by who has switched cuDNN off: its switch is one for the whole process."""
 CLASS_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Weights of the RSNA 2019 challenge's log loss, "any" first; their sum divides."""
 
@@ -139,7 +142,7 @@ class SequenceReader(nn.Module):
         for slices in torch.arange(len(pooled), device=pooled.device).split(COPIES):
             copy = torch.arange(len(slices), device=pooled.device)
             # a GRU of cuDNN refuses backward in eval mode
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            with _CUDNN, torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 leaf = pooled.expand(len(slices), -1, -1, -1).clone().requires_grad_(True)
                 score = self(leaf, steps)[copy, slices, place].sum()
                 (gradient,) = torch.autograd.grad(score, leaf)
