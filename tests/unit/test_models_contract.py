@@ -18,8 +18,9 @@ from workers.models.catalogue import CATALOGUE, entry
 from workers.models.contract import Classification, require_classification, require_probabilities
 from workers.models.multitask import MULTITASK, MultiTaskPipeline, preprocessing_facts
 from workers.models.network import MultiTaskNet, mask_evidence
-from workers.models.picture import Operating
+from workers.models.picture import Operating, Reading, ReadingPipeline
 from workers.phantom import volume
+from workers.preprocess import HeadFrame, NetworkInput
 from workers.training.learners import without_picture_head
 from workers.training.recipes import RECIPES
 
@@ -128,6 +129,27 @@ def test_answers_lie_on_the_grid_of_the_source() -> None:
     maps = pipeline.explain(head.hu, head.spacing_mm, answer, "any")
     assert maps.shape == (5, 128, 128) and maps.dtype == np.float32
     assert maps.min() >= 0 and maps.max() <= 1
+
+
+@pytest.mark.parametrize("slices", [4, 7])
+def test_every_place_of_the_mask_has_one_subtype(slices: int) -> None:
+    """Thin slices, three to a picture: some lie midway between two, some where three kinds meet."""
+    kinds = np.random.default_rng(5).integers(1, 6, (-(-slices // 3), 8, 8))
+    masks = np.full((len(kinds), 6, 8, 8), 0.1, np.float32)
+    masks[:, 0] = 0.9
+    np.put_along_axis(masks, kinds[:, None], 0.8, axis=1)
+    centres = np.asarray([1 + 3 * k for k in range(len(kinds) - 1)] + [slices - 1], np.float32)
+    shape = (slices, 48, 48)
+    source = NetworkInput(masks[:, :1], centres, HeadFrame(0, 0, 48, 48), shape)
+    identity = ModelIdentity("drawn", "1", "00")
+    pipeline = ReadingPipeline(identity, Operating.plain())
+    logits = np.zeros((len(kinds), 6), np.float32)
+    state = Reading(identity, source, logits, logits, (), masks)
+    answer = Classification(np.zeros((slices, 6), np.float32), np.zeros(6, np.float32), state)
+    hu, spacing_mm = np.zeros(shape, np.float32), (1.67, 1.0, 1.0)
+    parts = pipeline.segment_subtypes(hu, spacing_mm, answer)
+    held = np.sum(list(parts.values()), axis=0)
+    assert np.array_equal(held, pipeline.segment(hu, spacing_mm, answer))
 
 
 def test_thin_slices_get_an_answer_each() -> None:
