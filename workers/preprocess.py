@@ -118,11 +118,26 @@ class NetworkInput:
         """Values (n, …) a picture as values (z, …) a source slice, linearly interpolated."""
         if len(self.centres) == self.shape[0]:
             return values
-        place = np.interp(np.arange(self.shape[0]), self.centres, np.arange(len(self.centres)))
-        low = np.minimum(place.astype(int), len(self.centres) - 1)
-        high = np.minimum(low + 1, len(self.centres) - 1)
-        weight = (place - low).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+        low, high, part = self._between()
+        weight = part.reshape(-1, *[1] * (values.ndim - 1))
         return values[low] * (1 - weight) + values[high] * weight
+
+    def behind(self, slices: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The pictures (n,) that values of these source slices (z,) are interpolated from."""
+        if len(self.centres) == self.shape[0]:
+            return slices
+        low, high, part = self._between()
+        found = np.zeros(len(self.centres), bool)
+        found[low[slices]] = True
+        found[high[slices & (part > 0)]] = True
+        return found
+
+    def _between(self) -> tuple[NDArray[np.int_], NDArray[np.int_], NDArray[np.float32]]:
+        """Of each source slice the pictures below and above, and how far it is from the one to the other."""
+        last = len(self.centres) - 1
+        place = np.interp(np.arange(self.shape[0]), self.centres, np.arange(len(self.centres)))
+        low = np.minimum(place.astype(int), last)
+        return low, np.minimum(low + 1, last), (place - low).astype(np.float32)
 
     def to_source(
         self, picture: NDArray[np.float32], size: tuple[int, int] | None = None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from node.domain.errors import PermanentError
@@ -16,7 +17,7 @@ from workers.models.aggregate import Aggregation
 from workers.models.backbones import BackboneNet, SliceNetwork, spec
 from workers.models.baseline import SIGMOID, SOFTMAX, SmallCNN
 from workers.models.contract import MAP_SIZE, Classification
-from workers.models.picture import Operating, PicturePipeline
+from workers.models.picture import DIM, Operating, PicturePipeline
 from workers.models.sequence import SequenceModel
 from workers.models.slicewise import SequencePipeline, SlicePipeline, UNetPipeline
 from workers.models.unet import UNet, decision
@@ -93,6 +94,27 @@ def test_a_pipeline_keeps_the_contract(name: str, head: PhantomVolume) -> None:
     assert pipeline.segment_subtypes(head.hu, head.spacing_mm, answer) == {}
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_slices_that_are_hardly_suspected_have_no_map_and_change_no_other(
+    name: str, head: PhantomVolume
+) -> None:
+    torch.manual_seed(0)
+    pipeline = PIPELINES[name]()
+    said = pipeline.classify(head.hu, head.spacing_mm)
+
+    def shown(*strength: float) -> NDArray[np.float32]:
+        slices = np.repeat(np.asarray(strength, np.float32)[:, None], len(CLASSES), axis=1)
+        answer = Classification(slices, said.series, said.state)
+        return pipeline.explain(head.hu, head.spacing_mm, answer, "any")
+
+    every, some = shown(0.5, 0.5, 0.5), shown(0.05, 0.5, DIM)
+    assert not some[0].any()
+    assert np.allclose(some[1], every[1], atol=1e-4)
+    assert np.allclose(some[2] * 0.5 / DIM, every[2], atol=1e-3)
+    faint = shown(0.02, 0.03, 0.01)
+    assert faint[1].any() and not faint[[0, 2]].any(), "the likeliest slice always has one"
+
+
 @pytest.mark.parametrize("name", ["floor", "softmax", "unet"])
 def test_other_weights_explain_otherwise(name: str, head: PhantomVolume) -> None:
     """The sanity check of Adebayo et al. (NeurIPS 2018), where a map has more than a few cells."""
@@ -101,7 +123,8 @@ def test_other_weights_explain_otherwise(name: str, head: PhantomVolume) -> None
         torch.manual_seed(seed)
         pipeline = PIPELINES[name]()
         answer = pipeline.classify(head.hu, head.spacing_mm)
-        maps.append(pipeline.explain(head.hu, head.spacing_mm, answer, "any")[1].ravel())
+        sure = replace(answer, slices=np.full_like(answer.slices, 0.5))
+        maps.append(pipeline.explain(head.hu, head.spacing_mm, sure, "any")[1].ravel())
     assert np.corrcoef(*maps)[0, 1] < 0.98
 
 

@@ -148,7 +148,7 @@ def test_the_closed_form_is_the_literal_formula_through_the_whole_model() -> Non
     maps = [one.clone().requires_grad_(True) for one in reading.features]
     means = torch.stack([one.mean((2, 3)) for one in maps], dim=1)
     scores = pipeline.reader(means[None], torch.full((5,), 5.0))[0]
-    closed = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
+    closed = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4, torch.arange(5))]
     assert all(bool(one.max() > 0) for one in closed)
     _assert_literal(closed, maps, scores)
 
@@ -162,7 +162,8 @@ def test_an_answer_is_followed_back_through_sequence_model_and_pooling(family: s
         read = [network.pooled(one) for network, one in zip(pipeline.heard, maps, strict=True)]
         scores = pipeline.reader(torch.stack(read, dim=1)[None], torch.full((SHORTEST,), 5.0))[0]
     assert np.allclose(scores.detach().numpy(), reading.class_logits, atol=1e-5)
-    found = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4)]
+    lit = torch.arange(SHORTEST)
+    found = [coarse for coarse, _ in pipeline.coarse(reading, (5.0, 1.0, 1.0), 4, lit)]
     assert any(bool(one.max() > 0) for one in found)
     _assert_literal(found, maps, scores)
 
@@ -202,6 +203,18 @@ def test_a_sequence_model_without_networks_is_refused(family: str) -> None:
         kind.assemble(
             ModelIdentity(family, "0", ""), [networks[0].state_dict()], recipe, PLAIN, CPU, kind.view(64)
         )
+
+
+@pytest.mark.parametrize("family", WHOLE_CT)
+def test_pictures_that_need_no_map_change_nothing_for_those_that_do(family: str) -> None:
+    pipeline = whole_ct(family, 64)
+    reading = _read(pipeline, count=SHORTEST)
+    lit = np.isin(np.arange(SHORTEST), (0, 3, 4))
+    every, some = (pipeline.heat(reading, (5.0, 1.0, 1.0), "epidural", which) for which in (None, lit))
+    assert every.any(axis=(1, 2)).all()
+    assert np.allclose(some[lit], every[lit], atol=1e-4)
+    assert not some[~lit].any()
+    assert not pipeline.heat(reading, (5.0, 1.0, 1.0), "epidural", np.zeros(SHORTEST, bool)).any()
 
 
 @pytest.mark.parametrize("family", WHOLE_CT)
@@ -262,7 +275,7 @@ def test_the_map_of_random_weights_is_another_map() -> None:
     reading = _read(pipeline)
 
     def first_map() -> np.ndarray:
-        return next(pipeline.coarse(reading, (5.0, 1.0, 1.0), 0))[0].numpy().ravel()
+        return next(pipeline.coarse(reading, (5.0, 1.0, 1.0), 0, torch.arange(5)))[0].numpy().ravel()
 
     before = first_map()
     assert np.array_equal(before, first_map())

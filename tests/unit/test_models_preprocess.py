@@ -81,6 +81,19 @@ def test_thin_slices_are_averaged_to_the_step_the_network_knows() -> None:
     assert source.triplets().shape == (6, 3, SIZE, SIZE)
 
 
+def test_the_pictures_behind_some_slices_decide_all_of_their_values() -> None:
+    source = network_input(np.stack([_ball()] * 21), (1.25, 1.0, 1.0))
+    rng = np.random.default_rng(0)
+    values = rng.random((len(source.pictures), 2), np.float32)
+    for wanted in (np.arange(21) == 9, np.arange(21) < 5, rng.random(21) < 0.3, np.zeros(21, bool)):
+        behind = source.behind(wanted)
+        assert behind.shape == (6,) and behind.sum() <= 2 * wanted.sum()
+        told = source.to_slices(np.where(behind[:, None], values, np.float32(1e9)))
+        assert np.array_equal(told[wanted], source.to_slices(values)[wanted])
+    thick = network_input(np.stack([_ball()] * 3), (5.0, 1.0, 1.0))
+    assert thick.behind(np.asarray([False, True, False])).tolist() == [False, True, False]
+
+
 def test_bone_and_air_are_clipped_to_the_brain_window() -> None:
     hu = np.stack([_ball()] * 3)
     hu[:, 55:65, 65:75] = 1500

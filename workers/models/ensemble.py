@@ -98,11 +98,13 @@ class EnsemblePipeline(ReadingPipeline):
             parts=readings,
         )
 
-    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+    def heat(
+        self, reading: Reading, spacing_mm: Spacing, class_name: str, lit: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
         """The parts' maps at the size of the first one's pictures, averaged by weight."""
         assert isinstance(reading, JointReading)
         maps = [
-            part.heat(own, spacing_mm, class_name)
+            part.heat(own, spacing_mm, class_name, lit)
             for part, own in zip(self.parts, reading.parts, strict=True)
         ]
         size = maps[0].shape[-1]

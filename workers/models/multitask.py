@@ -81,10 +81,12 @@ class MultiTaskPipeline(PicturePipeline):
         classes = torch.stack(logits).float().mean(0)
         return classes, mask_evidence(drawn), torch.sigmoid(drawn), *features
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         """The gradient passes the class head only."""
         for member, features in zip(self.members, reading.features, strict=True):
-            leaf = features.detach().clone().requires_grad_(True)
+            leaf = features[lit].detach().clone().requires_grad_(True)
             with torch.enable_grad():
                 score = member.classify(leaf)[:, place].sum()
                 (gradients,) = torch.autograd.grad(score, leaf)

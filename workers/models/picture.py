@@ -8,7 +8,7 @@ outputs that are not finite: they never become a negative result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from workers.models.engine import CPU, Compiler, Engine, Forward, Shape
 from workers.models.scan import Scan
 from workers.preprocess import HeadFrame, NetworkInput, View
 
+DIM = 0.1
+"""Probability of a class below which a slice needs no map of it: an overlay would not show it."""
 SMALLEST_ML = 0.1
 """Pieces of the mask below this volume are noise."""
 
@@ -134,8 +136,13 @@ class ReadingPipeline:
         """See `workers.models.several.TakesSeveral`."""
         return [self._answer(require_finite(reading)) for reading in self.look_all(prepared)]
 
-    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
-        """Grad-CAM++ maps (n, size, size) of a class on the pictures, the brightest place of each 1."""
+    def heat(
+        self, reading: Reading, spacing_mm: Spacing, class_name: str, lit: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Grad-CAM++ maps (n, size, size) of a class on the pictures, the brightest place of each 1.
+
+        Where `lit` (n,) is given, pictures outside it get none, and cost nothing.
+        """
         raise NotImplementedError
 
     def classify(self, hu: Volume, spacing_mm: Spacing) -> Classification:
@@ -182,13 +189,18 @@ class ReadingPipeline:
     ) -> NDArray[np.float32]:
         """`heat`, each map scaled to its slice's probability of the class.
 
-        So slices without the finding stay dark, and the whole series shares one scale.
+        So slices without the finding stay dark, and the whole series shares one scale. Slices below DIM have
+        no map at all, unless none is above: then the likeliest has.
         """
         reading = self._reading(hu, spacing_mm, classification)
-        pictures = reading.source.to_slices(self.heat(reading, spacing_mm, class_name))
-        shown = np.stack([reading.source.to_source(picture, (MAP_SIZE, MAP_SIZE)) for picture in pictures])
         strength = classification.slices[:, CLASSES.index(class_name)]
-        return np.clip(shown * strength[:, None, None], 0, 1).astype(np.float32)
+        lit = strength >= min(DIM, strength.max())
+        shown = np.zeros((len(strength), MAP_SIZE, MAP_SIZE), np.float32)
+        pictures = self.heat(reading, spacing_mm, class_name, reading.source.behind(lit))
+        for z, picture in enumerate(reading.source.to_slices(pictures)):
+            if lit[z]:
+                shown[z] = reading.source.to_source(picture, (MAP_SIZE, MAP_SIZE)) * strength[z]
+        return np.clip(shown, 0, 1)
 
     def _reading(self, hu: Volume, spacing_mm: Spacing, classification: Classification | None) -> Reading:
         """What this very model kept when it classified, or a new run."""
@@ -237,9 +249,18 @@ class PicturePipeline(ReadingPipeline):
         """The same for several heads at once."""
         raise NotImplementedError
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
-        """Network by network, Grad-CAM++ maps (n, h, w) of a class and where their first cell looks."""
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Network by network, Grad-CAM++ maps (k, h, w) of a class and where their first cell looks.
+
+        `lit` (k,) are the numbers of the pictures that they are wanted of.
+        """
         raise NotImplementedError
+
+    def drawing(self, reading: Reading, lit: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """How such maps are laid on those pictures: (k, h, w) becomes (k, size, size)."""
+        return lambda maps, first_centre: spread(maps, self.view.size, first_centre)
 
     def view_of(self, scan: Scan) -> Prepared:
         return Prepared(scan.spacing_mm, (scan.pictures(self.view, self.device),))
@@ -247,14 +268,18 @@ class PicturePipeline(ReadingPipeline):
     def look_all(self, prepared: Sequence[Prepared]) -> list[Reading]:
         return self.read_all([one.sources[0] for one in prepared], [one.spacing_mm for one in prepared])
 
-    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+    def heat(
+        self, reading: Reading, spacing_mm: Spacing, class_name: str, lit: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
         """One map a network, each scaled to its peak, averaged."""
-        place = CLASSES.index(class_name)
-        maps = [
-            peak_is_one(spread(coarse, self.view.size, first_centre))
-            for coarse, first_centre in self.coarse(reading, spacing_mm, place)
-        ]
-        drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
+        count = len(reading.source.centres)
+        numbers = np.arange(count) if lit is None else np.flatnonzero(lit)
+        drawn = np.zeros((count, self.view.size, self.view.size), np.float32)
+        if len(numbers):
+            wanted = torch.from_numpy(numbers).to(self.device)
+            lay, place = self.drawing(reading, wanted), CLASSES.index(class_name)
+            maps = [peak_is_one(lay(*coarse)) for coarse in self.coarse(reading, spacing_mm, place, wanted)]
+            drawn[numbers] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
         return drawn
 
 

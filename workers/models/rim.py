@@ -10,12 +10,10 @@ the band is not seen, and no blood is drawn there: this is one voice beside netw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +25,7 @@ from workers.models.contract import Spacing
 from workers.models.engine import Compiler, Forward, in_float32
 from workers.models.loading import filled, require_preprocessing
 from workers.models.network import CLASS_PRIOR, MASK_PRIOR
-from workers.models.picture import Operating, PicturePipeline, Reading, peak_is_one
+from workers.models.picture import Operating, PicturePipeline, Reading
 from workers.preprocess import SUBDURAL, WIDE_BRAIN, NetworkInput, View, Window
 
 RIM = "rim"
@@ -394,22 +392,18 @@ class RimPipeline(PicturePipeline):
             *features,
         )
 
-    def heat(self, reading: Reading, spacing_mm: Spacing, class_name: str) -> NDArray[np.float32]:
+    def drawing(self, reading: Reading, lit: Tensor) -> Callable[[Tensor, float], Tensor]:
         """Maps of the bands, rolled up again."""
-        place = CLASSES.index(class_name)
-        pictures = torch.as_tensor(reading.source.triplets()).to(self.device)
+        pictures = torch.as_tensor(reading.source.triplets()).to(self.device)[lit]
         at = places(unroll(pictures), self.view.size)
-        maps = [
-            peak_is_one(rolled_up(coarse[:, None], at)[:, 0])
-            for coarse, _ in self.coarse(reading, spacing_mm, place)
-        ]
-        drawn: NDArray[np.float32] = peak_is_one(torch.stack(maps).mean(0)).cpu().numpy()
-        return drawn
+        return lambda maps, first_centre: rolled_up(maps[:, None], at)[:, 0]
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         """On the bands. The gradient passes both heads."""
         for network, maps in zip(self.networks, reading.features, strict=True):
-            leaf = maps.detach().float().clone().requires_grad_(True)
+            leaf = maps[lit].detach().float().clone().requires_grad_(True)
             with torch.enable_grad():
                 whole, cells = network.judge(leaf)
                 (gradients,) = torch.autograd.grad((whole + around(cells))[:, place].sum(), leaf)

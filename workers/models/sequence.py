@@ -133,13 +133,13 @@ class SequenceReader(nn.Module):
         """Logits (b, n, 6) from mean features (b, n, M, k): the networks' own answers follow from these."""
         return both_ways(self.model, pooled, self.said(pooled), steps.expand(len(pooled), -1))
 
-    def gradients(self, pooled: Tensor, steps: Tensor, place: int) -> Tensor:
-        """How the answer of each slice hangs on its own mean features, both (n, M, k).
+    def gradients(self, pooled: Tensor, steps: Tensor, place: int, wanted: Tensor) -> Tensor:
+        """How the answer of each wanted slice hangs on its own mean features, (w, M, k) of (n, M, k).
 
-        Copies of the CT go through side by side, one a slice.
+        `wanted` (w,) are slice numbers. Copies of the CT go through side by side, one a slice.
         """
-        found = []
-        for slices in torch.arange(len(pooled), device=pooled.device).split(COPIES):
+        found = [pooled[:0]]
+        for slices in wanted.split(COPIES):
             copy = torch.arange(len(slices), device=pooled.device)
             # a GRU of cuDNN refuses backward in eval mode
             with _CUDNN, torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):

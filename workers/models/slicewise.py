@@ -64,12 +64,14 @@ class SlicePipeline(PicturePipeline):
         mean = torch.stack(logits).float().mean(0).cpu().numpy()
         return Reading(self.identity, source, mean, mean, features)
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         for network, maps in zip(self.networks, reading.features, strict=True):
             with torch.enable_grad():
-                leaf = maps.float().mean((2, 3)).requires_grad_(True)
+                leaf = maps[lit].float().mean((2, 3)).requires_grad_(True)
                 (gradients,) = torch.autograd.grad(network.score(leaf)[:, place].sum(), leaf)
-            yield grad_cam_pp_pooled(maps, gradients), network.first_centre
+            yield grad_cam_pp_pooled(maps[lit], gradients), network.first_centre
 
     def _features(self, sources: Sequence[NetworkInput]) -> list[tuple[Tensor, ...]]:
         """Of each source, network by network, its last maps of all pictures through its own windows."""
@@ -106,16 +108,18 @@ class SequencePipeline(SlicePipeline):
         pooled = _pooled(self._features([source])[0])
         return pooled, self.reader.said(pooled[None])[0]
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         """The answer of each slice, followed back to that slice's own features.
 
         It depends on the maps by their mean alone, so a backward through the sequence model (and none
         through a CNN) gives every gradient.
         """
         steps = self.reader.steps(reading.source.centres, spacing_mm[0])
-        every = self.reader.gradients(_pooled(reading.features), steps, place)
+        every = self.reader.gradients(_pooled(reading.features), steps, place, lit)
         for index, (network, maps) in enumerate(zip(self.networks, reading.features, strict=True)):
-            yield grad_cam_pp_pooled(maps, every[:, index]), network.first_centre
+            yield grad_cam_pp_pooled(maps[lit], every[:, index]), network.first_centre
 
 
 class UNetPipeline(PicturePipeline):
@@ -163,12 +167,14 @@ class UNetPipeline(PicturePipeline):
         drawn = torch.stack([output.mask for output in outputs]).float().mean(0)
         return drawn, *(output.features for output in outputs)
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         for network, maps in zip(self.networks, reading.features, strict=True):
             with torch.enable_grad():
-                leaf = maps.float().clone().requires_grad_(True)
+                leaf = maps[lit].float().clone().requires_grad_(True)
                 (gradients,) = torch.autograd.grad(decision(network.draw(leaf)).sum(), leaf)
-            yield grad_cam_pp(maps, gradients), 0.0
+            yield grad_cam_pp(leaf.detach(), gradients), 0.0
 
 
 def _pooled(features: Sequence[Tensor]) -> Tensor:

@@ -91,15 +91,17 @@ class WholeCtPipeline(PicturePipeline):
         features = self._pooled(maps)
         return features, self.reader.said(features[None])[0]
 
-    def coarse(self, reading: Reading, spacing_mm: Spacing, place: int) -> Iterator[tuple[Tensor, float]]:
+    def coarse(
+        self, reading: Reading, spacing_mm: Spacing, place: int, lit: Tensor
+    ) -> Iterator[tuple[Tensor, float]]:
         """The answer of each slice, through the sequence model and the pooling, back to its own features."""
         if not _is_head(reading):
-            yield from super().coarse(reading, spacing_mm, place)
+            yield from super().coarse(reading, spacing_mm, place, lit)
             return
         steps = self.reader.steps(reading.source.centres, spacing_mm[0])
-        every = self.reader.gradients(self._pooled(reading.features), steps, place)
+        every = self.reader.gradients(self._pooled(reading.features), steps, place, lit)
         for at, (network, maps) in enumerate(zip(self.heard, reading.features, strict=True)):
-            leaf = maps.detach().float().clone().requires_grad_(True)
+            leaf = maps[lit].detach().float().clone().requires_grad_(True)
             with torch.enable_grad():
                 (gradients,) = torch.autograd.grad(network.pooled(leaf), leaf, every[:, at])
             yield grad_cam_pp(leaf.detach(), gradients), self.first_centre
