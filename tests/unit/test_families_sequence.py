@@ -248,7 +248,7 @@ def test_series_explained_side_by_side_leave_each_other_without_cudnn() -> None:
     reader = SequenceReader(SequenceModel(1, 8, 4), [head])
 
     def explain() -> None:
-        reader.gradients(torch.rand(4, 1, 8), torch.full((4,), 5.0), 0)
+        reader.gradients(torch.rand(4, 1, 8), torch.full((4,), 5.0), 0, torch.arange(4))
         if threading.current_thread().name == "first":
             first_is_out.set()
 
