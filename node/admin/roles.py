@@ -16,10 +16,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from node.admin.tended import Tended
 from node.domain.errors import SettingsError, TransientError
 from node.liveness import process_name
 from node.settings import Settings
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 5
 LOOK_S = 0.5
+LOOK_CHILDREN_S = 0.2
 STOP_GRACE_S = 4.0
 """Less than the supervisor gives to the whole role."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -91,17 +94,42 @@ def _upload(settings: Settings, listening: socket.socket, parent: int) -> None:
     records.close()
 
 
+@dataclass
+class Forked(Tended):
+    """A child of this process that does one work. Its first successor starts at once: a peer waits."""
+
+    work: Callable[[int], None]
+    pid: int | None = None
+
+    restart_after_s = LOOK_CHILDREN_S
+
+    def launch(self) -> None:
+        self.pid = _fork(self.work)
+
+    def ended(self) -> int | None:
+        if self.pid is None:
+            return None
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self.pid = None
+        return os.waitstatus_to_exitcode(status)
+
+    @property
+    def is_there(self) -> bool:
+        return self.pid is not None
+
+
 def _prefork(works: Sequence[Callable[[int], None]]) -> None:
     """Fork a child for each, replace one that dies, and end them all with this process."""
-    children = {_fork(work): work for work in works}
+    children = [Forked(f"listener {number}", work) for number, work in enumerate(works, 1)]
+    for child in children:
+        child.start()
     with stopping() as stop:
-        while not stop(0.2):
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid in children:
-                log.error("listener %d died (status %d); starting another", pid, status)
-                work = children.pop(pid)
-                children[_fork(work)] = work
-    _end(set(children))
+        while not stop(LOOK_CHILDREN_S):
+            for child in children:
+                child.tend()
+    _end({child.pid for child in children if child.pid is not None})
 
 
 def _end(children: set[int]) -> None:

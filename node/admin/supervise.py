@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import signal
 import subprocess
@@ -18,36 +17,28 @@ from typing import TextIO
 from node import scp
 from node.admin.reach import check_reachable
 from node.admin.roles import ending_with_this, prepare, stopping
+from node.admin.tended import Tended
 from node.broker import BundledRedis
 from node.domain.errors import IchnodeError, SettingsError
 from node.settings import Settings
 from node.store.records import Records, open_records
 
-log = logging.getLogger(__name__)
-
 START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders", "shadow-worker")
 NOT_WAITED_FOR = ("shadow-worker",)
 """The node is up without them, whatever becomes of them."""
 STOP_GRACE_S = 7.0
-RESTART_AFTER_S = 1.0
-RESTART_AT_MOST_S = 30.0
 READY_TIMEOUT_S = 120.0
 
 
 @dataclass
-class Child:
-    """A process that ought to run. A child that keeps dying is restarted ever more slowly."""
+class Child(Tended):
+    """A process of a program of its own, in a session of its own."""
 
-    name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    deaths: int = 0
-    restart_at: float = 0.0
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self) -> None:
-        self.started_at = time.monotonic()
+    def launch(self) -> None:
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
@@ -56,24 +47,15 @@ class Child:
             preexec_fn=ending_with_this(),  # safe: this process has no threads
         )
 
-    def tend(self) -> None:
-        """Notice a death; restart when its time has come."""
-        now = time.monotonic()
-        if self.process is not None and self.process.poll() is not None:
-            if now - self.started_at > RESTART_AT_MOST_S:
-                self.deaths = 0
-            self._put_off(f"ended with status {self.process.returncode}", now)
-            self.process = None
-        if self.process is None and now >= self.restart_at:
-            try:
-                self.start()
-            except OSError as error:  # no memory for one more process: the others go on
-                self._put_off(f"cannot be started: {error}", now)
+    def ended(self) -> int | None:
+        if self.process is None or self.process.poll() is None:
+            return None
+        status, self.process = self.process.returncode, None
+        return status
 
-    def _put_off(self, why: str, now: float) -> None:
-        delay = min(RESTART_AFTER_S * 2 ** min(self.deaths, 30), RESTART_AT_MOST_S)
-        log.error("%s %s; again in %.0f s", self.name, why, delay)
-        self.deaths, self.restart_at = self.deaths + 1, now + delay
+    @property
+    def is_there(self) -> bool:
+        return self.process is not None
 
     def signal_all(self, number: signal.Signals) -> None:
         """To the child and whatever it started."""

@@ -35,6 +35,51 @@ child = subprocess.Popen([sys.executable, "-c", "print('goes on')"], preexec_fn=
 print(child.wait())
 """
 
+DIES_AT_START = """
+import sys
+from pathlib import Path
+from node.admin import roles
+
+def work(parent):
+    with Path(sys.argv[1]).open("a") as starts:
+        starts.write(".")
+    raise RuntimeError("no certificate")
+
+roles._prefork([work])
+"""
+NO_ROOM_FOR_A_CHILD = """
+import os, sys
+from pathlib import Path
+from node.admin import roles
+
+fork, calls = os.fork, []
+
+def no_memory_at_first():
+    calls.append(1)
+    if len(calls) in (2, 3):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+def work(parent):
+    with Path(sys.argv[1]).open("a") as starts:
+        starts.write(".")
+
+os.fork = no_memory_at_first
+roles._prefork([work])
+"""
+
+
+def _starts(code: str, tmp_path: Path, seconds: float) -> int:
+    """How often a child of the listener was started within so many seconds."""
+    starts = tmp_path / "starts"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(starts)], stderr=subprocess.DEVNULL)
+    while not starts.exists() and parent.poll() is None:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    parent.terminate()
+    assert parent.wait(timeout=30) == 0
+    return len(starts.read_text())
+
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,6 +97,16 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
 def test_word_of_the_end_is_not_lost_between_fork_and_exec() -> None:
     done = _run(HEARD_TOO_EARLY)
     assert done.stdout == f"{-signal.SIGTERM}\n", done.stderr
+
+
+def test_a_listener_that_dies_at_its_start_is_started_ever_more_slowly(tmp_path: Path) -> None:
+    """Once every 0.2 s it took a core, and wrote a traceback each time."""
+    assert 3 <= _starts(DIES_AT_START, tmp_path, 5) <= 7
+
+
+def test_a_listener_for_which_there_is_no_memory_now_is_started_later(tmp_path: Path) -> None:
+    """The parent ended in its place, and every association with it."""
+    assert _starts(NO_ROOM_FOR_A_CHILD, tmp_path, 3) >= 2
 
 
 def test_the_web_role_takes_its_leave(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from node.admin import roles, supervise
-from node.admin.supervise import RESTART_AT_MOST_S, Child, Node
+from node.admin.supervise import Child, Node
+from node.admin.tended import RESTART_AT_MOST_S
 from node.domain.errors import IchnodeError, SettingsError
 from node.settings import Scp, Settings, Web
 from node.store.records import open_records
