@@ -6,12 +6,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from node.channels.catalogue import channel_of
 from node.channels.contract import Channel, Rejected
 from node.domain.errors import TransientError
-from node.retry import Breaker, back_off_s, is_hopeless
+from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
 from node.settings import Alert, Settings
 from node.store.alerts import DueAlert
 from node.store.audit import Actor
@@ -20,8 +21,8 @@ from node.store.records import Records
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-LEASE_BESIDES_S = 30.0
-"""Beyond the time limit of an attempt: names are looked up, and databases are slow at times."""
+LEASE_S = 60.0
+"""Renewed as long as an attempt lasts."""
 ROLE = "node"
 """In the audit trail, where people have theirs."""
 
@@ -34,16 +35,18 @@ class Herald:
         self._channel = channel
         self._alerts = records.alerts
         self._breaker = Breaker(alert.retry_base_s)
+        self._asked_s = 0.0
+        """For how long the receiver asked to be left alone."""
         self._actor = Actor(f"alert {alert.name}", ROLE, "")
 
     def pause_s(self) -> float:
         """The channel did not get through: how many seconds to leave it alone."""
-        return self._breaker.failed(random.random())
+        asked_s, self._asked_s = min(self._asked_s, LONGEST_BREAK_S), 0.0
+        return max(self._breaker.failed(random.random()), asked_s)
 
     def round(self, now: Callable[[], float] = time.time) -> float:
         """Tell what is most urgent of what is due. Returns how many seconds to wait before the next round."""
-        lease_until = now() + 2 * self._alert.timeout_s + LEASE_BESIDES_S
-        due = self._alerts.take_due(self._alert.name, now(), lease_until)
+        due = self._alerts.take_due(self._alert.name, now(), now() + LEASE_S)
         if due is None:
             return TICK_S
         return 0.0 if self._tell(due, now) else self.pause_s()
@@ -51,7 +54,8 @@ class Herald:
     def _tell(self, due: DueAlert, now: Callable[[], float]) -> bool:
         name = self._alert.name
         try:
-            receipt = self._channel.send(due.announcement())
+            with self._held(due, now):
+                receipt = self._channel.send(due.announcement())
         except Rejected as error:
             log.error("alert %d was rejected by %s: %s", due.id, name, error)
             self._again_or_never(due, str(error), error.status, now(), rejected=True)
@@ -59,6 +63,7 @@ class Herald:
             return True
         except TransientError as error:
             log.warning("alert %d waits: %s", due.id, error)
+            self._asked_s = error.after_s
             self._again_or_never(due, str(error), "", now(), after_s=error.after_s)
             return False
         except Exception as error:
@@ -72,6 +77,26 @@ class Herald:
         )
         self._answered(now())
         return True
+
+    @contextmanager
+    def _held(self, due: DueAlert, now: Callable[[], float]) -> Iterator[None]:
+        """The lease goes on while the block runs: an attempt may take many steps, each its own time."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(LEASE_S / 3):
+                try:
+                    self._alerts.extend(due.id, now() + LEASE_S)
+                except TransientError as error:
+                    log.warning("the lease of alert %d is not extended: %s", due.id, error)
+
+        thread = threading.Thread(target=renew, name=f"lease-{self._alert.name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _answered(self, now: float) -> None:
         if self._breaker.answered():

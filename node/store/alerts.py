@@ -115,6 +115,16 @@ class Alerts:
                 row.content,
             )
 
+    def extend(self, alert_id: int, lease_until: float) -> None:
+        """Keep the lease on an alert that is being told, if it is still this process's."""
+        mine = (
+            alerts.c.id == alert_id,
+            alerts.c.lease_owner == process_name(),
+            alerts.c.lease_until.is_not(None),
+        )
+        with writing(self._engine) as connection:
+            connection.execute(update(alerts).where(*mine).values(lease_until=lease_until))
+
     def sent(self, due: DueAlert, status: str, receipt: str, now: float, actor: Actor) -> bool:
         """The channel took it; nobody said yet that it arrived."""
         values = {"sent_at": now, **_answered(status, receipt)}

@@ -412,6 +412,37 @@ class TestKeeping:
         assert one.records.alerts.take_due("hook", T0, T0 + 1000)
 
 
+def test_an_attempt_that_outlasts_its_lease_is_nobody_else_s(
+    one: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail to many takes many steps, each its own time: a second process told the same meanwhile."""
+    monkeypatch.setattr("node.announce.LEASE_S", 0.3)
+    taken: list[object] = []
+    one.alarmed()
+
+    class Slow(Answering):
+        def send(self, told: Announcement) -> Receipt:
+            time.sleep(1.0)
+            taken.append(one.records.alerts.take_due("hook", time.time(), time.time() + 9))
+            return super().send(told)
+
+    herald(one, Slow(TAKEN)).round()
+    assert taken == [None]
+    assert one.states() == ["ACKNOWLEDGED"]
+    assert one.records.alerts.lease_owners() == set()
+
+
+@pytest.mark.parametrize(("asked_s", "least_s", "most_s"), [(50.0, 50.0, 50.0), (1000.0, 60.0, 60.0)])
+def test_a_receiver_that_asks_for_patience_is_left_alone_with_all_its_alerts(
+    asked_s: float, least_s: float, most_s: float, one: House
+) -> None:
+    """The next alert asked again within two seconds, and so on: what limits its rate never got any peace."""
+    one.alarmed()
+    teller = herald(one, Answering(TransientError("too many requests", asked_s), TAKEN))
+    assert least_s <= teller.round() <= most_s
+    assert teller.pause_s() < least_s, "asked once"
+
+
 def test_what_is_told_of_a_patient_comes_from_that_patient_s_images(one: House) -> None:
     """Those of another one under the same UIDs may come before the analysis is over."""
     job = one.alarmed()
