@@ -7,15 +7,13 @@ looks like a small bleed.
 
 from __future__ import annotations
 
-import io
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 
 import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_fragments, get_frame, parse_basic_offsets, parse_fragments
+from pydicom.encaps import encapsulate
 from pydicom.errors import BytesLengthException
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
@@ -38,6 +36,7 @@ from pydicom.uid import (
 )
 
 from node.domain.errors import PermanentError
+from node.encapsulated import frame_stream
 
 AIR_HU = -1000.0
 LOWEST_HU = -1024.0
@@ -221,7 +220,7 @@ def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
     """One frame of encapsulated PixelData."""
     shape = (int(ds.Rows), int(ds.Columns))
     decoder = None if syntax in _QUICK else get_decoder(syntax)
-    stream = _stream(ds, frame)
+    stream = frame_stream(ds, frame)
     if syntax in _JPEG and _END_OF_IMAGE not in stream[-_END_WITHIN:]:
         raise ValueError("the compressed stream ends early")
     if decoder is None:
@@ -234,25 +233,6 @@ def _decoded(ds: Dataset, syntax: UID, frame: int) -> np.ndarray:
     return stored
 
 
-def _stream(ds: Dataset, frame: int) -> bytes:
-    """The fragments of one frame. An offset table that cannot be right is not believed (PS3.5 A.4).
-
-    Where there is one frame all are its own; where there are as many as frames each is one.
-    """
-    frames = int(ds.get("NumberOfFrames", 1) or 1)
-    data = io.BytesIO(ds.PixelData)
-    offsets = parse_basic_offsets(data)
-    count, starts = parse_fragments(data)
-    if frames == 1:
-        return b"".join(generate_fragments(data))
-    if count == frames:
-        data.seek(starts[frame])
-        return next(generate_fragments(data))
-    if offsets and not _is_table(offsets, starts, frames):
-        raise ValueError(f"{count} fragments of {frames} frames, and a wrong Basic Offset Table")
-    return get_frame(ds.PixelData, frame, number_of_frames=frames)
-
-
 def _lone(ds: Dataset, stream: bytes) -> Dataset:
     """An image of that one frame: pydicom's decoders find a frame by the offset table, whatever it says."""
     one = Dataset({tag: ds.get_item(tag) for tag in tuple(ds.keys()) if tag.group == 0x0028})
@@ -261,13 +241,6 @@ def _lone(ds: Dataset, stream: bytes) -> Dataset:
     one.PixelData = encapsulate([stream], has_bot=False)
     one["PixelData"].VR = "OB"
     return one
-
-
-def _is_table(offsets: Sequence[int], starts: Sequence[int], frames: int) -> bool:
-    """Whether each frame starts with another fragment, and the first one with the first."""
-    if len(offsets) != frames or offsets[0] != 0 or any(a >= b for a, b in pairwise(offsets)):
-        return False
-    return {starts[0] + offset for offset in offsets} <= set(starts)
 
 
 def _as_represented(stored: np.ndarray, ds: Dataset) -> np.ndarray:

@@ -14,6 +14,7 @@ from io import BytesIO
 from pydicom import dcmread, dcmwrite
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element, write_file_meta_info
 from pydicom.tag import BaseTag
@@ -29,6 +30,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from node.encapsulated import frame_stream
 from node.frames import UNREADABLE
 
 SYNTAXES: dict[str, UID] = {  # by the word in the settings
@@ -78,6 +80,7 @@ def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
     if not UID(ds.file_meta.TransferSyntaxUID).is_little_endian:
         raise ValueError("big endian pixels are sent as they are, or not at all")
     if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        _rid_of_tables(ds)
         with _one_at_a_time:
             ds.decompress(generate_instance_uid=False)
         if syntax == ds.file_meta.TransferSyntaxUID:
@@ -93,6 +96,16 @@ def in_syntax(ds: FileDataset, syntax: UID) -> FileDataset:
     dcmwrite(stream, ds, enforce_file_format=True)
     stream.seek(0)
     return dcmread(stream)
+
+
+def _rid_of_tables(ds: FileDataset) -> None:
+    """Each frame in a fragment of its own: pydicom finds a frame by the offset tables, whatever they say."""
+    frames = int(ds.get("NumberOfFrames", 1) or 1)
+    streams = [frame_stream(ds, frame) for frame in range(frames)]
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        ds.pop(keyword, None)
+    ds.PixelData = encapsulate(streams, has_bot=False)
+    ds["PixelData"].is_undefined_length = True
 
 
 def _relabelled(ds: FileDataset, syntax: UID) -> FileDataset:

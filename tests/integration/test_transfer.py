@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread, dcmwrite
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -257,6 +257,31 @@ def test_an_element_of_which_nobody_can_make_sense_goes_as_unknown() -> None:
     dcmwrite(stream, ds, enforce_file_format=True)
     broken[0x00189306] = (b"UN", b"abcd")  # PS3.5 6.2.2
     assert data_set(stream.getvalue()) == elements(broken, implicit=False)
+
+
+TABLES = {"zeros": (0, 0, 0), "counts fragments": (0, 1, 2), "another's": (0, 4000, 8000), "none": ()}
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("offsets", TABLES.values(), ids=TABLES)
+def test_no_frame_is_taken_for_another_whatever_its_offset_table_says(
+    offsets: tuple[int, ...], syntax: UID, extended: bool
+) -> None:
+    """Sent on plain, an image of several frames showed one slice in the place of others."""
+    ramp = np.arange(32 * 32, dtype=np.uint16).reshape(1, 32, 32)
+    frames = np.concatenate([ramp, ramp[:, ::-1] + 7, ramp.transpose(0, 2, 1) * 3])
+    ds = dcmread(BytesIO(encode(ct_series(1, rows=32)[0])))
+    ds.PixelRepresentation, ds.NumberOfFrames, ds.PixelData = 0, 3, frames.tobytes()
+    ds.compress(syntax, generate_instance_uid=False)
+    streams = list(generate_frames(ds.PixelData, number_of_frames=3))
+    table = struct.pack(f"<HHI{len(offsets)}I", 0xFFFE, 0xE000, 4 * len(offsets), *offsets)
+    ds.PixelData = table + encapsulate(streams, has_bot=False)[8:]
+    if extended:
+        ds.ExtendedOffsetTable = struct.pack("<3Q", 0, 0, 0)
+        ds.ExtendedOffsetTableLengths = struct.pack("<3Q", *map(len, streams))
+    plain = in_syntax(dcmread(BytesIO(encode(ds))), EXPLICIT)
+    np.testing.assert_array_equal(plain.pixel_array, frames)
 
 
 def test_one_presentation_context_for_each_sop_class_and_transfer_syntax(parcels: dict[str, Parcel]) -> None:
