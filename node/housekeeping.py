@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from node.contained import contained
+from node.dates import Dates
 from node.domain.errors import TransientError
 from node.liveness import is_gone, is_visible
 from node.retention import DAY_S, Retention
@@ -52,6 +53,7 @@ class Housekeeper:
         waits_s += [alert.retry_max_s for alert in settings.alert]
         self._longest_wait_s = max(waits_s, default=0.0)
         self._watch = Watch(records, settings.drift, elapsed)
+        self._dates = Dates(records.keeping, elapsed)
         self._elapsed = elapsed
         self._next_scan = elapsed()
         self._next_sweep = elapsed()
@@ -63,7 +65,8 @@ class Housekeeper:
         self._release_leases_of_the_dead()
         if count := self._records.keeping.undo_the_future(now, self._longest_wait_s, LONGEST_LEASE_S):
             log.warning("the system's clock was set back: %d rows that lay in the future are due now", count)
-        if self._elapsed() >= self._next_sweep:
+        old_counts = self._dates.are_believed(now)
+        if old_counts and self._elapsed() >= self._next_sweep:
             self._records.keeping.sweep(now - SWEEP_AFTER_S)
             self._records.orders.forget(now - KEEP_ORDERS_S)
             self._records.gaps.sweep(now - KEEP_COMPARISONS_S)
@@ -73,7 +76,7 @@ class Housekeeper:
             with contained(log, "the scan of the spool broke; it is done again in a day"):
                 self._scan.run(stopping)
             self._next_scan = self._elapsed() + SCAN_EVERY_S
-        self._retention.round(now)
+        self._retention.round(now, by_age=old_counts)
         self._watch.round(now)  # last: what goes wrong in statistics must not fill the disk
 
     def _release_leases_of_the_dead(self) -> None:

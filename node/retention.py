@@ -36,24 +36,31 @@ class Retention:
         self._told_full = False
         self._told_stuck: set[int] = set()
 
-    def round(self, now: float, used: Callable[[], float] | None = None) -> list[Removal]:
+    def round(
+        self, now: float, used: Callable[[], float] | None = None, by_age: bool = True
+    ) -> list[Removal]:
         """Remove what is too old, then what stands in the way; returns what was removed.
 
-        `used` tells which part of the volume is used. Raises TransientError when the database is away.
+        `used` tells which part of the volume is used; without `by_age` nothing is too old. Raises
+        TransientError when the database is away.
         """
         used = used or self._spool.used_part
         self.finish()
-        removed = self._too_old(now) + self._in_the_way(now, used)
-        if self._settings.spool.keep_records_days and (
-            count := self._keeping.forget(now - self._settings.spool.keep_records_days * DAY_S)
-        ):
-            log.info("the records of %d studies are forgotten (spool.keep_records_days)", count)
+        removed = self._too_old(now) if by_age else []
+        removed += self._in_the_way(now, used)
+        if by_age:
+            self._forget(now)
         return removed
 
     def finish(self) -> None:
         """Delete what is left of removals that were cut off."""
         for removal in self._keeping.unfinished():
             self._delete(removal)
+
+    def _forget(self, now: float) -> None:
+        days = self._settings.spool.keep_records_days
+        if days and (count := self._keeping.forget(now - days * DAY_S)):
+            log.info("the records of %d studies are forgotten (spool.keep_records_days)", count)
 
     def _too_old(self, now: float) -> list[Removal]:
         if not (days := self._settings.spool.keep_days):

@@ -308,6 +308,11 @@ class Keeping:
             row = connection.execute(select(scans).order_by(scans.c.id.desc()).limit(1)).first()
             return dict(row._mapping) if row else None
 
+    def scan_times(self) -> list[float]:
+        """When each of the last scans began."""
+        with reading(self._engine) as connection:
+            return list(connection.execute(select(scans.c.begun_at)).scalars())
+
     def undo_the_future(self, now: float, longest_wait_s: float, longest_lease_s: float) -> int:
         """A clock that was set back must not make anything wait until it has caught up. Returns the rows."""
         soon = now + 5

@@ -132,6 +132,10 @@ class Place:
     def scan(self) -> dict[str, int]:
         return Scan(self.records, self.spool).run()
 
+    def at_work(self, then: float) -> None:
+        """The node made its daily scan."""
+        self.records.keeping.scanned("settle", then, then, {})
+
     def retention(self, **spool: Any) -> Retention:
         settings = Settings(spool=SpoolSettings(**spool), destination=(self.destination,))
         return Retention(settings, self.records, self.spool)
@@ -814,6 +818,36 @@ class TestHousekeeper:
         (worker,) = place.records.views.processes(place.now + 20)
         assert not worker["alive"]
 
+    @pytest.mark.parametrize("restarts", [0, 2])
+    def test_a_clock_that_leaps_years_ahead_removes_nothing_for_its_age_unless_it_stays(
+        self, restarts: int, place: Place
+    ) -> None:
+        """All that was delivered was gone at once: the clock may be set right the same day."""
+        study, elapsed = place.study("a"), [0.0]
+        place.delivered(study)
+        place.records.orders.say(Said(Source.HEADER, OrderPriority.STAT, Subject("1.2.3"), place.now))
+        spool = SpoolSettings(keep_days=1, keep_records_days=30)
+        settings = Settings(destination=(place.destination,), spool=spool)
+
+        def begun() -> Housekeeper:
+            return Housekeeper(settings, place.records, place.spool, lambda: elapsed[0])
+
+        place.at_work(place.now)
+        keeper, leapt = begun(), place.now + 4000 * DAY_S
+        keeper.round(place.now)
+        for _ in range(restarts):
+            keeper = begun()
+            keeper.round(leapt)
+            place.at_work(leapt)
+        for hours in (0, 1, 23):
+            elapsed[0] = hours * 3600.0
+            keeper.round(leapt + elapsed[0])
+            assert not place.records.keeping.was_removed(study, 0.0)
+            assert place.records.orders.of_study("1.2.3")
+        elapsed[0] = 25 * 3600.0
+        keeper.round(leapt + elapsed[0])
+        assert place.records.keeping.was_removed(study, 0.0)
+
     @pytest.mark.parametrize("broken", ["node.scan.Scan.run", "node.watch.look"])
     def test_what_breaks_beside_it_keeps_no_room_from_being_made(
         self, broken: str, place: Place, monkeypatch: pytest.MonkeyPatch
@@ -839,6 +873,8 @@ class TestHousekeeper:
         assert place.records.orders.of_study("1.2.3")
         assert place.records.commitments.find("1.1") and not place.records.commitments.find("1.2")
         place.records.commitments.answered("1.1", place.now)
+        for days in range(2, 40, 2):
+            place.at_work(place.now + days * DAY_S)
         Housekeeper(Settings(), place.records, place.spool).round(place.now + 40 * DAY_S)
         assert not place.records.orders.of_study("1.2.3")
         assert not place.records.commitments.find("1.1")
