@@ -55,6 +55,8 @@ class Subject:
     study_instance_uid: str = ""
     accession_number: str = ""
     patient_ids: tuple[str, ...] = ()
+    placer_order_number: str = ""
+    """Which of several orders it is, where one examination is ordered as several procedures; of no study."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,11 @@ def are_same(order: Subject, other: Subject) -> bool:
     """Whether two orders are one, so that the later takes the place of the earlier.
 
     One accession number may stand for several studies, each of which was ordered (IHE RAD TF-1, 3.4): orders
-    that name different ones differ.
+    that name different ones differ. So do orders of different placer order numbers (ORC-2).
     """
+    numbers = (order.placer_order_number, other.placer_order_number)
+    if all(numbers) and numbers[0] != numbers[1]:
+        return False
     if order.study_instance_uid and other.study_instance_uid:
         return order.study_instance_uid == other.study_instance_uid
     return concerns(order, other)

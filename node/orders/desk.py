@@ -106,6 +106,9 @@ class _Listening(threading.Thread):
             asyncio.run(self._listener.serve(lambda: self._stopping(0)))
         except (IchnodeError, OSError, RuntimeError) as error:
             self.failed = error
+        except Exception as error:  # whatever it is: the desk ends with it, and is started anew
+            log.exception("the HL7 listener broke")
+            self.failed = error
 
 
 def _start_listener(settings: Settings, records: Records, stopping: Callable[[float], bool]) -> _Listening:

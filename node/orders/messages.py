@@ -20,6 +20,8 @@ CANCELLED = ("CA", "DC", "OC", "OD", "CR", "DR")
 PRIORITY_FIELDS = (("TQ1", 9, 1), ("ORC", 7, 6), ("OBR", 27, 6), ("OBR", 5, 1))
 """(segment, field, component), the first that says something counts."""
 UTF8 = ("UNICODE UTF-8", "UTF-8")
+PLACER_FIELDS = (("ORC", 2, 1), ("OBR", 2, 1))
+LONGEST_PLACER = 64
 NULL = '""'
 """What a sender writes to empty a field (HL7 v2.5.1, 2.5.3)."""
 
@@ -74,7 +76,8 @@ def orders(message: hl7.Message, accession_fields: Sequence[str]) -> list[Order]
     """Every order of the message. Raises PermanentError when one names no study at all."""
     found = []
     for group in _groups(message):
-        about = Subject(_study_uid(group), _accession(group, accession_fields), _patients(group))
+        placer = _first(group, PLACER_FIELDS)[:LONGEST_PLACER]
+        about = Subject(_study_uid(group), _accession(group, accession_fields), _patients(group), placer)
         if not about.study_instance_uid and not about.accession_number:
             where = ", ".join(accession_fields)
             raise PermanentError("HL7", f"an order without accession number ({where}) or Study Instance UID")

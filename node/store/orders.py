@@ -138,6 +138,7 @@ def _write(connection: Connection, said: Said) -> None:
             study_instance_uid=said.about.study_instance_uid,
             accession_number=said.about.accession_number[:64],
             patient_ids=list(said.about.patient_ids),
+            placer_order_number=said.about.placer_order_number,
             priority=said.priority,
             reference=said.reference[:128],
             said_at=said.said_at,
@@ -237,5 +238,7 @@ def _subject_of(row: Row) -> Subject:
 
 
 def _said(row: Row) -> Said:
-    about = Subject(row.study_instance_uid, row.accession_number, tuple(row.patient_ids))
+    about = Subject(
+        row.study_instance_uid, row.accession_number, tuple(row.patient_ids), row.placer_order_number
+    )
     return Said(Source(row.source), OrderPriority(row.priority), about, row.said_at, row.reference)

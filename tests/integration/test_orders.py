@@ -322,8 +322,24 @@ def test_of_several_orders_of_a_study_in_one_message_the_most_urgent_counts(
     neck = ("ORC|NW|PL2|ACC1||||1^^^^^R", "OBR|2|PL2|ACC1")
     gone = ("ORC|CA|PL3|ACC1", "OBR|3|PL3|ACC1")
     hl7_place.send(orm(*STAT_ORDER, *neck, *gone) if stat_first else orm(*gone, *neck, *STAT_ORDER))
-    (said,) = hl7_place.records.orders.of_study("1.2.3")
-    assert said.priority is OrderPriority.STAT
+    assert hl7_place.records.orders.of_study("1.2.3")[0].priority is OrderPriority.STAT
+
+
+def test_another_order_of_the_same_number_takes_no_priority_back(hl7_place: Hl7Place) -> None:
+    """Head and neck under one accession number, a message each, and neither names a study."""
+    Site(hl7_place.records).receive("1.2.3", "1.2.3.1", accession_number="ACC1", patient_id="P1")
+
+    def counts() -> OrderPriority:
+        return hl7_place.records.orders.of_study("1.2.3")[0].priority
+
+    hl7_place.send(orm(*STAT_ORDER), orm("ORC|NW|PL2|ACC1||||1^^^^^R", "OBR|1|PL2|ACC1", control="M2"))
+    assert counts() is OrderPriority.STAT
+    hl7_place.send(orm("ORC|CA|PL2|ACC1", control="M3"))
+    assert counts() is OrderPriority.STAT
+    hl7_place.send(orm("ORC|XO|PL1^RIS|ACC1||||1^^^^^R", control="M4"))
+    assert counts() is OrderPriority.ROUTINE, "its own order takes it back"
+    hl7_place.send(orm(*STAT_ORDER, control="M5"), orm("ORC|XO||ACC1||||1^^^^^R", control="M6"))
+    assert counts() is OrderPriority.ROUTINE, "so does one that does not say which it is"
 
 
 def test_what_cannot_be_used_is_rejected_with_its_reason_and_the_rest_goes_on(
@@ -412,6 +428,22 @@ def test_a_stranger_is_closed_before_a_word_is_read(here: Records) -> None:
         assert stranger.recv(10) == b""
     over.set()
     thread.join(timeout=20)
+
+
+@pytest.mark.parametrize("trouble", [UnicodeError("label empty or too long"), KeyError("never seen before")])
+def test_a_listener_that_ends_before_its_time_ends_the_desk(
+    trouble: Exception, here: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process went on without it, alive on every page, and no order came in any more."""
+
+    async def breaks(*_: object, **__: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr("node.orders.listener.start_hl7_server", breaks)
+    ends = time.monotonic() + 5
+    settings = Settings(orders=Orders(hl7=Hl7Orders(port=free_port())))
+    with pytest.raises(type(trouble)):
+        desk.run(settings, here, lambda s: time.sleep(min(s, 0.05)) or time.monotonic() > ends)
 
 
 def test_a_port_that_is_taken_is_told_by_name(here: Records) -> None:

@@ -91,7 +91,7 @@ def test_the_priority_is_found_where_each_version_of_hl7_keeps_it() -> None:
 
 def test_the_study_is_found_by_uid_number_and_every_id_of_the_patient() -> None:
     order = only("ORC|NW|PL1|FI1", f"OBR|1|PL1|FI1{'|' * 15}ACC9", "ZDS|1.2.3^^Application^DICOM")
-    assert order.about == Subject("1.2.3", "ACC9", ("P1", "A77"))
+    assert order.about == Subject("1.2.3", "ACC9", ("P1", "A77"), "PL1")
     assert only("ORC|NW|PL1|FI1^RIS", "OBR|1").about.accession_number == "FI1"
     assert only("ORC|NW", "OBR|1", "IPC|ACC3|RP1|1.2.4|SPS1", kind="OMI^O23").about == Subject(
         "1.2.4", "ACC3", ("P1", "A77")
