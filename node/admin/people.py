@@ -64,7 +64,8 @@ def list_users(settings: Settings, as_json: bool) -> None:
 def remove(settings: Settings, name: str) -> None:
     """Remove a user, with sessions and API tokens."""
     records = stored(settings)
-    if records.people.get(name):
+    if user := records.people.get(name):
+        name = user.name
         records.audit.write(operator(), "remove-user", time.time(), detail=name)
     records.people.remove(name)
     click.echo(f"user {name} is removed")
@@ -81,11 +82,11 @@ def passwd(settings: Settings, name: str, password_stdin: bool) -> None:
     from node.admin.passwords import hashed
 
     records = stored(settings)
-    if records.people.get(name) is None:
+    if (user := records.people.get(name)) is None:
         raise SettingsError(f"there is no user {name!r}; `ichnode users list` lists them")
-    secret = _password(name, password_stdin)
-    records.audit.write(operator(), "new-password", time.time(), detail=name)
-    records.people.set_password(name, hashed(secret))
+    secret = _password(user.name, password_stdin)
+    records.audit.write(operator(), "new-password", time.time(), detail=user.name)
+    records.people.set_password(user.name, hashed(secret))
     click.echo(f"user {name} has a new password and is logged out everywhere")
 
 
@@ -102,6 +103,8 @@ def token(settings: Settings, name: str, role: str, label: str, days: int) -> No
     from node.admin.passwords import digest, new_token
 
     records, secret, now = stored(settings), new_token(TOKEN_PREFIX), time.time()
+    if user := records.people.get(name):
+        name = user.name
     records.audit.write(operator(), "add-token", now, detail=f"{name} as {role}, {days} days, {label[:64]}")
     times = (now, now + days * 86400)
     number = records.people.add_token(digest(secret), name, Role(role), label[:64], times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,11 @@ class People:
             return connection.execute(select(users.c.name).limit(1)).first() is not None
 
     def get(self, name: str) -> User | None:
+        """Under the name as it was added, however its letters are composed here."""
         with reading(self._engine) as connection:
-            row = connection.execute(select(users).where(users.c.name == name)).first()
-            return User(row.name, Role(row.role), row.password) if row else None
+            rows = connection.execute(select(users).where(users.c.name.in_(_spellings(name)))).all()
+        rows = sorted(rows, key=lambda row: str(row.name) != name)
+        return User(rows[0].name, Role(rows[0].role), rows[0].password) if rows else None
 
     def add(self, name: str, role: Role, password: str, now: float) -> None:
         """`password` is hashed. Raises SettingsError when the name is taken."""
@@ -174,6 +177,11 @@ class People:
                 insert_if_absent(connection, web_keys, {"name": name, "value": secrets.token_hex(32)})
                 found = connection.execute(query).scalar_one()
         return bytes.fromhex(found)
+
+
+def _spellings(name: str) -> set[str]:
+    """One keyboard's ü is another's u with a diaeresis (Unicode Standard Annex 15)."""
+    return {name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)}
 
 
 def _nobody(name: str) -> SettingsError:

@@ -104,7 +104,8 @@ class Gate:
             raise NotAllowed(401, "the API token is unknown, revoked or too old")
         if name := self._named_by_proxy(request, address):
             user = self._people.get(name)
-            return Visitor(name, user.role if user else Role(self._web.proxy.role), address, "proxy")
+            known = (user.name, user.role) if user else (name, Role(self._web.proxy.role))
+            return Visitor(*known, address, "proxy")
         cookie = self.visit(request)
         if cookie and (found := self._people.of_session(digest(cookie), now)):
             return Visitor(*found, address, "session")

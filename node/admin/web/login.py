@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+import unicodedata
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
@@ -23,16 +24,17 @@ LONGEST_WAIT_USER_S = 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a login; `words` are for the person, empty when it went well."""
+    """What came of a login; `words` are for the person; empty when it went well, for `user`."""
 
     status: int
     words: str = ""
+    user: str = ""
 
 
 def log_in(records: Records, name: str, password: str, address: str, now: float) -> Answer:
     """Look at one try. Neither the words nor the time taken tell whether there is such a user."""
     caps_s = {
-        f"user:{name.casefold()}"[:160]: LONGEST_WAIT_USER_S,
+        f"user:{unicodedata.normalize('NFC', name).casefold()}"[:160]: LONGEST_WAIT_USER_S,
         f"address:{_network(address)}": LONGEST_WAIT_ADDRESS_S,
     }
     if wait_s := records.people.try_login(caps_s, now):
@@ -45,7 +47,7 @@ def log_in(records: Records, name: str, password: str, address: str, now: float)
         return Answer(401, "Name or password is wrong.")
     records.people.succeeded(caps_s)
     records.audit.write(Actor(user.name, user.role, address), "login", now)
-    return Answer(200)
+    return Answer(200, user=user.name)
 
 
 def _network(address: str) -> str:
@@ -84,7 +86,7 @@ def routes(site: Site, gate: Gate) -> APIRouter:
             return await run_in_threadpool(
                 lambda: site.page(request, "login.html", status=answer.status, **shown)
             )
-        await run_in_threadpool(gate.open_session, request, name, now)
+        await run_in_threadpool(gate.open_session, request, answer.user, now)
         return RedirectResponse(target, 303)
 
     @router.post("/logout")

@@ -158,6 +158,23 @@ def test_guessing_is_slowed_down_by_address_and_by_user(node: Records) -> None:
     assert node.people.try_login({"address:x": 900.0}, now - 7200) == 0.0, "a clock set back locks nobody out"
 
 
+COMPOSED, TAKEN_APART = "j\u00f6rg", "jo\u0308rg"
+
+
+@pytest.mark.parametrize(("added", "typed"), [(COMPOSED, TAKEN_APART), (TAKEN_APART, COMPOSED)])
+def test_a_name_is_the_same_however_its_letters_are_composed(
+    added: str, typed: str, browser: Browser, node: Records
+) -> None:
+    """One system's keyboard writes ö, another's o with a diaeresis: nobody sees a difference."""
+    node.people.add(added, Role.ADMIN, STORED, time.time())
+    client = browser()
+    assert log_in(client, typed) == 303
+    assert client.get("/audit").status_code == 200, "with the session of the user who was added"
+    for _ in range(5):
+        assert login.log_in(node, typed, "wrong password", "192.0.2.1", time.time()).status == 401
+    assert login.log_in(node, added, SECRET, "192.0.2.2", time.time()).status == 429
+
+
 def test_guessing_for_days_locks_nobody_out(node: Records) -> None:
     """Once a minute, as a script with an old password does: 17 hours are a thousand tries."""
     now = time.time()
@@ -458,9 +475,15 @@ def test_users_are_kept_by_the_command_line(tmp_path: Path, no_settings_around: 
     assert ichnode("users", "passwd", "anna", "--password-stdin", typed=f"{SECRET}!\n")[0] == 0
     assert ichnode("users", "add", "local", "--password-stdin", typed=f"{SECRET}\n")[0] == 1
     assert ichnode("users", "remove", "anna")[0] == 0
+    assert ichnode("users", "add", COMPOSED, "--password-stdin", typed=f"{SECRET}\n")[0] == 0
+    assert ichnode("users", "add", TAKEN_APART, "--password-stdin", typed=f"{SECRET}\n")[0] == 1
+    assert ichnode("users", "token", TAKEN_APART)[0] == 0
+    assert ichnode("users", "passwd", TAKEN_APART, "--password-stdin", typed=f"{SECRET}!\n")[0] == 0
+    assert ichnode("users", "remove", TAKEN_APART)[0] == 0
     trail = ichnode("audit", "--json")[1]
     assert [line.split('"action": "')[1].split('"')[0] for line in trail.splitlines()] == [
         "add-user", "add-token", "revoke-token", "new-password", "remove-user",
+        "add-user", "add-token", "new-password", "remove-user",
     ]  # fmt: skip
     assert SECRET not in trail
 
