@@ -25,9 +25,10 @@ def open_socket(scp: Scp | Web, section: str = "scp") -> socket.socket:
     try:
         family = socket.getaddrinfo(scp.host, scp.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((scp.host, scp.port), family=family, backlog=256)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what cannot be the name of a host
+        why = getattr(error, "strerror", error)
         raise SettingsError(
-            f"cannot listen on {scp.host}:{scp.port} ({section}.host, {section}.port): {error.strerror}; "
+            f"cannot listen on {scp.host}:{scp.port} ({section}.host, {section}.port): {why}; "
             "stop what uses the port, or choose another"
         ) from error
     listening.setblocking(False)

@@ -54,8 +54,8 @@ class Hl7Listener:
                 encoding="latin-1",
                 ssl=self.tls_context(),
             )
-        except OSError as error:
-            text = f"cannot listen on {where} (orders.hl7.host, port): {error.strerror}"
+        except (OSError, UnicodeError) as error:  # the latter of what cannot be the name of a host
+            text = f"cannot listen on {where} (orders.hl7.host, port): {getattr(error, 'strerror', error)}"
             raise SettingsError(f"{text}; stop what uses the port, or choose another") from error
         log.info("HL7 orders are taken on %s", where)
         async with server:

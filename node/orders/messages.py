@@ -61,8 +61,8 @@ def parse(block: bytes) -> hl7.Message:
 
 
 def _segments(text: str) -> str:
-    """Each ended by a carriage return, whatever ends them here, and without empty lines."""
-    lines = re.split(r"[\r\n]+", text)
+    """Each ended by a carriage return, whatever ends them here, without empty lines, and without padding."""
+    lines = re.split(r"[\r\n]+", text.replace("\0", ""))
     return "".join(f"{line}\r" for line in lines if line.strip())
 
 

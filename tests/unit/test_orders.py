@@ -113,6 +113,13 @@ def test_separators_that_stand_in_a_value_are_read_as_what_they_are() -> None:
     assert only(r"ORC|NW||A\1", "OBR|1").about.accession_number == r"A\1", "no escape sequence"
 
 
+def test_what_pads_a_value_is_no_part_of_it() -> None:
+    """Old senders fill fields up with NUL, which PostgreSQL does not take, and which no study has."""
+    order = only("ORC|NW|PL1\0\0|FI1\0", "OBR|1", "TQ1|1||||||||S\0")
+    assert (order.about.accession_number, order.about.placer_order_number) == ("FI1", "PL1")
+    assert order.priority is STAT
+
+
 def test_a_field_that_is_emptied_says_nothing() -> None:
     """Two double quotes mean null (HL7 v2.5.1, 2.5.3)."""
     order = only("ORC|NW||FI1", f'OBR|1||{"|" * 15}""', 'ZDS|""', 'TQ1|1||||||||""')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from node import scp
 from node.admin import roles, supervise
 from node.admin.supervise import Child, Node
 from node.admin.tended import RESTART_AT_MOST_S
 from node.domain.errors import IchnodeError, SettingsError
-from node.settings import Scp, Settings, Web
-from node.store.records import open_records
+from node.orders.listener import Hl7Listener
+from node.settings import Hl7Orders, Scp, Settings, Web
+from node.store.engine import open_engine
+from node.store.records import Records, open_records
 from tests.ports import free_port
 
 
@@ -76,6 +80,18 @@ def test_a_port_of_the_console_that_is_taken_is_told_by_name(role: str, tmp_path
         with pytest.raises(SettingsError, match=told):
             run()
         assert not any(child.process for child in node._children)
+
+
+@pytest.mark.parametrize("host", ["10.0.0..5", f"{'x' * 64}.example"])
+def test_a_host_that_cannot_be_one_is_told_by_name(host: str) -> None:
+    """A slip of the keyboard ended in a traceback."""
+    with pytest.raises(SettingsError, match=r"\(scp\.host, scp\.port\): .*label.*; stop what uses"):
+        scp.open_socket(Scp(host=host, port=free_port()))
+    listener = Hl7Listener(
+        Hl7Orders(host=host, port=free_port(), addresses=("10.0.0.0/8",)), Records(open_engine("sqlite://"))
+    )
+    with pytest.raises(SettingsError, match=r"\(orders\.hl7\.host, port\): .*label"):
+        asyncio.run(listener.serve(lambda: True))
 
 
 @pytest.mark.parametrize("clock_s", [0.0, -3600.0, 3600.0])
