@@ -225,7 +225,7 @@ class Arrival:
                 return
             self._require_room_in_series(instance)
             self._record(instance, file)
-            self._recorder.carries(self.announced.association_id, instance.series_instance_uid)
+            self._recorder.carries(self.announced.association_id, instance)
         except PermanentError as error:
             self._spool.discard(file.path)
             if error.code in CONFLICTS:
@@ -324,7 +324,7 @@ class Arrival:
             return True
         is_recorded = self._recorder.record_new(new)
         if is_recorded:
-            self._recorder.carries(new.association_id, instance.series_instance_uid)
+            self._recorder.carries(new.association_id, instance)
         return is_recorded
 
     def _record_after_all(self, instance: Instance, file: StoredFile) -> None:

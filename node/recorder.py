@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.domain.errors import TransientError
+from node.domain.instance import Instance
 from node.store.arrivals import Arrivals, Known, NewInstance
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Recorder:
         self._queue: list[_Waiting] = []
         self._promised: dict[str, _Promised] = {}
         """By SOP Instance UID, in the order in which they came."""
-        self._carried: dict[str, set[str]] = {}
+        self._carried: dict[str, set[tuple[str, str]]] = {}
         """The series of which an instance is recorded, by association."""
         self._thread: threading.Thread | None = None
         self._is_behind = False
@@ -83,11 +84,11 @@ class Recorder:
             raise TransientError(str(mine.error)) from mine.error
         return mine.recorded
 
-    def carries(self, association_id: str, series_instance_uid: str) -> None:
-        """An instance of the series is recorded with the association: others may be promised from now on."""
+    def carries(self, association_id: str, instance: Instance) -> None:
+        """It is recorded with the association: others of its series may be promised from now on."""
         if self._later_s:
             with self._lock:
-                self._carried.setdefault(association_id, set()).add(series_instance_uid)
+                self._carried.setdefault(association_id, set()).add(_series(instance))
 
     def later(self, new: NewInstance, otherwise: Callable[[], None]) -> bool:
         """Promise a record of an instance whose file and name are on disk; False: it must be made at once.
@@ -100,7 +101,7 @@ class Recorder:
             series = self._carried.get(new.association_id, ())
             if (
                 self._is_behind
-                or new.instance.series_instance_uid not in series
+                or _series(new.instance) not in series
                 or len(self._promised) >= MOST_AT_ONCE
                 or uid in self._promised
             ):
@@ -203,3 +204,8 @@ class Recorder:
             except Exception:
                 uid, path = one.new.instance.sop_instance_uid, one.new.file.path
                 log.exception("%s cannot be recorded; its file stays at %s for the next scan", uid, path)
+
+
+def _series(instance: Instance) -> tuple[str, str]:
+    """With its study: one that says another study contradicts what is recorded, and is looked up."""
+    return instance.study_instance_uid, instance.series_instance_uid

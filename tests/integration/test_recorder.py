@@ -29,7 +29,7 @@ from node.wholeness import Announced
 from tests.factories import ct_series
 from tests.peers import eventually
 
-SUCCESS, NO_ROOM, EXPLICIT = 0x0000, 0xA700, "1.2.840.10008.1.2.1"
+SUCCESS, NO_ROOM, UNREADABLE, EXPLICIT = 0x0000, 0xA700, 0xC000, "1.2.840.10008.1.2.1"
 NEVER_S = 3600.0
 LISTENER = "elsewhere:0123abcd:7:8"
 
@@ -107,6 +107,18 @@ def away(*_: Any) -> Any:
 
 
 class TestPromises:
+    def test_a_series_that_comes_in_another_study_is_refused_over_the_same_association_too(
+        self, place: Place, slices: list[Dataset]
+    ) -> None:
+        """What was recorded says so already: nobody is told Success of an image that never gets a record."""
+        first, second, stray = slices[:3]
+        stray.StudyInstanceUID = "2.25.4711"
+        assert [place.receive(ds) for ds in (first, second, stray)] == [SUCCESS, SUCCESS, UNREADABLE]
+        place.intake.recorder.flush()
+        assert set(place.recorded()) == set(uids([first, second])) and place.files() == 2
+        (incident,) = place.records.incidents.latest()
+        assert incident["code"] == Code.SERIES_IN_OTHER_STUDY and incident["text"].startswith("refused: ")
+
     def test_the_first_slice_is_recorded_at_once_and_the_others_together(
         self, place: Place, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
     ) -> None:
