@@ -125,10 +125,13 @@ def _start(instance: Any = None, **_: Any) -> None:
         pipeline = patiently(
             records, ROLE, lambda: load_pipeline(wanted.pipeline, wanted.device), lambda: True
         )
+        _worker = ShadowWorker(settings, pipeline, records)
+        _worker.pulse.start()
     except IchnodeError as error:
         give_up("shadow worker", error)
-    _worker = ShadowWorker(settings, pipeline, records)
-    _worker.pulse.start()
+    except Exception as error:  # Celery would log it and go on, and nothing would be read
+        log.exception("the shadow worker breaks at its start")
+        give_up("shadow worker", error)
 
 
 @worker_shutdown.connect

@@ -30,9 +30,12 @@ def _start(instance: Any = None, **_: Any) -> None:
     settings: Settings = instance.app.settings
     try:
         _worker = _with_its_model(settings)
+        _worker.start()
     except IchnodeError as error:
         give_up("worker", error)
-    _worker.start()
+    except Exception as error:  # Celery would log it and go on, and nothing would be analysed
+        log.exception("the worker breaks at its start")
+        give_up("worker", error)
 
 
 def _with_its_model(settings: Settings) -> Worker:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from node.domain.choice import Active, Promotion
 from node.domain.errors import PermanentError
 from node.domain.findings import ModelIdentity
 from node.domain.lifecycle import JobState
-from node.settings import Model
+from node.settings import Model, Settings
 from node.store.audit import Actor
 from node.store.pairs import Asked
 from node.store.promotions import Wish
@@ -26,7 +27,7 @@ from node.store.shadows import ShadowModel
 from tests.integration.test_unusual_series import Node
 from tests.othermodel import make_other_model
 from tests.scanned import Threshold, scan
-from workers import following, selection
+from workers import following, selection, shadow, tasks
 from workers.selection import load_active, patiently
 from workers.shadow import ShadowWorker
 
@@ -199,3 +200,21 @@ class TestShadowWorker:
         (failed,) = node.records.shadows.failures()
         assert (failed["reason_code"], failed["attempts"]) == ("WORKER_ERROR", 2)
         assert "in each of 2 attempts" in failed["reason_text"]
+
+
+@pytest.mark.parametrize(("module", "step"), [(tasks, "_with_its_model"), (shadow, "open_records")])
+def test_a_worker_that_breaks_at_its_start_ends(
+    module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery logs what its signal handlers raise and goes on: without a model, beside every doorbell."""
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("nobody foresaw it")
+
+    def ends(who: str, error: Exception) -> None:
+        raise SystemExit(f"{who}: {error}")
+
+    monkeypatch.setattr(module, step, breaks)
+    monkeypatch.setattr(module, "give_up", ends)
+    with pytest.raises(SystemExit, match="worker: nobody foresaw it"):
+        module._start(instance=SimpleNamespace(app=SimpleNamespace(settings=Settings())))

@@ -211,6 +211,40 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     assert caught.value.code == "DEVICE_UNAVAILABLE"
 
 
+@pytest.mark.parametrize("name", ["gpu", "CPU0", "", "openvino:1"])
+def test_a_device_that_there_is_not_is_named_with_those_there_are(name: str) -> None:
+    for choose in (device.choose_device, lambda text: device.choose_runtime(device.Wish(text))):
+        with pytest.raises(PermanentError, match="auto, cuda, openvino or cpu") as caught:
+            choose(name)
+        assert caught.value.code == "DEVICE_UNAVAILABLE" and repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("lacking", ["weights", "sha256", "members", "family", "version", "aggregation"])
+def test_a_sidecar_that_lacks_something_is_named_with_it(lacking: str, tmp_path: Path) -> None:
+    sidecar = _saved(tmp_path)
+    facts = json.loads(sidecar.read_text())
+    del facts[lacking]
+    sidecar.write_text(json.dumps(facts))
+    with pytest.raises(PermanentError, match=f"{sidecar}.*{lacking}") as caught:
+        runtime.load_pipeline(sidecar, "cpu")
+    assert caught.value.code == "MODEL_INVALID"
+
+
+def test_what_is_no_sidecar_at_all_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "list.json").write_text("[1]")
+    for name in ("folder.json", "list.json"):
+        with pytest.raises(PermanentError, match=name) as caught:
+            runtime.load_pipeline(tmp_path / name, "cpu")
+        assert caught.value.code == "MODEL_INVALID"
+    sidecar = _saved(tmp_path)
+    sidecar.with_suffix(".safetensors").unlink()
+    sidecar.with_suffix(".safetensors").mkdir()
+    with pytest.raises(PermanentError, match="safetensors") as caught:
+        runtime.load_pipeline(sidecar, "cpu")
+    assert caught.value.code == "MODEL_INVALID"
+
+
 def test_every_entry_of_the_catalogue_loads_and_is_what_its_sidecar_says() -> None:
     for known in CATALOGUE:
         assert entry(known.name) is known

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from workers.models import compiled
 from workers.models.engine import Engine
 
 OPENVINO = "openvino"
+DEVICES = rf"auto|cpu|cuda(:\d+)?|{OPENVINO}"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,7 +55,12 @@ class Runtime:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` takes CUDA when there is a device. Raises PermanentError when `cuda` is asked for in vain."""
+    """`auto` takes CUDA when there is a device.
+
+    Raises PermanentError when `cuda` is asked for in vain, and for what is no device of ours.
+    """
+    if not re.fullmatch(DEVICES, device):
+        raise _unavailable(f"there is no device {device!r}; set model.device to auto, cuda, openvino or cpu")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

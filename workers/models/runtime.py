@@ -45,18 +45,28 @@ def load_pipeline(name_or_path: str | Path = "default", wish: Wish | str = "auto
 @lru_cache(maxsize=4)
 def _load(sidecar: Path, runtime: Runtime) -> Pipeline:
     facts = read_sidecar(sidecar)
-    tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
-    return families.build(tensors, facts, runtime.engine())
+    try:
+        tensors = read_weights(sidecar.parent / facts["weights"], facts["sha256"])
+        return families.build(tensors, facts, runtime.engine())
+    except KeyError as error:
+        text = f"{sidecar} lacks {error}; `ichnode train` and `save_pipeline` write whole ones"
+        raise PermanentError("MODEL_INVALID", text) from error
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """The facts beside the weights. Raises PermanentError when there are none."""
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PermanentError("MODEL_NOT_FOUND", f"no model at {path}; check model.pipeline") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise PermanentError("MODEL_INVALID", f"{path} is not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise PermanentError(
+            "MODEL_INVALID", f"{path} is no sidecar; give the JSON that stands beside weights"
+        )
     return facts
 
 
@@ -66,6 +76,8 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise PermanentError("MODEL_NOT_FOUND", f"no weights at {path}; reinstall the model") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise PermanentError(
@@ -79,6 +91,11 @@ def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         }
     except SafetensorError as error:
         raise PermanentError("MODEL_INVALID", f"{path.name} is not a safetensors file: {error}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> PermanentError:
+    text = f"{path} cannot be read: {error.strerror}; give a file that the node's user may read"
+    return PermanentError("MODEL_INVALID", text)
 
 
 def save_pipeline(sidecar: Path, members: Sequence[State], facts: dict[str, Any]) -> ModelIdentity:
