@@ -47,6 +47,15 @@ class Broker(Section):
             raise ValueError("write redis://host:port/0, or sentinel://host:26379;sentinel://host:26379")
         if len(parts) > 1 and schemes != {"sentinel"}:
             raise ValueError("only sentinel:// knows several hosts")
+        try:
+            ports = [urlsplit(part).port for part in parts]
+        except ValueError:  # without a word of what was given: it may hold a password
+            ports = [0]
+        if 0 in ports:
+            raise ValueError(
+                "the port is no number from 1 to 65535; write redis://host:port/0, with special characters "
+                "of the password as %40 and the like"
+            )
         return url
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ class Proxy(Section):
 
     user_header: str = ""
     """For example X-Remote-User; empty: no proxy is believed."""
-    addresses: tuple[str, ...] = ("127.0.0.1", "::1")
+    addresses: tuple[NetworkText, ...] = ("127.0.0.1", "::1")
     role: Literal["viewer", "admin"] = "viewer"
     """Of people whom `ichnode users` does not know."""
 

@@ -158,6 +158,13 @@ ONE = '[[destination]]\nname = "a"\nae_title = "A"\n'
         ("[completeness]\nquiet_s = -1", "completeness.quiet_s"),
         ("[completeness]\nquiet_s = nan", "completeness.quiet_s"),
         ("[model]\nmax_attempts = 0", "model.max_attempts"),
+        ('[broker]\nurl = "redis://redis:63x9/0"', "broker.url"),
+        ('[broker]\nurl = "redis://redis:99999/0"', "broker.url"),
+        (
+            '[broker]\nurl = "sentinel://a:26379;sentinel://b:263x9"\nmaster_name = "m"',
+            "broker.url",
+        ),
+        ('[web.proxy]\nuser_header = "X-Remote-User"\naddresses = ["localhost"]', "web.proxy.addresses"),
         ('[[destination]]\nname = "a"', "ae_title is missing"),
         ('[[destination]]\nae_title = "A"', "destination.0.name"),
         ('[[destination]]\nname = "a"\nae_title = "A"\noutputs = ["pdf"]', "destination.0.outputs"),

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from node.admin.passwords import digest, new_token
 from node.admin.reach import LOCAL, is_loopback
+from node.domain.admission import is_inside, networks
 from node.domain.errors import IchnodeError
 from node.domain.permissions import Role
 from node.settings import Settings
@@ -70,6 +71,7 @@ class Visitor:
 class Gate:
     def __init__(self, settings: Settings, records: Records) -> None:
         self._web = settings.web
+        self._proxies = networks(settings.web.proxy.addresses)
         self._people = records.people
         self._is_loopback = is_loopback(settings.web.host)
         self._key: bytes | None = None
@@ -119,10 +121,14 @@ class Gate:
         return self._is_loopback and not self._web.proxy.user_header and not self._people.any()
 
     def _named_by_proxy(self, request: Request, address: str) -> str:
-        proxy = self._web.proxy
-        if not proxy.user_header or address not in proxy.addresses:
+        if not self._is_proxy(address):
             return ""
-        return _as_written(request.headers.get(proxy.user_header, "")).strip()[:64]
+        return _as_written(request.headers.get(self._web.proxy.user_header, "")).strip()[:64]
+
+    def _is_proxy(self, address: str) -> bool:
+        """No address given: there is none that could be believed."""
+        proxy = self._web.proxy
+        return bool(proxy.user_header and self._proxies) and is_inside(address, self._proxies)
 
     def visit(self, request: Request) -> str:
         """The token in the browser's cookie; empty when there is none, or none of ours."""
@@ -161,8 +167,7 @@ class Gate:
 
     def _is_secure(self, request: Request) -> bool:
         address = request.client.host if request.client else ""
-        behind = bool(self._web.proxy.user_header) and address in self._web.proxy.addresses
-        forwarded = request.headers.get("x-forwarded-proto", "") if behind else ""
+        forwarded = request.headers.get("x-forwarded-proto", "") if self._is_proxy(address) else ""
         return request.url.scheme == "https" or forwarded == "https"
 
     def open_session(self, request: Request, name: str, now: float) -> None:

@@ -303,6 +303,21 @@ def test_a_proxy_is_believed_from_its_own_address_alone(browser: Browser) -> Non
     assert beside.get("/queue", headers={**stranger, "X-Forwarded-For": "192.0.2.9"}).status_code == 303
 
 
+def test_a_proxy_may_be_given_by_its_network_or_in_any_writing(browser: Browser) -> None:
+    """Proxies of a cluster have addresses that change; a socket for IPv4 and IPv6 tells ::ffff:192.0.2.9."""
+    for given, comes_from in (
+        ("192.0.2.0/24", "192.0.2.9"),
+        ("192.0.2.9", "::ffff:192.0.2.9"),
+        ("2001:0db8::0001", "2001:db8::1"),
+    ):
+        web = Web(proxy=Proxy(user_header="X-Remote-User", addresses=(given,)))
+        doctor = {"X-Remote-User": "doctor"}
+        assert browser(web, (comes_from, 1)).get("/queue", headers=doctor).status_code == 200, given
+        assert browser(web, ("198.51.100.1", 1)).get("/queue", headers=doctor).status_code == 303, given
+    none = Web(proxy=Proxy(user_header="X-Remote-User", addresses=()))
+    assert browser(none).get("/queue", headers=doctor).status_code == 303
+
+
 def test_a_name_that_the_proxy_gives_is_read_as_it_is_written(settings: Settings, node: Records) -> None:
     """Proxies send UTF-8; a few ISO 8859-1, which RFC 9110 5.5 knows."""
     node.people.add("jürgen", Role.ADMIN, STORED, time.time())
