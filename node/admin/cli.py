@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -32,6 +33,8 @@ LARGEST = 2**31 - 1
 """That the database's columns hold."""
 SURROGATES = "surrogates not allowed"
 """Why words of the command line that are no UTF-8 cannot be encoded: Python keeps their bytes (PEP 383)."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a write says of a disk; no file is named then."""
 OWN = {
     "users": "node.admin.people",
     "audit": "node.admin.people",
@@ -82,6 +85,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except IchnodeError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None and error.errno not in NO_ROOM:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            text = f"{where}{error.strerror}; is there room, and may you read and write there?"
+            raise click.ClickException(text) from error
         except UnicodeEncodeError as error:
             if error.reason != SURROGATES:
                 raise

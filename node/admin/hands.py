@@ -41,7 +41,7 @@ def at_hand(settings: Settings) -> tuple[Deeds, Visitor]:
 @WHAT
 @with_settings
 def pause(settings: Settings, what: str) -> None:
-    """Let the queue, or `destination:NAME`, stand still until it is resumed."""
+    """Let the queue, `destination:NAME` or `alert:NAME` stand still until it is resumed."""
     deeds, visitor = at_hand(settings)
     deeds.pause(visitor, what)
     click.echo(f"{what} is paused; `ichnode resume {what}` lets it go on")
@@ -51,7 +51,7 @@ def pause(settings: Settings, what: str) -> None:
 @WHAT
 @with_settings
 def resume(settings: Settings, what: str) -> None:
-    """Let the queue, or `destination:NAME`, go on."""
+    """Let the queue, `destination:NAME` or `alert:NAME` go on."""
     deeds, visitor = at_hand(settings)
     deeds.resume(visitor, what)
     click.echo(f"{what} goes on")

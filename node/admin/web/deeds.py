@@ -13,7 +13,7 @@ from node.deliver import carrier_to
 from node.domain.errors import IchnodeError, IllegalTransition, SettingsError
 from node.domain.opinion import Opinion, Word, Wrong
 from node.reconcile import check_days
-from node.settings import Settings
+from node.settings import Destination, Settings
 from node.store import pauses
 from node.store.records import Records
 
@@ -92,6 +92,8 @@ class Deeds:
     def retry_deliveries(self, visitor: Visitor, destination: str = "", ids: Sequence[int] = ()) -> int:
         """These given-up deliveries, else all of a destination, else all. Returns how many."""
         count = len(ids) or self._records.console.count_given_up(destination)
+        if destination and not count:
+            self._destination(destination)
         detail = f"{count} deliveries to {destination or 'every destination'}"
         self._site.note(visitor, "retry-deliveries", detail=detail)
         if ids:
@@ -142,13 +144,11 @@ class Deeds:
 
     def echo(self, visitor: Visitor, destination: str) -> tuple[bool, str]:
         """C-ECHO, or a question to its DICOMweb service; returns whether it answered, and that in words."""
-        named = [d for d in self._site.settings.destination if d.name == destination]
-        if not named:
-            raise NotAllowed(404, f"the settings name no destination {destination!r}")
+        named = self._destination(destination)
         self._site.note(visitor, "echo", detail=destination)
         began = time.perf_counter()
         try:
-            carrier = carrier_to(named[0], self._site.settings.scp.ae_title)
+            carrier = carrier_to(named, self._site.settings.scp.ae_title)
             carrier.check()
             carrier.echo()
             ok, words = True, f"answered in {(time.perf_counter() - began) * 1000:.0f} ms"
@@ -156,6 +156,15 @@ class Deeds:
             ok, words = False, str(error)
         self._records.console.echoed(destination, ok, words, time.time())
         return ok, words
+
+    def _destination(self, name: str) -> Destination:
+        """Raises NotAllowed for one that the settings do not name."""
+        destinations = self._site.settings.destination
+        found = next((d for d in destinations if d.name == name), None)
+        if found is None:
+            known = ", ".join(d.name for d in destinations) or "none"
+            raise NotAllowed(404, f"the settings name no destination {name!r}; there are: {known}")
+        return found
 
     def compare(self, visitor: Visitor, archive: str, days: tuple[str, str]) -> None:
         """Ask for a comparison of these StudyDates (DA), both included; the role `deliver` makes it."""

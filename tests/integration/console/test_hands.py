@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import event, insert, select
+from sqlalchemy import event, insert, select, update
 
 from node.admin.cli import main
 from node.domain.lifecycle import JobState
@@ -20,6 +21,7 @@ from node.settings import Settings
 from node.store.records import Records
 from node.store.tables import deliveries
 from tests.site import SUBDURAL, Site
+from workers.training.explore import Tally
 
 
 @pytest.fixture
@@ -75,7 +77,17 @@ def test_what_is_not_possible_is_one_line(records: Records) -> None:
     assert "there is no job 7" in run("jobs", "acknowledge", "7", fails=True)
     assert "cannot be paused" in run("pause", "destination:nowhere", fails=True)
     assert "no destination" in run("echo", "nowhere", fails=True)
+    assert "there are: pacs" in run("echo", "nowhere", fails=True)
     assert "cannot be reached" in run("echo", "pacs", fails=True)
+    assert "there are: pacs" in run("deliveries", "retry-all", "--destination", "pcas", fails=True)
+    assert "0 deliveries" in run("deliveries", "retry-all", "--destination", "pacs")
+
+
+def test_what_was_given_up_for_a_destination_that_is_gone_can_be_named(records: Records) -> None:
+    Site(records).given_up("1.1", SUBDURAL)
+    with records.engine.begin() as connection:
+        connection.execute(update(deliveries).values(destination="gone"))
+    assert "1 deliveries are due now" in run("deliveries", "retry-all", "--destination", "gone")
 
 
 def test_pausing(records: Records) -> None:
@@ -180,6 +192,28 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(records: Records) -> 
     assert "nowhere/x.csv" in run("shadow", "export", "nowhere/x.csv", fails=True)
     assert run("shadow", "export", "nowhere/x.csv", fails=True).startswith("Error: ")
     assert not records.audit.entries(5)
+
+
+@pytest.mark.usefixtures("records")
+@pytest.mark.parametrize(
+    "words", [("demo", "--once", "--dir"), ("train", "explore", "--kind", "ct-ich", "--data", "set", "--out")]
+)
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(
+    words: tuple[str, ...], no_settings_around: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (no_settings_around / "set").mkdir()
+    (no_settings_around / "file").write_text("no folder")
+    monkeypatch.setattr("workers.training.explore.count", lambda items: Tally())
+    told = run(*words, "file/results", fails=True)
+    assert told.startswith("Error: file/results: Not a directory; ")
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("node.admin.cli.show", full)
+    assert run("studies", fails=True).startswith("Error: No space left on device; ")
 
 
 def test_the_doctor_names_destinations_as_they_are_called(records: Records, no_settings_around: Path) -> None:
