@@ -16,7 +16,7 @@ from node.outputs.context import Context
 from node.outputs.encoding import another, frozen
 from node.outputs.identity import MANUFACTURER, MODEL_NAME, code_item, copy_elements, stamp
 from node.outputs.overlay import Legend
-from node.outputs.source import numbers, value
+from node.outputs.source import lossy_compression, numbers, value
 from node.outputs.wording import HEADLINES, RESEARCH_USE, Verdict, key_slices, probability_words, verdict
 
 SERIES_NUMBER = 903
@@ -173,7 +173,7 @@ def _references(context: Context, index: int) -> Dataset:
 
 def _finished(ds: Dataset, context: Context) -> Dataset:
     first = context.source.first
-    ds.LossyImageCompression = str(value(first, "LossyImageCompression") or "00")
+    ds.LossyImageCompression = lossy_compression(first)
     if ds.LossyImageCompression == "01":
         copy_elements(ds, first, ("LossyImageCompressionRatio", "LossyImageCompressionMethod"))
     return stamp(ds, context, f"AI ICH overlay: {verdict(context.findings)}")

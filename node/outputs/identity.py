@@ -23,7 +23,7 @@ from node.domain.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_
 from node.frames import UNREADABLE
 from node.outputs import codes
 from node.outputs.context import Context
-from node.outputs.source import TYPE_2
+from node.outputs.source import TYPE_2, value
 from node.outputs.uids import derived
 from node.outputs.wording import RESEARCH_USE, long_string
 
@@ -137,7 +137,8 @@ def _copy_patient_and_study(ds: Dataset, source: Dataset) -> None:
         if keyword not in source:
             setattr(ds, keyword, None)
     ds.pop("SpecificCharacterSet", None)
-    copy_elements(ds, source, ("SpecificCharacterSet",))
+    if value(source, "SpecificCharacterSet"):  # type 1C: an empty one is none
+        copy_elements(ds, source, ("SpecificCharacterSet",))
 
 
 def _patient_tags(ds: Dataset) -> list[BaseTag]:

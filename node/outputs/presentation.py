@@ -9,6 +9,7 @@ from __future__ import annotations
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.valuerep import DSfloat
 
 from node.domain.findings import Status
 from node.outputs.context import Context
@@ -121,7 +122,7 @@ def _finished(state: Dataset, context: Context) -> Dataset:
     area.pop("PixelOriginInterpretation", None)  # only for tiled images
     if spacing := numbers(context.source.headers[0], "PixelSpacing", 2):
         del area.PresentationPixelAspectRatio
-        area.PresentationPixelSpacing = spacing
+        area.PresentationPixelSpacing = [DSfloat(mm, auto_format=True) for mm in spacing]
     stamp(state, context, "AI ICH contours")
     state.PresentationCreationDate, state.PresentationCreationTime = state.ContentDate, state.ContentTime
     del state.ContentDate, state.ContentTime  # not in this IOD: PS3.3 A.33.1

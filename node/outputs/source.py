@@ -16,7 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 
 from node.domain.errors import PermanentError
 from node.domain.findings import Findings
@@ -39,7 +46,8 @@ TYPE_2 = (  # highdicom wants these to be there; PS3.3 C.7.1.1, C.7.2.1
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_LOSSY = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_ALWAYS_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 
 
 class Decoder(Protocol):
@@ -208,6 +216,14 @@ def numbers(ds: Dataset, keyword: str, count: int) -> list[float] | None:
     return parsed if len(parsed) == count and np.isfinite(parsed).all() else None
 
 
+def lossy_compression(ds: Dataset) -> str:
+    """LossyImageCompression (PS3.3 C.7.6.1.1.5): once "01", always, stated or not."""
+    meta = getattr(ds, "file_meta", None)
+    if meta and meta.get("TransferSyntaxUID") in _ALWAYS_LOSSY:
+        return "01"
+    return str(value(ds, "LossyImageCompression") or "00")
+
+
 def _clone(ds: Dataset, orientation: Sequence[float] | None, thickness_mm: float) -> Dataset:
     clone = Dataset()
     clone.file_meta = FileMetaDataset()
@@ -218,6 +234,7 @@ def _clone(ds: Dataset, orientation: Sequence[float] | None, thickness_mm: float
             setattr(clone, keyword, UID(str(found)))
     for keyword in TYPE_2:
         setattr(clone, keyword, None)
+    clone.LossyImageCompression = lossy_compression(ds)
     for keyword in _LOSSY:
         if found := value(ds, keyword):
             with suppress(ValueError):  # a ratio of "10:1" say, which is no number

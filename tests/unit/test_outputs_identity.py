@@ -155,6 +155,23 @@ def test_broken_headers_cost_no_report(keyword: str, vr: str, content: bytes) ->
     assert {pydicom.dcmread(io.BytesIO(written(ds))).Modality for ds in made} == {"SR", "CT"}
 
 
+def test_an_empty_character_set_is_left_out() -> None:
+    """It is type 1C: there with a value, or not at all."""
+    ascii_only = {"PatientName": "Plain^Name", "Manufacturer": "M", "InstitutionName": "I"}
+    series = as_received(ct_series(SpecificCharacterSet="", **ascii_only))
+    for ds in everything(context_for(series)):
+        assert "SpecificCharacterSet" not in pydicom.dcmread(io.BytesIO(written(ds)))
+
+
+@pytest.mark.parametrize("stated", [None, "00"])
+def test_a_transfer_syntax_that_always_loses_something_is_told(stated: str | None) -> None:
+    series = ct_series(**({"LossyImageCompression": stated} if stated else {}))
+    for ds in series:
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEGExtended12Bit
+    made = [ds for ds in everything(context_for(series)) if ds.Modality != "SR"]
+    assert {ds.LossyImageCompression for ds in made} == {"01"}
+
+
 def test_a_ratio_of_compression_that_is_no_number_costs_no_object() -> None:
     tag, ratio = Tag("LossyImageCompressionRatio"), b"10:1"
     series = as_received(ct_series(LossyImageCompression="01"))

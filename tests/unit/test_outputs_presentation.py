@@ -174,6 +174,16 @@ def test_pixels_suffice_where_the_source_has_no_place_in_space() -> None:
     assert list(state.DisplayedAreaSelectionSequence[0].PresentationPixelAspectRatio) == [1, 1]
 
 
+def test_a_spacing_of_as_many_digits_as_fit_still_fits() -> None:
+    """A Decimal String has 16 characters, and need not begin with a 0."""
+    series, masks = ct_series(6, 64), bleed(6, 64)
+    for ds in series:
+        ds.PixelSpacing = [".488281251234567", ".488281251234567"]
+    area = build_gsps(series, masks).DisplayedAreaSelectionSequence[0]
+    assert [len(str(value)) <= 16 for value in area.PresentationPixelSpacing] == [True, True]
+    assert area.PresentationPixelSpacing == pytest.approx([0.488281251234567] * 2)
+
+
 @pytest.mark.parametrize("masks", [None, np.zeros((6, 64, 64), bool)])
 def test_there_is_no_state_without_a_mask(masks: np.ndarray | None) -> None:
     assert presentation.build(context_for(ct_series(), masks)) == []
