@@ -89,16 +89,17 @@ class Housekeeper:
             log.warning("%s is gone; the %d alerts it had taken are due again", owner, count)
 
     def _close_silent_listeners(self, now: float) -> None:
-        """What a listener that is gone left open in the records is over."""
+        """What a listener that is gone left open in the records is over; so of a deliverer, by C-GET."""
         open_ones = self._records.arrivals.open_listeners()
         if not open_ones:
             self._heard.clear()
             return
-        seen_at = {p["process"]: p["seen_at"] for p in self._records.views.processes(now)}
+        processes = self._records.views.processes(now)
+        seen_at = {p["process"].partition("@")[2]: p["seen_at"] for p in processes}
         before, at = self._heard, self._elapsed()
         self._heard = {}
         for listener in open_ones:
-            beat = seen_at.get(f"listen@{listener}")
+            beat = seen_at.get(listener)
             last, since = before.get(listener, (beat, at))
             self._heard[listener] = (beat, since if beat == last else at)
             silent = at - self._heard[listener][1] > SILENT_S and not is_visible(listener)

@@ -936,14 +936,16 @@ class TestHousekeeper:
         assert other not in place.records.arrivals.open_listeners()
         assert process_name() in place.records.arrivals.open_listeners()
 
-    def test_a_listener_that_beats_stays_open(self, place: Place) -> None:
+    @pytest.mark.parametrize("role", ["listen", "deliver"])
+    def test_a_listener_that_beats_stays_open(self, role: str, place: Place) -> None:
+        """So does what the deliverer of another machine fetches by C-GET, however long that takes."""
         elapsed = [0.0]
         keeper = Housekeeper(Settings(), place.records, place.spool, lambda: elapsed[0])
         other = "container:0123abcd:7"
         place.records.arrivals.open_association("b", other, ("CT2", "10.0.0.2"), place.now)
         for step in range(5):
             elapsed[0] = step * 0.9 * SILENT_S
-            place.records.views.beat(f"listen@{other}", "listen", {}, place.now + step)
+            place.records.views.beat(f"{role}@{other}", role, {}, place.now + step)
             keeper.round(place.now)
         assert other in place.records.arrivals.open_listeners()
 
