@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
+MANY = click.IntRange(min=1)
 
 
 @click.command()
@@ -62,7 +63,7 @@ def table(out: Path) -> None:
 @click.option("--data", multiple=True, required=True, metavar="KIND:FOLDER", help="As it was trained with.")
 @click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
 @click.option("--only", type=int, multiple=True, help="Judge this fold only (from 0); repeat for more.")
-@click.option("--seeds", default=1, show_default=True, help="As it was trained with.")
+@click.option("--seeds", type=MANY, default=1, show_default=True, help="As it was trained with.")
 @click.option("--size", type=click.IntRange(min=64), help="As it was trained with.")
 @click.option("--scanners", type=click.IntRange(min=0), help="As it was trained with.")
 @click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same.")
@@ -131,14 +132,26 @@ class _Train(click.Command):
     metavar="KIND:FOLDER",
     help="A labelled set, ct-ich:DIR say; repeat for more. Without it: phantoms only.",
 )
-@click.option("--phantoms", type=int, help="Synthetic heads to draw, where wanted, instead of the recipe's.")
+@click.option(
+    "--phantoms",
+    type=click.IntRange(min=0),
+    help="Synthetic heads to draw, where wanted, instead of the recipe's.",
+)
 @click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="A folder in it a recipe.")
-@click.option("--folds", default=5, show_default=True, help="Folds of the cross-validation over patients.")
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Folds of the cross-validation over patients.",
+)
 @click.option("--only", type=int, multiple=True, help="Run this fold only (from 0); repeat for more.")
-@click.option("--seeds", default=1, show_default=True, help="Repetitions with other seeds, averaged.")
+@click.option(
+    "--seeds", type=MANY, default=1, show_default=True, help="Repetitions with other seeds, averaged."
+)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--size", type=click.IntRange(min=64), help="Side of the pictures instead of the recipe's.")
-@click.option("--steps", type=int, help="Steps of each stage instead of the recipe's own (to try things).")
+@click.option("--steps", type=MANY, help="Steps of each stage instead of the recipe's own (to try things).")
 @click.option(
     "--scanners",
     type=click.IntRange(min=0),
@@ -206,6 +219,8 @@ def train(
         device=where,
         **given,
     )
+    if plan.phantoms == 0 and any(one.recipe.pretrain for one in plan.whole()):
+        raise click.ClickException(f"{recipe} begins with phantoms: give --phantoms 1 or more")
     try:
         with _bar() as bar:
             outcome, identity = ship.run(plan, lambda name: _follow(bar, name))
@@ -234,7 +249,9 @@ def _follow(bar: Progress, name: str) -> Callback:
 @click.command()
 @click.argument("model", default="default")
 @click.option("--data", multiple=True, metavar="KIND:FOLDER", help="A labelled set; repeat for more.")
-@click.option("--phantoms", default=40, show_default=True, help="Held-out synthetic heads, when no --data.")
+@click.option(
+    "--phantoms", type=MANY, default=40, show_default=True, help="Held-out synthetic heads, when no --data."
+)
 @click.option("--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--out", type=FOLDER, help="Write report.html, report.md and report.json into this folder.")

@@ -89,7 +89,7 @@ class Commands(click.Group):
             if error.filename is None and error.errno not in NO_ROOM:
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
-            text = f"{where}{error.strerror}; is there room, and may you read and write there?"
+            text = f"{where}{error.strerror}; does it exist, is there room, may you read and write there?"
             raise click.ClickException(text) from error
         except UnicodeEncodeError as error:
             if error.reason != SURROGATES:

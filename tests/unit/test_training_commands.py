@@ -7,6 +7,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -91,6 +92,32 @@ def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) ->
     ):
         result = CliRunner().invoke(train, [*arguments, "--out", str(tmp_path / "runs")])
         assert result.exit_code != 0 and told in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (train, ["cnn-baseline", "--data", "ct-ich:.", "--folds", "0"]),
+        (train, ["cnn-baseline", "--data", "ct-ich:.", "--folds", "1"]),
+        (train, ["cnn-baseline", "--data", "ct-ich:.", "--seeds", "0"]),
+        (train, ["cnn-baseline", "--data", "ct-ich:.", "--steps", "0"]),
+        (train, ["multitask-phantom", "--phantoms", "-3"]),
+        (train, ["robustness", "cnn-baseline", "--data", "ct-ich:.", "--seeds", "0"]),
+        (evaluate, ["default", "--phantoms", "0"]),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_its_option(
+    command: click.Command, arguments: list[str], tmp_path: Path
+) -> None:
+    given = [] if command is evaluate else ["--out", str(tmp_path)]
+    refused = CliRunner().invoke(command, [*arguments, *given])
+    assert refused.exit_code == 2, refused.output
+    assert f"Invalid value for '{arguments[-2]}'" in refused.output
+
+
+def test_a_recipe_that_begins_with_phantoms_needs_some(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(train, ["multitask-phantom", "--phantoms", "0", "--out", str(tmp_path)])
+    assert refused.exit_code == 1 and "begins with phantoms: give --phantoms 1 or more" in refused.output
 
 
 def test_a_set_of_which_nothing_can_be_read_is_no_evaluation(
