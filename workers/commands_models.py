@@ -204,9 +204,6 @@ def train(
         raise click.ClickException(f"recipe {recipe} learns from patients: give --data KIND:FOLDER")
     if any(not 0 <= number < given["folds"] for number in only):
         raise click.BadParameter(f"folds are 0 to {given['folds'] - 1}", param_hint="--only")
-    if given["soup"] and not any(one.pretrain for one in (chosen, *map(recipes.recipe, chosen.parts))):
-        text = f"--soup: the networks of {recipe} share no pretraining, and their mean would know nothing"
-        raise click.ClickException(text)
     plan = Plan(
         chosen.adjusted(size, steps, scanners),
         data=sets,
@@ -219,6 +216,9 @@ def train(
         device=where,
         **given,
     )
+    if plan.soup and not any(one.souped for one in plan.whole()):
+        text = f"--soup: the networks of {recipe} share no pretraining, and their mean would know nothing"
+        raise click.ClickException(text)
     if plan.phantoms == 0 and any(one.recipe.pretrain for one in plan.whole()):
         raise click.ClickException(f"{recipe} begins with phantoms: give --phantoms 1 or more")
     try:

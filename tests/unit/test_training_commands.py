@@ -76,6 +76,19 @@ def test_no_soup_is_made_of_networks_that_share_no_pretraining(tmp_path: Path) -
     assert refused.exit_code == 1 and "share no pretraining" in refused.output
 
 
+def test_a_soup_is_made_of_the_parts_of_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks that share a pretraining stand two steps below the default."""
+    plans: list[Plan] = []
+    monkeypatch.setattr(
+        "workers.training.ship.run", lambda plan, watch: (plans.append(plan), (None, None))[1]
+    )
+    (tmp_path / "set").mkdir()
+    data = ["--data", f"ct-ich:{tmp_path}/set", "--out", str(tmp_path / "runs")]
+    done = CliRunner().invoke(train, ["default", *data, "--soup"])
+    assert done.exit_code == 0, done.output
+    assert {one.recipe.name for one in plans[0].whole() if one.souped} == {"multitask-phantom", "rim"}
+
+
 def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:
     empty = CliRunner().invoke(train, ["table", "--out", str(tmp_path)])
     assert empty.exit_code == 1 and "train a recipe with --data first" in empty.output
