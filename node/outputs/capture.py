@@ -35,7 +35,7 @@ _GEOMETRY = (
 
 
 def build(context: Context) -> list[Dataset]:
-    """The page in words first, then the chosen slices from feet to head."""
+    """The page in words first, then the chosen slices in the order of the source, along its normal."""
     chosen = slices_shown(context)
     common = _common(context, chosen[0]) if chosen else Dataset()
     return [_page(context), *(_slice(context, number, i, common) for number, i in enumerate(chosen, 2))]
