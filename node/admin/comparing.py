@@ -14,6 +14,7 @@ from node.domain.errors import PermanentError
 
 if TYPE_CHECKING:
     from node.settings import Settings
+    from node.store.records import Records
 
 WITHIN = click.option(
     "--within", type=click.Choice(["30d", "90d", "365d", "all"]), default="90d", show_default=True
@@ -43,6 +44,7 @@ def shadow(
     from node.admin.web.shadow import as_json as figures
 
     records, now = stored(settings), time.time()
+    _require_pair(records, pair)
     found = figures(settings, records, Choice(pair, within, scanner), now)
     models = models_json(settings, records, now)
     if as_json:
@@ -106,6 +108,7 @@ def export(settings: Settings, file: Path, within: str, pair: str, scanner: str)
     from node.admin.web.words import Clock
 
     records, now = stored(settings), time.time()
+    _require_pair(records, pair)
     models = chosen(records.pairs.which(), pair)
     wanted = asked(models, Choice(pair, within, scanner), now) if models else None
     rows = records.pairs.latest(wanted, MOST_EXPORTED) if wanted else []
@@ -116,6 +119,16 @@ def export(settings: Settings, file: Path, within: str, pair: str, scanner: str)
     except OSError as error:
         raise PermanentError("EXPORT", f"{file} cannot be written: {error.strerror}") from error
     click.echo(f"{len(rows)} series in {file}")
+
+
+def _require_pair(records: Records, wanted: str) -> None:
+    """Raises PermanentError with the pairs there are: another one's figures would be taken for this one's."""
+    from node.admin.web.shadow import key
+
+    known = [key(pair) for pair in records.pairs.which()]
+    if wanted and wanted not in known:
+        there = f"there are {', '.join(known)}" if known else "there is none yet"
+        raise PermanentError("PAIR_UNKNOWN", f"no pair of models {wanted!r}: {there}")
 
 
 def _standing(models: dict[str, object], found: dict[str, object]) -> str:

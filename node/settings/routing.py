@@ -111,7 +111,10 @@ class _Drafts(BaseModel):
 def read_drafts(text: str) -> tuple[Draft, ...]:
     """The `[[destination]]` sections of a text, to be tried out. Raises SettingsError that names the key."""
     try:
-        return _Drafts.model_validate(tomllib.loads(text)).destination
+        found = tomllib.loads(text)
+        if "destination" not in found:
+            raise SettingsError("there is no [[destination]]: write one with its name and rules")
+        return _Drafts.model_validate(found).destination
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"this is no TOML: {error}") from None
     except ValidationError as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
 from node.settings.base import NetworkText, Port, Section, Tls
+
+EVERYWHERE = frozenset({"0.0.0.0", "::"})
+"""Addresses on which one listens, and that nobody can open."""
 
 
 class Proxy(Section):
@@ -35,7 +39,8 @@ class Web(Section):
     """A login lasts this long."""
     proxy: Proxy = Proxy()
     url: str = ""
-    """Where people reach the console, for links in alerts; empty: as `host` and `port` say."""
+    """Where people reach the console, for links in alerts; empty: as `host` and `port` say, by this machine's
+    name where it listens on every address."""
 
     @field_validator("tls")
     @classmethod
@@ -55,7 +60,8 @@ class Web(Section):
     def address(self) -> str:
         """The root of links to the console."""
         scheme = "https" if self.tls.cert else "http"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = socket.gethostname() if self.host in EVERYWHERE else self.host
+        host = f"[{host}]" if ":" in host else host
         return self.url or f"{scheme}://{host}:{self.port}"
 
     @field_validator("time_zone")

@@ -148,6 +148,10 @@ def test_drafts_are_read_as_they_are_written() -> None:
     (draft,) = read_drafts(write_drafts([whole]))
     assert (draft.name, draft.rules, draft.routing) == ("on-call", routes, whole.routing)
     assert read_drafts('[[destination]]\nname = "a"\nhost = "x"')[0].rules == ()
-    for wrong, told in (("x =", "no TOML"), ("", "destination"), ('[[destination]]\nname=""', "name")):
+    for wrong, told in (
+        ("x =", "no TOML"),
+        ("", r"there is no \[\[destination\]\]"),
+        ('[[destination]]\nname=""', "name"),
+    ):
         with pytest.raises(SettingsError, match=told):
             read_drafts(wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 from pathlib import Path
 from typing import Any, get_args
 
@@ -358,6 +359,8 @@ def test_where_the_console_and_results_are_can_be_opened() -> None:
     """An IPv6 address stands in brackets (RFC 3986 3.2.2); STOW-RS goes to a URL, and to no AE title."""
     web = Web(host="::1", port=8081)
     assert web.address == "http://[::1]:8081"
+    for everywhere in ("0.0.0.0", "::"):
+        assert Web(host=everywhere).address == f"http://{socket.gethostname()}:8080"
     archive = Destination(name="cloud", url="https://pacs.example.org/dicom-web")
     said = io.StringIO()
     Console(file=said, width=200).print(banner(Settings(web=web, destination=(archive,))))

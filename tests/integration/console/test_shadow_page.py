@@ -243,5 +243,10 @@ def test_the_command_line_does_the_same(node: Shadowed, no_settings_around: Path
     assert "promoted by command line" in said("models") and "better" in said("shadow", "history")
     assert "active 1.0" in said("shadow", "rollback", "--reason", "worse")
     assert "4 series" in said("shadow", "export", str(no_settings_around / "out.csv"))
+    file = str(no_settings_around / "other.csv")
+    for words in (("shadow", "--pair", "aa:cc"), ("shadow", "export", file, "--pair", "aa:cc")):
+        refused = CliRunner().invoke(main, words)
+        assert refused.exit_code == 1 and "no pair of models 'aa:cc'" in refused.output
+        assert f"{'a' * 64}:{'b' * 64}" in refused.output
     refused = CliRunner().invoke(main, ["shadow", "promote", "bbb", "--reason", "x"])
     assert refused.exit_code == 1 and "other bbbbbbbbbbbb" in refused.output
