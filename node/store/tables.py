@@ -245,10 +245,10 @@ orders = Table(  # how urgent others say a study is; an order may come before it
     Column("study_instance_uid", UID, nullable=False),
     Column("accession_number", String(64), nullable=False),
     Column("patient_ids", JSON, nullable=False),
-    Column("placer_order_number", String(64), nullable=False, server_default=""),  # ORC-2; of HL7 alone
     Column("priority", String(16), nullable=False),
     Column("reference", String(128), nullable=False),  # control id of the message, or AE title
     Column("said_at", Float, nullable=False),
+    Column("placer_order_number", String(64), nullable=False, server_default=""),  # ORC-2; of HL7 alone
     Index("orders_by_study", "study_instance_uid"),
     Index("orders_by_accession", "accession_number"),
     Index("orders_by_time", "said_at"),

@@ -195,8 +195,13 @@ STUDY = ("SpecificCharacterSet", "StudyInstanceUID", "StudyDate", "StudyTime", "
 
 
 def same_patient_and_study(source: bytes, ours: FileDataset) -> None:
-    """Element by element and, for all but sequences, byte by byte; type 2 ones are there at least empty."""
+    """Element by element and, for all but sequences, byte by byte; type 2 ones are there at least empty.
+
+    SpecificCharacterSet is of type 1C: an empty one is none (PS3.5 7.4.2).
+    """
     theirs = dcmread(BytesIO(source))
+    if not theirs.get("SpecificCharacterSet"):
+        theirs.pop("SpecificCharacterSet", None)
     of_patient = [tag for tag in theirs.keys() if tag.group in (0x0010, 0x0012)]  # noqa: SIM118
     assert len(of_patient) >= 1
     for tag in [*of_patient, *(Tag(keyword) for keyword in STUDY)]:
