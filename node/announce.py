@@ -6,12 +6,12 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from node.channels.catalogue import channel_of
 from node.channels.contract import Channel, Rejected
 from node.domain.errors import TransientError
+from node.meanwhile import meanwhile
 from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
 from node.settings import Alert, Settings
 from node.store.alerts import DueAlert
@@ -54,7 +54,7 @@ class Herald:
     def _tell(self, due: DueAlert, now: Callable[[], float]) -> bool:
         name = self._alert.name
         try:
-            with self._held(due, now):
+            with meanwhile(f"lease-{name}", lambda: LEASE_S / 3, lambda: self._extend(due, now())):
                 receipt = self._channel.send(due.announcement())
         except Rejected as error:
             log.error("alert %d was rejected by %s: %s", due.id, name, error)
@@ -78,25 +78,12 @@ class Herald:
         self._answered(now())
         return True
 
-    @contextmanager
-    def _held(self, due: DueAlert, now: Callable[[], float]) -> Iterator[None]:
-        """The lease goes on while the block runs: an attempt may take many steps, each its own time."""
-        over = threading.Event()
-
-        def renew() -> None:
-            while not over.wait(LEASE_S / 3):
-                try:
-                    self._alerts.extend(due.id, now() + LEASE_S)
-                except TransientError as error:
-                    log.warning("the lease of alert %d is not extended: %s", due.id, error)
-
-        thread = threading.Thread(target=renew, name=f"lease-{self._alert.name}", daemon=True)
-        thread.start()
+    def _extend(self, due: DueAlert, now: float) -> None:
+        """An attempt may take many steps, each its own time."""
         try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+            self._alerts.extend(due.id, now + LEASE_S)
+        except TransientError as error:
+            log.warning("the lease of alert %d is not extended: %s", due.id, error)
 
     def _answered(self, now: float) -> None:
         if self._breaker.answered():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from node.domain.errors import TransientError
+from node.meanwhile import meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -20,31 +20,24 @@ RENEW_S = 5.0
 
 @contextmanager
 def watched(
-    what: str, timeout_s: float, setting: str, meanwhile: Callable[[], object] = lambda: None
+    what: str, timeout_s: float, setting: str, besides: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Ends the whole process when the block hangs, and calls `meanwhile` now and then until it is over.
+    """Ends the whole process when the block hangs, and calls `besides` now and then until it is over.
 
     No exception reaches native code that never returns; a lease it holds would keep the work for ever.
     `what` and `setting` (that of `timeout_s`) are for the log.
     """
-    over = threading.Event()
     deadline = time.monotonic() + timeout_s
 
     def watch() -> None:
-        while not over.wait(min(RENEW_S, max(deadline - time.monotonic(), 0))):
-            if time.monotonic() >= deadline:
-                log.critical("%s hangs: longer than %s; this worker ends", what, setting)
-                logging.shutdown()
-                os.kill(os.getpid(), signal.SIGKILL)
-            meanwhile()
+        if time.monotonic() >= deadline:
+            log.critical("%s hangs: longer than %s; this worker ends", what, setting)
+            logging.shutdown()
+            os.kill(os.getpid(), signal.SIGKILL)
+        besides()
 
-    thread = threading.Thread(target=watch, name="lease", daemon=True)
-    thread.start()
-    try:
+    with meanwhile("lease", lambda: min(RENEW_S, max(deadline - time.monotonic(), 0)), watch):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager
