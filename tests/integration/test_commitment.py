@@ -103,11 +103,14 @@ class Promising(Pacs):
         offered = [c for c in assoc.accepted_contexts if c.abstract_syntax == StorageCommitmentPushModel]
         (context,) = (c for c in offered if c.transfer_syntax[0] == ExplicitVRLittleEndian)
         assoc.dimse.send_msg(request, context.context_id)
+        assoc._reactor_checkpoint.clear()  # else the reactor may take the answer, as unexpected
         Thread(target=self._hear, args=(assoc,), daemon=True).start()
 
     def _hear(self, assoc: Any) -> None:
         _, answer = assoc.dimse.get_msg(block=True)
-        self.answers_got.append(int(answer.Status))
+        assoc._reactor_checkpoint.set()
+        if answer is not None:  # None: the association ended without one
+            self.answers_got.append(int(answer.Status))
 
     def _second(self, _: Any, report: Dataset) -> None:
         ae = AE("PACS")
