@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -38,6 +39,20 @@ def _work_in_memory() -> None:
         return
     if min(shutil.disk_usage(IN_MEMORY).free, psutil.virtual_memory().available / 2) >= ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def pytest_collection() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: gone through now and never again.
+
+    Else each full collection stops every thread of a run for a second or more, servers and peers among them.
+    """
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

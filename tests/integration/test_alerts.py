@@ -416,13 +416,13 @@ def test_an_attempt_that_outlasts_its_lease_is_nobody_else_s(
     one: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mail to many takes many steps, each its own time: a second process told the same meanwhile."""
-    monkeypatch.setattr("node.announce.LEASE_S", 0.3)
+    monkeypatch.setattr("node.announce.LEASE_S", 2.0)
     taken: list[object] = []
     one.alarmed()
 
     class Slow(Answering):
         def send(self, told: Announcement) -> Receipt:
-            time.sleep(1.0)
+            time.sleep(3.0)
             taken.append(one.records.alerts.take_due("hook", time.time(), time.time() + 9))
             return super().send(told)
 
