@@ -21,6 +21,7 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import decode
 
 from node import commitment
+from node.accepting import Accepting
 from node.admission import Doorman
 from node.dimse.command import C_ECHO_RQ, C_STORE_RQ, EVENT_TYPE, N_EVENT_REPORT_RQ
 from node.dimse.conversation import (
@@ -101,17 +102,14 @@ class Receiver:
         return refusal
 
     def _accept(self, listening: socket.socket) -> None:
-        poller = select.poll()
+        poller, door = select.poll(), Accepting()
         poller.register(listening, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
         while not any(descriptor == self._wake for descriptor, _ in poller.poll()):
             time.sleep(min(len(self._threads) * WAIT_S, MOST_WAIT_S))
             try:
-                connection, _ = listening.accept()
-            except OSError as error:  # another process was quicker, or there are no descriptors left
-                if not isinstance(error, BlockingIOError):
-                    log.error("no connection can be accepted: %s", error)
-                    time.sleep(0.1)
+                connection, _ = door.accept(listening)
+            except OSError:  # another process was quicker, or there are no descriptors left
                 continue
             try:
                 self._serve(connection)

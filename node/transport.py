@@ -17,6 +17,7 @@ from typing import Any, cast
 from pynetdicom import Association
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from node.accepting import Accepting
 from node.dul.limits import LONGEST_PDU_BYTES, MAXIMUM_PDU_BYTES
 
 SPARE_CONNECTIONS = 64
@@ -102,6 +103,7 @@ class Server(ThreadedAssociationServer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "request_handler": _Handler})
+        self._door = Accepting()
 
     def server_bind(self) -> None:
         cast(socket.socket, self.socket).close()  # the one that socketserver made for itself
@@ -116,7 +118,7 @@ class Server(ThreadedAssociationServer):
         BaseServer.shutdown(self)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-        client, address = self.listening.accept()
+        client, address = self._door.accept(self.listening)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.settimeout(self.ae.network_timeout)
         if self.ssl_context:  # the handshake waits for the association's own thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import socket
 import ssl
@@ -11,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from socketserver import BaseServer
 from typing import Any
@@ -21,7 +22,7 @@ from pydicom import dcmwrite
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
-from node import transport
+from node import accepting, transport
 from node.deliver import Courier, carrier_to
 from node.deliver import run as carry
 from node.domain.errors import PermanentError
@@ -132,6 +133,23 @@ def association_request(node: Node) -> bytes:
         peer.close()
         thread.join()
         return request
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """None is left for this process while the block runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first, held = os.dup(0), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + 64, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in (first, *held):
+            os.close(descriptor)
 
 
 class TestAtTheListener:
@@ -247,6 +265,31 @@ class TestAtTheListener:
         with closing(node.connect()) as peer:
             peer.sendall(association_request(node))
             assert is_closed(peer)
+        assert node.takes()
+
+    def test_a_process_without_descriptors_says_so_in_few_lines_and_serves_again(
+        self, start: Starter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The streaming one wrote ten lines a second; pynetdicom's said nothing, and took a core."""
+        monkeypatch.setattr(accepting, "TELL_EVERY_S", 0.5)
+        node = start()
+
+        def told() -> list[str]:
+            return [record.getMessage() for record in caplog.records if "accepted" in record.getMessage()]
+
+        with closing(socket.socket()) as peer, caplog.at_level("WARNING"):
+            began = time.monotonic()
+            with no_descriptors():
+                peer.connect(("127.0.0.1", node.port))
+                eventually(lambda: len(told()) >= 3)
+                lines = told()
+            assert len(lines) <= 1 + (time.monotonic() - began) / accepting.TELL_EVERY_S
+            assert all(
+                line.startswith("no connection can be accepted: Too many open files") for line in lines
+            )
+            peer.sendall(association_request(node))
+            assert peer.recv(1) == b"\x02"  # A-ASSOCIATE-AC, PS3.8 9.3.3
+        assert told()[-1] == "connections are accepted again"
         assert node.takes()
 
     def test_a_data_set_without_end_is_cut_off_at_the_limit(self, start: Starter) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+from contextlib import suppress
+from unittest.mock import Mock
+
 import pytest
 from pydantic import ValidationError
 
+from node import accepting
+from node.accepting import Accepting
 from node.domain.admission import (
     REMEMBERED,
     Caller,
@@ -126,3 +133,25 @@ class TestNotes:
         for number in range(3 * REMEMBERED):
             notes.count(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "X", 0)
         assert len(notes._last) == REMEMBERED
+
+
+class TestAccepting:
+    def test_a_shortage_is_told_at_its_start_now_and_then_with_its_count_and_at_its_end(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(accepting, "RETRY_S", 0.0)
+        clock_s = iter(range(0, 1000, 20))
+        door, none_left = Accepting(lambda: next(clock_s)), OSError(errno.EMFILE, "Too many open files")
+        failing = Mock(**{"accept.side_effect": none_left})
+        quicker = Mock(**{"accept.side_effect": BlockingIOError(errno.EAGAIN, "")})
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            for at in (*[failing] * 4, quicker, listening, *[failing] * 3):
+                with suppress(OSError), socket.create_connection(listening.getsockname()):
+                    door.accept(at)[0].close()
+        text = "no connection can be accepted: Too many open files"
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{text}; it is tried again",
+            f"{text} (3 times since the last note); it is tried again",
+            "connections are accepted again",
+            f"{text} (3 times since the last note); it is tried again",
+        ]
