@@ -152,6 +152,14 @@ def standing_at(settings: Settings) -> str | None:
         engine.dispose()
 
 
+def require_database(settings: Settings) -> None:
+    """Raises PermanentError for an empty database, or none: it would be made by opening it."""
+    if standing_at(settings) is None:
+        where = _shown(make_url(settings.database_url))
+        text = f"there is no database at {where}: are data_dir and database.url right?"
+        raise PermanentError("DATABASE", f"{text} `ichnode up` makes a new one")
+
+
 def bring_up_to_date(settings: Settings) -> tuple[str | None, str]:
     """Bring the schema up to date; returns the migrations before and after."""
     engine = open_engine(settings.database_url)

@@ -337,6 +337,15 @@ def doctor(settings: Settings, as_json: bool) -> None:
 
 
 def stored(settings: Settings) -> Records:
+    """The records of this installation. Raises PermanentError where there are none, and makes none."""
+    from node.admin.backup import require_database
+    from node.store.records import open_records
+
+    require_database(settings)
+    return open_records(settings)
+
+
+def stored_or_new(settings: Settings) -> Records:
     """The records of this installation, made where there are none yet."""
     from node.admin.roles import prepare
     from node.store.records import open_records

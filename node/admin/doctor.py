@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy import make_url
+
 from node import broker, canary, certificates, promotion
+from node.admin.backup import standing_at
 from node.admin.listing import when
 from node.admin.roles import prepare
 from node.admin.waiting import uploading
@@ -23,7 +29,7 @@ from node.orders.worklist import Worklist
 from node.quality.counts import FEATURES
 from node.query import Archivist
 from node.scan import MISSING, Fate, summary
-from node.settings import AnyAlert, Settings, Tls
+from node.settings import AnyAlert, Database, Settings, Tls
 from node.spool import spool_of
 from node.store.records import Records, open_records
 
@@ -45,7 +51,11 @@ class Check:
 def examine(settings: Settings) -> Iterator[Check]:
     """Each check in turn; a failed one keeps none of the others from being made."""
     yield Check("settings", True, f"data_dir {settings.data_dir.resolve()}")
-    yield _check("database", lambda: _database(settings))
+    if _has_database(settings):
+        yield _check("database", lambda: _database(settings))
+    else:
+        yield _check("database", lambda url=settings.database_url: _no_database(settings, url))  # type: ignore[misc]
+        settings = settings.model_copy(update={"database": Database(url="sqlite:///:memory:")})
     yield _check("broker", lambda: _broker(settings))
     yield _check("processes", lambda: _processes(settings))
     for entry in sorted(entry_points(group=CHECKS), key=lambda e: e.name):
@@ -103,6 +113,29 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, False, f"the check broke: {type(error).__name__}: {error}")
 
 
+def _has_database(settings: Settings) -> bool:
+    """False where there is none, or an empty one: looking must not make it."""
+    try:
+        return standing_at(settings) is not None
+    except IchnodeError:
+        return True  # the check of the database tells it
+
+
+def _no_database(settings: Settings, url: str) -> str:
+    """Before the first start. Raises SettingsError where data_dir could not be made."""
+    nearest = _nearest(settings.data_dir.resolve())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        text = f"data_dir {settings.data_dir} cannot be made in {nearest}"
+        raise SettingsError(f"{text}: choose a folder you own")
+    shown = make_url(url).render_as_string(hide_password=True)
+    return f"there is none yet at {shown}; `ichnode up` makes it, if that is where it should be"
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the lowest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def _database(settings: Settings) -> str:
     prepare(settings)
     records = open_records(settings)
@@ -149,6 +182,9 @@ def _certificates(shown: dict[str, Tls]) -> str:
 
 def _disk(settings: Settings) -> str:
     spool = spool_of(settings)
+    if not spool.root.exists():
+        free = shutil.disk_usage(_nearest(spool.root)).free
+        return f"{free / 2**30:.1f} GiB free where data_dir is to be"
     spool.check_room()
     return f"{spool.free_bytes() / 2**30:.1f} GiB free, {settings.spool.reserve_mb} MiB kept in reserve"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.admin.cli import ROW, limit_option, show, stored, with_settings
+from node.admin.cli import ROW, limit_option, show, stored, stored_or_new, with_settings
 from node.domain.errors import SettingsError
 from node.domain.permissions import Role
 
@@ -39,7 +39,7 @@ def add(settings: Settings, name: str, role: str, password_stdin: bool) -> None:
     from node.admin.passwords import hashed
 
     _check_name(name)
-    records = stored(settings)
+    records = stored_or_new(settings)  # the first one may come before the first start
     if records.people.get(name):
         raise SettingsError(f"there is a user {name!r} already; `ichnode users passwd {name}`")
     secret, now = _password(name, password_stdin), time.time()

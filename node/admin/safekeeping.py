@@ -9,7 +9,16 @@ from pathlib import Path
 
 import click
 
-from node.admin.backup import NOT_IN_IT, Backup, back_up, bring_back, bring_up_to_date, read, standing_at
+from node.admin.backup import (
+    NOT_IN_IT,
+    Backup,
+    back_up,
+    bring_back,
+    bring_up_to_date,
+    read,
+    require_database,
+    standing_at,
+)
 from node.admin.cli import with_settings
 from node.admin.listing import when
 from node.domain.errors import PermanentError
@@ -57,10 +66,9 @@ def upgrade(settings: Settings, check: bool) -> None:
         at = standing_at(settings)
         click.echo(f"the database stands at {at or 'nothing'}, this version wants {SCHEMA_REVISION}")
         raise SystemExit(at != SCHEMA_REVISION)
+    require_database(settings)
     before, after = bring_up_to_date(settings)
-    click.echo(
-        f"the database stands at {after}" + (f", before: {before or 'empty'}" if before != after else "")
-    )
+    click.echo(f"the database stands at {after}" + (f", before: {before}" if before != after else ""))
 
 
 @contextmanager

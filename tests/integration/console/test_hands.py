@@ -228,3 +228,48 @@ def test_words_that_are_no_utf8_are_told_in_a_line(words: tuple[str, ...]) -> No
     """As a shell hands them on from a terminal with another character set."""
     told = run(*words, os.fsdecode(b"M\xfcller"), fails=True)
     assert told.startswith(("Error: ", "Usage: ")) and "Traceback" not in told
+
+
+LOOKS = ["studies", "jobs", "deliveries", "alerts", "incidents", "removals", "audit", "quality", "canary"]
+LOOKS += ["shadow", "shadow history", "routing", "users list", "users tokens"]
+DEEDS = ["pause", "resume", "echo pacs", "jobs retry 1", "deliveries retry-all", "users remove anna"]
+
+
+@pytest.mark.parametrize("words", [*LOOKS, *DEEDS, "upgrade"])
+def test_a_command_makes_no_database_where_there_is_none(words: str, no_settings_around: Path) -> None:
+    """A slip in data_dir showed an empty node, or paused one that is not there."""
+    told = run(*words.split(), "--data-dir", "typo", fails=True)
+    assert told.startswith("Error: there is no database at ") and "typo" in told and "data_dir" in told
+    assert not (no_settings_around / "typo").exists()
+
+
+def test_the_first_user_may_come_before_the_first_start(no_settings_around: Path) -> None:
+    words = ["users", "add", "anna", "--password-stdin", "--data-dir", "new"]
+    result = CliRunner().invoke(main, words, input="correct horse battery staple\n")
+    assert result.exit_code == 0, result.output
+    assert "anna" in run("users", "list", "--data-dir", "new")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_doctor_makes_nothing(is_there: bool, settings: Settings, no_settings_around: Path) -> None:
+    """Before the first start, or with a slip in data_dir."""
+    if is_there:
+        (no_settings_around / "typo" / "below").mkdir(parents=True)
+    rows = json.loads(run("doctor", "--json", "--data-dir", "typo/below", fails=True))
+    checks = {row["name"]: row for row in rows}
+    assert "there is none yet" in checks["database"]["text"] and "`ichnode up`" in checks["database"]["text"]
+    assert "typo/below" in checks["database"]["text"]
+    wrong = {name for name, row in checks.items() if not row["ok"]}
+    assert wrong == {"destination pacs"}
+    made = list((no_settings_around / "typo").rglob("*"))
+    assert made == [no_settings_around / "typo" / "below"] * is_there
+
+
+def test_the_doctor_tells_of_a_data_dir_that_cannot_be_made(
+    settings: Settings, no_settings_around: Path
+) -> None:
+    (no_settings_around / "typo").write_text("a file")
+    rows = json.loads(run("doctor", "--json", "--data-dir", "typo/below", fails=True))
+    checks = {row["name"]: row for row in rows}
+    assert not checks["database"]["ok"]
+    assert "typo: choose a folder you own" in checks["database"]["text"]
