@@ -55,11 +55,13 @@ class ArchivedStudy:
 class Here:
     """What came of a study: instances by series, and the series of which some still arrive.
 
-    `files_removed`: retention took the files, and with them the counts; what came came.
+    `made`: series of results, which an archive holds from here. `files_removed`: retention took
+    the files, and with them the counts; what came came.
     """
 
     instances: Mapping[str, int] = field(default_factory=dict)
     receiving: frozenset[str] = frozenset()
+    made: frozenset[str] = frozenset()
     files_removed: bool = False
 
 
@@ -97,6 +99,8 @@ def _of_series(
     for series in wanted:
         uid = series.series_instance_uid
         came = here.instances.get(uid)
+        if uid in here.made:
+            continue
         if came is None and part(series) is not False and not _is_aside(series):
             yield Missing(Kind.SERIES, study, uid, series.name, series.instances, 0, note)
         elif came is not None and uid not in here.receiving and (series.instances or 0) > came:

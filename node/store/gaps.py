@@ -12,7 +12,7 @@ from node.domain.errors import IllegalTransition
 from node.domain.lifecycle import GAPS, GapEvent, GapState, SeriesState, after, sources
 from node.domain.reconciliation import Here, Kind, Missing, is_whole
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import comparisons, gaps, series, studies
+from node.store.tables import comparisons, gaps, jobs, objects, series, studies
 
 Row = dict[str, Any]
 STANDING = (GapState.OPEN, GapState.WANTED, GapState.FETCHED, GapState.FAILED)
@@ -114,13 +114,22 @@ class Gaps:
             columns = (series.c.study_instance_uid, series.c.series_instance_uid, series.c.state)
             query = select(*columns, series.c.instance_count)
             rows = connection.execute(query.where(series.c.study_instance_uid.in_(study_uids))).all()
+            results = select(jobs.c.study_instance_uid, objects.c.series_instance_uid).distinct()
+            ours = results.join(jobs, jobs.c.id == objects.c.job_id)
+            made_of = connection.execute(ours.where(jobs.c.study_instance_uid.in_(study_uids))).all()
         counts: dict[str, dict[str, int]] = {uid: {} for uid in removed}
         receiving: dict[str, set[str]] = {uid: set() for uid in removed}
         for row in rows:
             counts[row.study_instance_uid][row.series_instance_uid] = row.instance_count
             if row.state == SeriesState.RECEIVING:
                 receiving[row.study_instance_uid].add(row.series_instance_uid)
-        return {uid: Here(counts[uid], frozenset(receiving[uid]), gone) for uid, gone in removed.items()}
+        made: dict[str, set[str]] = {uid: set() for uid in removed}
+        for row in made_of:
+            made[row.study_instance_uid].add(row.series_instance_uid)
+        return {
+            uid: Here(counts[uid], frozenset(receiving[uid]), frozenset(made[uid]), gone)
+            for uid, gone in removed.items()
+        }
 
     def note(self, archive: str, looked_at: Iterable[str], found: Sequence[Missing], now: float) -> list[int]:
         """Write down what is missing of the studies `looked_at`; what is missing no longer is CLOSED.

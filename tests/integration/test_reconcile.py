@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE, evt
+from sqlalchemy import select
 
 from node import query
 from node.admin.cli import main
@@ -32,6 +33,7 @@ from node.scp import listener_of, open_socket
 from node.scu import Parcel, Peer
 from node.settings import Archive, Destination, Scp, Settings
 from node.store.records import Records
+from node.store.tables import objects
 from tests.factories import ct_series
 from tests.orthanc import plain_orthanc
 from tests.peers import eventually
@@ -132,6 +134,25 @@ def test_a_comparison_tells_what_never_came(settings: Settings, records: Records
 
 def test_priors_are_looked_for_only_where_wanted(settings: Settings, records: Records) -> None:
     assert set(compare(settings, records, priors_days=0)) == {"LOST study", "CUT slices"}
+
+
+def test_what_an_archive_has_from_here_is_not_missing(
+    settings: Settings, records: Records, orthanc: Orthanc
+) -> None:
+    """An overlay is a CT series of the study; with `fetch` each was fetched, and never asked for twice."""
+    day = "20261001"
+    own = study("own", StudyDate=day)
+    Site(records, settings).pictured(own)
+    with records.engine.connect() as connection:
+        rows = connection.execute(select(objects)).all()
+    spool = spool_of(settings)
+    parcels = [Parcel(n, spool.root / row.path, row.sop_class_uid) for n, row in enumerate(rows)]
+    peer = Peer(Destination(name="orthanc", ae_title="ORTHANC", port=orthanc.port), "MODALITY")
+    assert len(parcels) > 4 and all(outcome.accepted for outcome in peer.send(parcels))
+    made = reconciler(settings, records)
+    made.compare_now(made._archives["pacs"], (day, day), "anna")
+    assert records.gaps.rows() == []
+    assert records.gaps.latest(["pacs"])["pacs"]["studies"] == 1
 
 
 def test_what_came_meanwhile_is_closed(settings: Settings, records: Records) -> None:

@@ -54,6 +54,14 @@ def test_what_still_arrives_or_was_removed_is_not_missing() -> None:
     assert missing(STUDY, Here({"1.1": 0}, files_removed=True)) == []
 
 
+def test_what_was_made_here_of_a_study_never_has_to_come_back() -> None:
+    """The overlays that an archive got from this node are CT series of the study, of the head by their name."""
+    overlay = ArchivedSeries("1.9", "CT", "AI ICH overlay: SUSPECTED", "HEAD", instances=33)
+    held = replace(STUDY, series=(*STUDY.series, overlay))
+    assert [one.series_instance_uid for one in missing(held, Here({"1.1": 30}))] == ["1.9"]
+    assert missing(held, Here({"1.1": 30}, made=frozenset({"1.9"}))) == []
+
+
 def test_an_archive_that_does_not_count_is_asked_for_the_whole() -> None:
     uncounted = replace(STUDY, series=(replace(NATIVE, instances=None),))
     assert missing(uncounted, None)[0].expected is None
