@@ -5,6 +5,11 @@ The tolerance of `docs/training.md`. SE-ResNeXt101 is left out, being too large 
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +114,25 @@ def test_auto_takes_openvino_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPat
     assert caught.value.code == "DEVICE_UNAVAILABLE"
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     assert choose_runtime(Wish(precision="float32")).name == "cuda"
+
+
+IN_CI = ("CI", "TF_BUILD", "JENKINS_URL")
+"""Where these are set OpenVINO tells nobody anyway."""
+TRACED = """
+import torch
+from workers.models.compiled import compiled
+
+network = torch.nn.Conv2d(1, 1, 1).eval()
+compiled(network, network, (1, 8, 8))
+"""
+
+
+def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
+    """At each import it told Google Analytics, under an identifier that it kept in the home folder."""
+    environment = {key: text for key, text in os.environ.items() if key not in IN_CI}
+    environment |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,14 @@
 """Networks compiled by OpenVINO for the CPU: torch's numbers in float32, sooner. Trains and explains nothing.
 
 A network is traced once, when the model is loaded, and its weights travel in memory: nothing is read from
-or written to disk, and OpenVINO's own converter with its telemetry is not called. What needs gradients (the
+or written to disk, and nobody is told (`_keep_to_ourselves`). What needs gradients (the
 heads behind Grad-CAM++) stays with torch. Refuses weights and pictures that are not finite: OpenVINO's
 rectifiers make 0 of NaN, which would pass for a result.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ def compiled(network: nn.Module, function: Forward, shape: tuple[int, int, int])
     It answers as the function does, without what was None. Threads are torch's at this moment. Raises
     ImportError without OpenVINO, and PermanentError for weights, later for pictures, that are not finite.
     """
+    _keep_to_ourselves()
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -69,6 +71,14 @@ def compiled(network: nn.Module, function: Forward, shape: tuple[int, int, int])
         return tensors if traced.several else tensors[0]
 
     return run
+
+
+def _keep_to_ourselves() -> None:
+    """Before OpenVINO is imported: it would tell Google Analytics so, under an identifier in the home folder.
+
+    It does without the package that tells, where it finds none.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def named(kind: Callable[..., Any], forward: Forward) -> Forward:
