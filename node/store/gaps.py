@@ -124,8 +124,8 @@ class Gaps:
             if row.state == SeriesState.RECEIVING:
                 receiving[row.study_instance_uid].add(row.series_instance_uid)
         made: dict[str, set[str]] = {uid: set() for uid in removed}
-        for row in made_of:
-            made[row.study_instance_uid].add(row.series_instance_uid)
+        for study_uid, series_uid in made_of:
+            made[study_uid].add(series_uid)
         return {
             uid: Here(counts[uid], frozenset(receiving[uid]), frozenset(made[uid]), gone)
             for uid, gone in removed.items()

@@ -55,7 +55,7 @@ def test_what_still_arrives_or_was_removed_is_not_missing() -> None:
 
 
 def test_what_was_made_here_of_a_study_never_has_to_come_back() -> None:
-    """The overlays that an archive got from this node are CT series of the study, of the head by their name."""
+    """The overlays that an archive got from this node are CT series of the study, too."""
     overlay = ArchivedSeries("1.9", "CT", "AI ICH overlay: SUSPECTED", "HEAD", instances=33)
     held = replace(STUDY, series=(*STUDY.series, overlay))
     assert [one.series_instance_uid for one in missing(held, Here({"1.1": 30}))] == ["1.9"]
