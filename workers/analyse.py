@@ -1,7 +1,8 @@
 """One volume through one pipeline: classify, alert, segment, explain, measure. Stores and sends nothing.
 
-The pipeline sees the canonical volume; everything that leaves here is in source orientation again. A
-model that answers nonsense stops the analysis: read as numbers, NaN would look like a negative result.
+The pipeline sees the canonical volume in even steps; everything that leaves here is in source orientation
+again, slice by slice. A model that answers nonsense stops the analysis: read as numbers, NaN would look like
+a negative result.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from node.domain.findings import (
 from node.domain.instance import SliceRef
 from node.domain.prior import Prior, compare
 from node.domain.priority import MIN_MASK_ML, consistency, priority
+from workers.even import EvenSlices, even_slices
 from workers.measure import measured, reaches_edge
 from workers.models.contract import (
     MAP_SIZE,
@@ -92,11 +94,11 @@ class _Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A volume as the networks of a pipeline will see it; `hu` is canonical."""
+    """A volume as the networks of a pipeline will see it: `seen` in even steps."""
 
     volume: Volume
     pipeline: Pipeline
-    hu: NDArray[np.float32]
+    seen: EvenSlices
     prepared: Sized
     timings_s: Mapping[str, float]
 
@@ -114,17 +116,19 @@ class Classified:
 def make_ready(volume: Volume, pipeline: Pipeline, clock: Clock = time.perf_counter) -> Ready:
     """All that comes before the networks, in any thread. Raises PermanentError as the pipeline does."""
     watch = _Stopwatch(clock)
-    hu = np.ascontiguousarray(volume.canonical())
+    seen = even_slices(volume)
     watch.lap("canonical")
-    prepared = prepare(pipeline, hu, volume.spacing_mm)
+    prepared = prepare(pipeline, seen.hu, volume.spacing_mm)
     watch.lap("prepare")
-    return Ready(volume, pipeline, hu, prepared, watch.steps_s)
+    return Ready(volume, pipeline, seen, prepared, watch.steps_s)
 
 
 def run_networks(ready: Sequence[Ready]) -> list[Classification]:
     """Of one or of several, which are all for the same pipeline. What is wrong with one is raised for all."""
     answers = classify_all(ready[0].pipeline, [one.prepared for one in ready])
-    return [require_classification(answer, len(one.hu)) for one, answer in zip(ready, answers, strict=True)]
+    return [
+        require_classification(answer, len(one.seen.hu)) for one, answer in zip(ready, answers, strict=True)
+    ]
 
 
 def first_word(
@@ -136,7 +140,7 @@ def first_word(
     """
     volume, pipeline = ready.volume, ready.pipeline
     thresholds = _thresholds(pipeline)
-    slices = volume.slices_from_canonical(classification.slices)
+    slices = _of_source(ready, classification.slices)
     classes = _classes(classification.series, slices, thresholds, volume.slices)
     early = Findings(
         model=pipeline.identity,
@@ -154,9 +158,9 @@ def first_word(
 def complete(known: Classified, clock: Clock = time.perf_counter, alert_s: float | None = None) -> Analysis:
     """The slower steps, after the first word; `alert_s` is how long that took to store."""
     ready, classification, classes = known.ready, known.classification, known.early.classes
-    volume, pipeline, hu = ready.volume, ready.pipeline, ready.hu
+    volume, pipeline, hu = ready.volume, ready.pipeline, ready.seen.hu
     watch = _Stopwatch(clock, known.timings_s if alert_s is None else {**known.timings_s, "alert": alert_s})
-    masks, subtypes = _segment(volume, pipeline, hu, classification)
+    masks, subtypes = _segment(ready, classification)
     watch.lap("segment")
     explained = _deciding(classes)
     heat = _heat(pipeline.explain(hu, volume.spacing_mm, classification, explained), len(hu))
@@ -165,7 +169,7 @@ def complete(known: Classified, clock: Clock = time.perf_counter, alert_s: float
     agreement = consistency(classes, found.volume_ml, _beyond_noise(found)) if found else None
     watch.lap("measure")
     thresholds = _thresholds(pipeline)
-    slices = volume.slices_from_canonical(classification.slices)
+    slices = _of_source(ready, classification.slices)
     findings = replace(
         known.early,
         slices=_slices(slices, volume, thresholds),
@@ -175,7 +179,9 @@ def complete(known: Classified, clock: Clock = time.perf_counter, alert_s: float
         timings_s=watch.timings_s(),
         warnings=(*volume.warnings, *((EDGE_REACHED,) if reaches_edge(masks) else ())),
     )
-    return Analysis(findings, masks, _bytes(volume.from_canonical(heat)), explained, subtypes)
+    return Analysis(
+        findings, masks, _bytes(volume.from_canonical(ready.seen.spread(heat))), explained, subtypes
+    )
 
 
 def analyse(
@@ -209,23 +215,29 @@ def _beyond_noise(found: SegmentationFinding) -> set[str]:
     return {name for name, part_ml in found.subtypes_ml.items() if part_ml >= MIN_MASK_ML}
 
 
+def _of_source(ready: Ready, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What was said of the slices seen, (z, 6) in source order."""
+    return ready.volume.slices_from_canonical(ready.seen.spread(slices))
+
+
 def _segment(
-    volume: Volume, pipeline: Pipeline, hu: NDArray[np.float32], classification: Classification
+    ready: Ready, classification: Classification
 ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
     """The mask and its parts by subtype, in source orientation; empty where the pipeline draws none."""
+    volume, pipeline, hu = ready.volume, ready.pipeline, ready.seen.hu
     if not pipeline.draws:
         return np.zeros(volume.hu.shape, bool), {}
     mask = _mask(pipeline.segment(hu, volume.spacing_mm, classification), hu.shape, "mask")
     parts = pipeline.segment_subtypes(hu, volume.spacing_mm, classification)
-    return _to_source(mask, volume), {
-        name: _to_source(_mask(parts[name], hu.shape, f"{name} mask"), volume)
+    return _to_source(mask, ready), {
+        name: _to_source(_mask(parts[name], hu.shape, f"{name} mask"), ready)
         for name in SUBTYPES
         if name in parts and parts[name].any()
     }
 
 
-def _to_source(mask: NDArray[np.bool_], volume: Volume) -> NDArray[np.bool_]:
-    return np.ascontiguousarray(volume.from_canonical(mask))
+def _to_source(mask: NDArray[np.bool_], ready: Ready) -> NDArray[np.bool_]:
+    return np.ascontiguousarray(ready.volume.from_canonical(ready.seen.spread(mask)))
 
 
 def _thresholds(pipeline: Pipeline) -> Mapping[str, float]:

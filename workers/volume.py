@@ -267,7 +267,8 @@ def _step_mm(positions_mm: NDArray[np.float64]) -> float:
     """The median step; of a series whose parts were scanned in shorter and in longer ones, the longer.
 
     Slices are put together until they are about as thick as networks know them. By the shorter step, as of a
-    fossa in thin slices, the thick ones above were put together too, and blood on one of them would fade.
+    fossa in thin slices, the thick ones above were put together too, and blood on one of them would fade. By
+    the longer one the thin ones alone are: see `workers.even`.
     """
     steps = np.diff(positions_mm)
     usual = float(np.median(steps))

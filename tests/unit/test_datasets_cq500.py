@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
@@ -56,6 +57,18 @@ def test_the_plain_head_is_chosen_and_the_majority_counts(tmp_path: Path) -> Non
         "any", "epidural", "subdural",
     ]  # fmt: skip
     assert len(study.pictures) == 24 and not hasattr(study, "known")
+
+
+def test_thin_slices_among_thick_ones_are_read_as_the_node_reads_them(tmp_path: Path) -> None:
+    write_reads(tmp_path, {"CQ500-CT-7": {}})
+    write_study(tmp_path, 7, "CT Plain", slices=30)
+    for place, path in enumerate(sorted(tmp_path.rglob("*.dcm"))):
+        ds = dcmread(path)
+        height = 2.5 * place if place < 12 else 31.25 + 5.0 * (place - 12)
+        ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], height]
+        ds.save_as(path)
+    (study,) = cq500(tmp_path)
+    assert len(study.pictures) == 6 + 18
 
 
 def test_a_study_that_cannot_be_analysed_is_named_in_the_log(

@@ -60,6 +60,29 @@ def test_the_labels_follow_a_series_whose_slices_are_given_head_first(tmp_path: 
     assert np.flatnonzero(series.labels[:, 0]).tolist() == [4]
 
 
+@pytest.mark.parametrize("rows_run", [1.0, -1.0])
+def test_thin_slices_among_thick_ones_are_learned_from_as_they_will_be_seen(
+    tmp_path: Path, rows_run: float
+) -> None:
+    """Twelve slices of 2.5 mm, then eight of 5 mm; blood on the third of all is on the second picture."""
+    heights = [*(2.5 * z for z in range(12)), *(31.25 + 5.0 * z for z in range(8))]
+    images = tmp_path / "stage_2_train"
+    images.mkdir()
+    rows = ["ID,Label"]
+    for place, ds in enumerate(ct_series(20, 64, iop=(1.0, 0.0, 0.0, 0.0, rows_run, 0.0))):
+        ds.ImagePositionPatient = [-100, -110 * rows_run, heights[place]]
+        image = f"ID_{place:09d}"
+        with disable_value_validation():
+            ds.SOPInstanceUID = image
+            ds.save_as(images / f"{image}.dcm", enforce_file_format=True)
+        rows += [f"{image}_{name},{int(place == 3)}" for name in CLASSES]
+    (tmp_path / "stage_2_train.csv").write_text("\n".join(rows) + "\n")
+    (series,) = rsna(tmp_path)
+    assert len(series.pictures) == len(series.labels) == 6 + 8
+    assert np.flatnonzero(series.labels[:, 0]).tolist() == [1]
+    assert series.step_mm == 5.0
+
+
 @pytest.mark.parametrize(
     ("line", "code", "told"),
     [

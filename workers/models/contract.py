@@ -2,8 +2,8 @@
 
 **Head CT input.** `hu` float32 (z, y, x) in HU, canonical: row 0 anterior, column 0 patient right (x
 grows to patient left, y to posterior), slices feet to head; `spacing_mm` (z, y, x), z the usual
-perpendicular step, the longer one where parts of the series have steps of their own. Whoever calls brings
-the source into this form and maps answers back.
+perpendicular step. Whoever calls brings the source into this form, thin slices among thick ones put together
+(`workers.even`), and maps answers back.
 """
 
 from __future__ import annotations

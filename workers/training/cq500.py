@@ -22,6 +22,7 @@ from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
 from node.domain.instance import Instance
 from node.headers import read_instance
+from workers.even import even_slices
 from workers.load import load_volume
 from workers.preprocess import DEFAULT_VIEW, STEP_MM, Spacing, View
 from workers.training.datasets import Series, cell_mm, quantise
@@ -156,7 +157,7 @@ def _study(name: str, folder: Path, votes: NDArray[np.uint8], rules: Rules, view
         log.warning("study %s left out, no series can be analysed: %s", name, reasons)
         return None
     volume = load_volume(files[choice.chosen])
-    source = view.prepare(volume.canonical(), volume.spacing_mm)
+    source = view.prepare(even_slices(volume).hu, volume.spacing_mm)
     cell = cell_mm(source, volume.spacing_mm)
     return Study(name.lower(), choice.chosen, quantise(source.pictures), votes, cell)
 

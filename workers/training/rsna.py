@@ -24,6 +24,7 @@ from pydicom.uid import CTImageStorage
 
 from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES
+from workers.even import even_slices
 from workers.load import read_dataset
 from workers.preprocess import DEFAULT_VIEW, View
 from workers.training.assemble import SliceTruth, assemble
@@ -150,10 +151,11 @@ def read_series(files: SeriesFiles, labels: Mapping[str, Labels], view: View = D
     volume = build_volume(datasets)
     _say(files, volume.warnings)
     known = np.stack([labels[images[uid]] for uid in volume.sop_instance_uids])
-    truth = np.ascontiguousarray(volume.slices_from_canonical(known))
+    seen = even_slices(volume)
+    truth = np.maximum.reduceat(volume.slices_from_canonical(known), seen.starts, axis=0)
     return assemble(
         f"rsna-{files.patient_id}",
-        volume.canonical(),
+        seen.hu,
         volume.spacing_mm,
         SliceTruth(truth, truth == 0),
         name=files.series_instance_uid,

@@ -54,7 +54,7 @@ SOURCES: tuple[Source, ...] = (
         "Flanders et al., Radiology: AI 2(3):e190211 (2020), doi:10.1148/ryai.2020190211",
         "terms of the challenge",
         rsna,
-        version=2,
+        version=3,
     ),
     Source(
         "cq500",
@@ -63,7 +63,7 @@ SOURCES: tuple[Source, ...] = (
         "CC BY-NC-SA 4.0",
         cq500_series,
         slices=False,
-        version=2,
+        version=3,
     ),
     Source(
         "bhsd",
