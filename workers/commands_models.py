@@ -190,6 +190,7 @@ def train(
 
     from workers.models.device import choose_device
     from workers.training import recipes, ship
+    from workers.training.learners import takes_public_weights
     from workers.training.plan import Plan
 
     try:
@@ -219,6 +220,10 @@ def train(
     if plan.soup and not any(one.souped for one in plan.whole()):
         text = f"--soup: the networks of {recipe} share no pretraining, and their mean would know nothing"
         raise click.ClickException(text)
+    if plan.init and not any(takes_public_weights(one.recipe) for one in plan.whole()):
+        raise click.ClickException(
+            f"--init: no network of {recipe} can begin with public weights; leave it out"
+        )
     if plan.phantoms == 0 and any(one.recipe.pretrain for one in plan.whole()):
         raise click.ClickException(f"{recipe} begins with phantoms: give --phantoms 1 or more")
     try:
@@ -238,7 +243,10 @@ def _bar() -> Progress:
 
 
 def _follow(bar: Progress, name: str) -> Callback:
-    task = bar.add_task(name, total=None)
+    """A line of its own for each part of the work, the same one where it is asked for again."""
+    task = next((one.id for one in bar.tasks if one.fields["part"] == name), None)
+    if task is None:
+        task = bar.add_task(name, total=None, part=name)
 
     def step(done: int, steps: int, loss: float) -> None:
         bar.update(task, completed=done, total=steps, description=f"{name} loss {loss:.3f}")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.recipes import tiny_recipe
-from workers.commands_models import evaluate, models, train
+from workers.commands_models import _bar, _follow, evaluate, models, train
 from workers.models.catalogue import CATALOGUE
 from workers.training import datasets, recipes, sources
 from workers.training.datasets import box_mask, ct_ich
@@ -76,6 +76,25 @@ def test_no_soup_is_made_of_networks_that_share_no_pretraining(tmp_path: Path) -
     assert refused.exit_code == 1 and "share no pretraining" in refused.output
 
 
+def test_public_weights_are_refused_where_no_network_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be passed over, and the sidecar name them all the same."""
+    plans: list[str] = []
+    monkeypatch.setattr(
+        "workers.training.ship.run", lambda plan, watch: (plans.append(plan.recipe.name), (None, None))[1]
+    )
+    (tmp_path / "set").mkdir()
+    (tmp_path / "public.pth").write_bytes(b"")
+    given = ["--data", f"ct-ich:{tmp_path}/set", "--init", str(tmp_path / "public.pth")]
+    for one in recipes.RECIPES:
+        done = CliRunner().invoke(train, [one.name, *given, "--out", str(tmp_path / "runs")])
+        assert done.exit_code == 0 or "leave it out" in done.output, done.output
+    passed_over = {"multitask", "multitask-phantom", "multitask-sequence", "rim", "rim-sequence"}
+    small = {"unet-small", "cnn-baseline", "cnn-softmax"}
+    assert set(plans) == {one.name for one in recipes.RECIPES} - passed_over - small
+
+
 def test_a_soup_is_made_of_the_parts_of_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that share a pretraining stand two steps below the default."""
     plans: list[Plan] = []
@@ -87,6 +106,14 @@ def test_a_soup_is_made_of_the_parts_of_parts_too(tmp_path: Path, monkeypatch: p
     done = CliRunner().invoke(train, ["default", *data, "--soup"])
     assert done.exit_code == 0, done.output
     assert {one.recipe.name for one in plans[0].whole() if one.souped} == {"multitask-phantom", "rim"}
+
+
+def test_a_part_that_is_asked_for_again_has_one_line_in_the_progress() -> None:
+    with _bar() as bar:
+        _follow(bar, "fold-0")(12, 12, 0.3)
+        _follow(bar, "fold-1")
+        _follow(bar, "fold-0")
+        assert [(one.completed, one.total) for one in bar.tasks] == [(12, 12), (0, None)]
 
 
 def test_the_table_tells_of_reports_only(tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from node.domain.errors import PermanentError
+from workers.training import curves
 from workers.training.augment import STILL, Augmentation, augment
 from workers.training.datasets import Batch, Series, SliceDataset, phantom_series
 from workers.training.fit import (
     CHECKPOINT_EVERY,
     Corpus,
     Fitted,
+    History,
     Progress,
     Run,
     Sampler,
@@ -86,12 +89,14 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(
         _fit(tiny, _stage(5), corpus, checkpoint, stop)
     seen: list[int] = []
     resumed = _fit(tiny, _stage(5), corpus, checkpoint, lambda step, *_: seen.append(step))
-    assert seen == [3, 4, 5]
+    assert seen == [2, 3, 4, 5], "the first is told of where it goes on"
     for name, value in whole.weights.items():
         assert torch.allclose(value.float(), resumed.weights[name].float(), atol=1e-5), name
     assert np.allclose(whole.history.training, resumed.history.training, atol=1e-4)
     assert [step for step, _, _ in resumed.history.validation] == [1, 2, 3, 4, 5]
-    over = _fit(tiny, _stage(5), corpus, checkpoint, lambda *_: pytest.fail("it was over"))
+    told: list[tuple[int, int]] = []
+    over = _fit(tiny, _stage(5), corpus, checkpoint, lambda step, steps, _: told.append((step, steps)))
+    assert told == [(5, 5)], "it was over, and says so"
     assert torch.equal(over.weights["class_head.weight"], resumed.weights["class_head.weight"])
 
 
@@ -213,3 +218,14 @@ def test_augmentation_keeps_shapes_and_moves_masks_with_pictures() -> None:
     assert overlap > 0.95
     same, _ = augment(pictures, masks, np.random.default_rng(1), STILL)
     assert torch.allclose(same, pictures, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12, 200])
+def test_a_short_run_has_a_curve_too(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over all steps is a single point, of which a line shows nothing."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    curves.draw(History([1.0 / (step + 1) for step in range(steps)]), "a run", tmp_path / "run.png")
+    (line,) = drawn[0].axes[0].get_lines()
+    assert len(line.get_xdata()) >= 2 or line.get_marker() == ".", "nothing to be seen"
+    assert steps < 4 or len(line.get_xdata()) > steps / 2

@@ -164,10 +164,16 @@ def test_a_fold_in_which_there_is_nobody_is_refused_with_the_next_step(tmp_path:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_report_of_one_fold_tells_of_the_patients_in_it(tmp_path: Path) -> None:
+def test_a_report_of_one_fold_tells_of_the_patients_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("workers.training.report.write", lambda *told, limits=(), **_: said.extend(limits))
     outcome, _ = ship.run(_plan("cnn-baseline", tmp_path, only=(0,), ship=False), _silent)
     assert outcome is not None
     assert outcome.facts["patients"] == outcome.summary["cases"]["patients"] == PATIENTS / 2
+    assert "other folds" not in outcome.facts["protocol"], "there were none"
+    assert "chosen on its own patients" in said[0]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from workers.training.fit import History
 
 SMOOTHED = 20
-"""Training losses are averaged over so many steps."""
+"""Training losses are averaged over so many steps, or over a quarter of a shorter run."""
 
 
 def draw(history: History, title: str, path: Path) -> None:
@@ -18,9 +18,10 @@ def draw(history: History, title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     losses = np.asarray(history.training)
-    width = max(1, min(SMOOTHED, len(losses)))
+    width = max(1, min(SMOOTHED, len(losses) // 4))
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    axes.plot(np.arange(width, len(losses) + 1), smooth, label=f"training loss (mean of {width})")
+    shape = "-" if len(smooth) > 1 else "."
+    axes.plot(np.arange(width, len(losses) + 1), smooth, shape, label=f"training loss (mean of {width})")
     axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
     if history.validation:
         steps, validation, auc = (np.asarray(part) for part in zip(*history.validation, strict=True))

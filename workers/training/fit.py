@@ -34,7 +34,7 @@ _RESTARTS = 4
 
 Values = NDArray[np.float64]
 Progress = Callable[[int, int, float], None]
-"""Called with (step, steps, loss) after each step."""
+"""Called with (step, steps, loss) after each step, and where a run is resumed with the last one done."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ class Run:
         sampler = Sampler(corpus, self.stage, self.learner.neighbours)
         steps = self.stage.length(corpus.slices)
         epoch = max(1, min(steps, corpus.slices // self.stage.batch))
+        if progress and self.step:
+            progress(self.step, steps, self.history.training[-1])
         while self.step < steps and not self._stalled():
             value = self._step(sampler, steps)
             self.history.training.append(value)

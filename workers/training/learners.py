@@ -20,7 +20,7 @@ from workers.models.efficientnet import EfficientNetLite0
 from workers.models.multitask import MULTITASK, MultiTaskPipeline
 from workers.models.network import PICTURE_HEAD, MultiTaskNet, mask_evidence
 from workers.models.picture import Operating, PicturePipeline
-from workers.models.pretrained import load_pretrained
+from workers.models.pretrained import KEY_MAPS, load_pretrained
 from workers.models.rim import RIM, RimNet, RimPipeline, around, cells_of, laid_out, unroll, unrolled_masks
 from workers.models.rim import view as rim_view
 from workers.models.slicewise import SlicePipeline, UNetPipeline
@@ -201,6 +201,13 @@ class UNetLearner:
         for network, state in zip(networks, states, strict=True):
             network.load_state_dict(dict(state))
         return UNetPipeline(identity(self.recipe), networks, operating, device, self.recipe.size)
+
+
+def takes_public_weights(recipe: Recipe) -> bool:
+    """Whether a network of its own, not of its parts, can begin with them."""
+    if recipe.parts or recipe.family in (MULTITASK, RIM, "unet"):
+        return False
+    return families.family(recipe.family).specs[0].network in KEY_MAPS
 
 
 def sha256_of(path: Path) -> str:

@@ -31,11 +31,16 @@ REPEATS = 5
 REPORT = "report"
 
 
-LIMITS = (
+AT_A_THRESHOLD = (
     "Figures at a threshold use one threshold chosen on all out-of-fold predictions, which flatters; the "
-    "cross-fitted operating point among the facts does not. Slices are judged at the threshold of series.",
-    "The folds judge a recipe, not one set of weights.",
+    "cross-fitted operating point among the facts does not. Slices are judged at the threshold of series."
 )
+OF_ONE_FOLD = (
+    "One fold only was judged: its calibration and thresholds were chosen on its own patients, which "
+    "flatters every figure at a threshold and every probability. Slices are judged at the threshold of "
+    "series."
+)
+OF_A_RECIPE = "The folds judge a recipe, not one set of weights."
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def validate(plan: Plan, watch: Watch) -> Outcome:
     summary = report.summarise(cases, dict(fitted.thresholds), classes=knows)
     summary["seeds"] = _seed_by_seed(plan, parts)
     title = f"{plan.recipe.name}: cross-validation"
-    report.write(plan.folder / REPORT, title, facts, summary, cases, about=about(plan, facts), limits=LIMITS)
+    limits = (OF_ONE_FOLD if len(plan.chosen_folds) == 1 else AT_A_THRESHOLD, OF_A_RECIPE)
+    report.write(plan.folder / REPORT, title, facts, summary, cases, about=about(plan, facts), limits=limits)
     return Outcome(parts, fitted, summary, facts)
 
 
@@ -172,9 +178,11 @@ def protocol(plan: Plan) -> str:
     which = "" if not plan.only else f" (folds {', '.join(map(str, plan.only))} only)"
     stops = any(stage.patience for stage in plan.recipe.stages)
     early = f"; {train.VALIDATION:.0%} of the patients stopped the training early" if stops else ""
+    others = "of each fold from the predictions of the other folds"
+    fitted = "from the predictions of this very fold" if len(plan.chosen_folds) == 1 else others
     return (
         f"{plan.folds}-fold cross-validation over patients{which}, {plan.seeds} seed(s){early}; calibration, "
-        "mixture of heads and thresholds of each fold from the predictions of the other folds"
+        f"mixture of heads and thresholds {fitted}"
     )
 
 
