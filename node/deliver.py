@@ -125,7 +125,6 @@ class Courier:
                 log.warning("%s", error)
                 self._write_down(left.pop(error.key), Outcome(error.key, False, "", str(error)), now())
                 reason = str(error)
-                self._leave_early(left, reason, now)
                 if not left:
                     return False
                 self._leased_until = now() + LEASE_S
@@ -143,15 +142,6 @@ class Courier:
         again = now() + back_off_s(0, self._destination, random.random())
         self._records.deliveries.postpone(list(left), reason, again)
         return False
-
-    def _leave_early(self, left: dict[int, Due], reason: str, now: Callable[[], float]) -> None:
-        """What is not due yet may be why, the next time as well: it holds up nothing that is due."""
-        early = [due.id for due in left.values() if due.early]
-        if early:
-            again = now() + back_off_s(0, self._destination, random.random())
-            self._records.deliveries.postpone(early, reason, again)
-        for key in early:
-            del left[key]
 
     def _set_aside(self, left: dict[int, Due], error: Exception, now: Callable[[], float]) -> None:
         """What nobody thought of: the object whose turn it was may be why, and holds up no other."""

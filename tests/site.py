@@ -114,6 +114,19 @@ class Site:
         assert self.records.deliveries.give_up(delivery, "PACS refused the association", "0xA700")
         return delivery
 
+    def overtaken(self, study: str, findings: Findings, **header: Any) -> int:
+        """The id of a delivery in whose place that of a newer result of the same images goes."""
+        job = self.composed(study, findings, **header)
+        older = self.delivery_of(job)
+        self.records.jobs.reanalyse(job)
+        assert self.records.jobs.claim(job, "worker", time.time() + 60, time.time())
+        assert self.records.jobs.store_analysis(job, "worker", findings, "maps", time.time())
+        again = self.records.jobs.get(job)
+        made = NewObject(f"{study}.19", CT, f"{study}.8", "sr", "sr2.dcm", 1000)
+        going = NewDelivery(made.sop_instance_uid, "pacs", 0, findings.priority is Priority.STAT)
+        assert again and self.records.jobs.store_objects(again, [made], [going], time.time())
+        return older
+
     def store(self, series: list[Dataset]) -> None:
         """Real images, in the spool and in the records."""
         assert self.settings

@@ -52,6 +52,7 @@ class DeliveryState(StrEnum):
     SENT = "SENT"  # the destination answered the C-STORE with Success or Warning
     COMMITTED = "COMMITTED"  # the destination promised to keep it (PS3.4 Annex J)
     FAILED = "FAILED"  # given up; an admin may retry
+    SUPERSEDED = "SUPERSEDED"  # a newer result of its series is there for the destination: never sent
 
 
 class DeliveryEvent(StrEnum):
@@ -61,6 +62,8 @@ class DeliveryEvent(StrEnum):
     COMMITMENT_CONFIRMED = "COMMITMENT_CONFIRMED"
     COMMITMENT_REFUSED = "COMMITMENT_REFUSED"
     RETRIED_BY_ADMIN = "RETRIED_BY_ADMIN"
+    OVERTAKEN = "OVERTAKEN"  # a newer result of its series was composed for the same destination
+    COMPOSED_AGAIN = "COMPOSED_AGAIN"  # it belongs to the latest result again
 
 
 class AlertState(StrEnum):
@@ -157,7 +160,12 @@ DELIVERIES: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (DeliveryState.PENDING, DeliveryEvent.GIVEN_UP): DeliveryState.FAILED,
     (DeliveryState.SENT, DeliveryEvent.COMMITMENT_CONFIRMED): DeliveryState.COMMITTED,
     (DeliveryState.SENT, DeliveryEvent.COMMITMENT_REFUSED): DeliveryState.PENDING,
+    (DeliveryState.PENDING, DeliveryEvent.OVERTAKEN): DeliveryState.SUPERSEDED,
+    (DeliveryState.FAILED, DeliveryEvent.OVERTAKEN): DeliveryState.SUPERSEDED,
     (DeliveryState.FAILED, DeliveryEvent.RETRIED_BY_ADMIN): DeliveryState.PENDING,
+    (DeliveryState.SUPERSEDED, DeliveryEvent.COMPOSED_AGAIN): DeliveryState.PENDING,
+    # it was on its way already when the newer one was composed
+    (DeliveryState.SUPERSEDED, DeliveryEvent.ACCEPTED_BY_PEER): DeliveryState.SENT,
 }
 
 ALERTS: dict[tuple[AlertState, AlertEvent], AlertState] = {

@@ -10,9 +10,9 @@ from sqlalchemy import Engine, or_, select, update
 from node.domain.lifecycle import DeliveryEvent, DeliveryState
 from node.liveness import process_name
 from node.store import pauses
-from node.store.deliveries import Due, dues, move
+from node.store.deliveries import Due, dues, move, overtake
 from node.store.engine import insert_if_absent, reading, writing
-from node.store.tables import commitments, deliveries
+from node.store.tables import commitments, deliveries, jobs
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,16 @@ class Commitments:
             return connection.execute(statement.values(**values)).rowcount
 
     def refused(self, delivery_id: int, error: str, status: str, next_try_at: float) -> bool:
-        """SENT → PENDING: it will be sent again."""
+        """SENT → PENDING: it will be sent again, unless a newer result of its series took its place."""
         with writing(self._engine) as connection:
             statement = move(DeliveryEvent.COMMITMENT_REFUSED).where(deliveries.c.id == delivery_id)
             values = {"last_error": error, "last_status": status, "next_try_at": next_try_at}
-            return connection.execute(statement.values(lease_until=None, **values)).rowcount == 1
+            if connection.execute(statement.values(lease_until=None, **values)).rowcount != 1:
+                return False
+            of_job = select(jobs.c.series_instance_uid).join(deliveries, deliveries.c.job_id == jobs.c.id)
+            series_uid = connection.execute(of_job.where(deliveries.c.id == delivery_id)).scalar_one()
+            overtake(connection, series_uid)
+            return True
 
     def answered(self, transaction_uid: str, now: float) -> None:
         with writing(self._engine) as connection:

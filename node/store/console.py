@@ -96,11 +96,16 @@ class Console:
         return found[0] if found else None
 
     def destinations(self, names: Sequence[str]) -> dict[str, Row]:
-        """Backlog, last sending and last echo of each, and of others that have a backlog."""
+        """Backlog, what was overtaken, last sending and last echo of each, and of others with a backlog."""
         backlog = (
             select(deliveries.c.destination, deliveries.c.state, deliveries.c.urgent, func.count())
             .where(deliveries.c.state.in_(UNSENT))
             .group_by(deliveries.c.destination, deliveries.c.state, deliveries.c.urgent)
+        )
+        overtaken = (
+            select(deliveries.c.destination, func.count())
+            .where(deliveries.c.state == DeliveryState.SUPERSEDED)
+            .group_by(deliveries.c.destination)
         )
         found = {name: _nothing() for name in names}
         with reading(self._engine) as connection:
@@ -108,6 +113,9 @@ class Console:
                 of = found.setdefault(name, _nothing())
                 of["pending" if state == DeliveryState.PENDING else "given_up"] += count
                 of["urgent"] += count if urgent else 0
+            for name, count in connection.execute(overtaken):
+                if name in found:
+                    found[name]["superseded"] = count
             for name in found:
                 last = select(func.max(deliveries.c.sent_at)).where(deliveries.c.destination == name)
                 found[name]["last_sent_at"] = connection.execute(last).scalar()
@@ -166,7 +174,8 @@ class Console:
 
 
 def _nothing() -> Row:
-    return {"pending": 0, "given_up": 0, "urgent": 0, "last_sent_at": None, "echo": None, "error": ""}
+    counts = {"pending": 0, "given_up": 0, "urgent": 0, "superseded": 0}
+    return {**counts, "last_sent_at": None, "echo": None, "error": ""}
 
 
 def _is_late(sent_before: Mapping[str, float]) -> ColumnElement[bool]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Update, bindparam, func, or_, select, update
@@ -41,18 +40,6 @@ class Due:
     attempts: int
     created_at: float
     urgent: bool
-    series_instance_uid: str = ""
-    """Of the images that it tells of."""
-    output: str = ""
-    age: tuple[int, float] = (0, 0.0)
-    """Of which revision of the series it is, and when it was made: what compares less is older."""
-    early: bool = False
-    """Its own time has not come; it goes along in front of what is newer."""
-
-    @property
-    def line(self) -> tuple[str, str]:
-        """Objects of one kind that tell of one series: each takes the place of those before."""
-        return self.series_instance_uid, self.output
 
 
 @dataclass(frozen=True)
@@ -71,15 +58,14 @@ class Deliveries:
     def take_due(self, destination: str, now: float, lease_until: float, limit: int = 200) -> list[Due]:
         """Due deliveries of a destination, leased so that nobody else sends them.
 
-        Urgent ones first, then those that failed least often: what a peer chokes on holds up no other. In
-        front of each stands what is older of its series and kind: what comes last is shown as the latest.
+        Urgent ones first, then those that failed least often: what a peer chokes on holds up no other.
         """
-        free = (
+        due = (
             deliveries.c.destination == destination,
             deliveries.c.state == DeliveryState.PENDING,
+            deliveries.c.next_try_at <= now,
             or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
         )
-        due = (*free, deliveries.c.next_try_at <= now)
         with reading(self._engine) as connection:  # the usual answer is "nothing", and locks nobody out
             if pauses.is_paused(connection, pauses.of_destination(destination)):
                 return []
@@ -94,7 +80,6 @@ class Deliveries:
         )
         with writing(self._engine) as connection:
             rows = dues(connection, due, order, limit)
-            rows = in_turn(rows, _older(connection, free, rows, limit))
             ids = [row.id for row in rows]
             lease = {"lease_until": lease_until, "lease_owner": process_name()}
             connection.execute(update(deliveries).where(deliveries.c.id.in_(ids)).values(**lease))
@@ -132,11 +117,11 @@ class Deliveries:
             )
 
     def sent(self, delivery_id: int, status: str, now: float) -> bool:
-        """False when it was no longer PENDING."""
+        """False when it was sent or given up before."""
         return self.sent_all([Taken(delivery_id, status, now)]) == 1
 
     def sent_all(self, taken: Sequence[Taken]) -> int:
-        """In one transaction; those that are no longer PENDING stay as they are. Returns how many moved."""
+        """In one transaction; what was overtaken on its way is SENT as well. Returns how many moved."""
         moved = 0
         with writing(self._engine) as connection:
             wanted = is_wanted(connection)
@@ -173,7 +158,7 @@ class Deliveries:
         )
 
     def retry(self, delivery_id: int, now: float) -> None:
-        """At once, whether given up or waiting. Raises IllegalTransition if it was sent."""
+        """At once, whether given up or waiting. Raises IllegalTransition if it was sent or overtaken."""
         with writing(self._engine) as connection:
             state = connection.execute(
                 select(deliveries.c.state).where(deliveries.c.id == delivery_id)
@@ -224,7 +209,10 @@ def _event(connection: Connection, delivery_id: int, now: float) -> Event:
 
 
 def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDelivery], now: float) -> None:
-    """Each object goes to each destination once, however often this is called."""
+    """Each object goes to each destination once, however often this is called.
+
+    What was overtaken, and belongs to the latest result again, is due again.
+    """
     for item in new:
         row = {
             "sop_instance_uid": item.sop_instance_uid,
@@ -237,7 +225,42 @@ def add_deliveries(connection: Connection, job_id: int, new: Sequence[NewDeliver
             "created_at": now,
             "next_try_at": now,
         }
-        insert_if_absent(connection, deliveries, row)
+        if not insert_if_absent(connection, deliveries, row):
+            mine = (
+                deliveries.c.sop_instance_uid == item.sop_instance_uid,
+                deliveries.c.destination == item.destination,
+            )
+            due = {"urgent": int(item.urgent), "created_at": now, "next_try_at": now}
+            connection.execute(move(DeliveryEvent.COMPOSED_AGAIN).where(*mine).values(**due))
+
+
+def overtake(connection: Connection, series_uid: str) -> None:
+    """Of the results of a series each destination is to get those that were composed for it last.
+
+    What is older and was not sent is SUPERSEDED, whatever its kind: arriving late, it would be shown as the
+    latest. Source images are no results.
+    """
+    query = (
+        select(deliveries.c.id, deliveries.c.destination, deliveries.c.state)
+        .add_columns(jobs.c.revision, objects.c.created_at)
+        .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
+        .where(jobs.c.series_instance_uid == series_uid, deliveries.c.rank < SOURCE_RANK)
+    )
+    rows = connection.execute(query).all()
+    latest: dict[str, tuple[int, float]] = {}
+    for row in rows:
+        age = (row.revision, row.created_at)
+        latest[row.destination] = max(age, latest.get(row.destination, age))
+    unsent = sources(DELIVERIES, DeliveryEvent.OVERTAKEN)
+    older = [
+        row.id
+        for row in rows
+        if row.state in unsent and (row.revision, row.created_at) < latest[row.destination]
+    ]
+    if older:
+        statement = move(DeliveryEvent.OVERTAKEN).where(deliveries.c.id.in_(older))
+        connection.execute(statement.values(lease_until=None))
 
 
 def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], limit: int) -> list[Due]:
@@ -250,10 +273,6 @@ def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], lim
             deliveries,
             objects.c.sop_class_uid,
             func.coalesce(instances.c.path, objects.c.path).label("path"),
-            objects.c.output,
-            objects.c.created_at.label("made_at"),
-            jobs.c.series_instance_uid,
-            jobs.c.revision,
         )
         .join(objects, objects.c.sop_instance_uid == deliveries.c.sop_instance_uid)
         .join(jobs, jobs.c.id == deliveries.c.job_id)
@@ -273,59 +292,9 @@ def dues(connection: Connection, where: Sequence[Any], order: Sequence[Any], lim
             row.attempts,
             row.created_at,
             bool(row.urgent),
-            row.series_instance_uid,
-            row.output,
-            (row.revision, row.made_at),
         )
         for row in rows
     ]
-
-
-def _older(connection: Connection, free: Sequence[Any], rows: Sequence[Due], limit: int) -> list[Due]:
-    """What waits, and is older than one of `rows` that is of the same line; no source images."""
-    job_ids = _reported_before(connection, {due.job_id for due in rows})
-    if not job_ids:
-        return []
-    newest = {due.line: due.age for due in sorted(rows, key=lambda due: due.age)}
-    about = (
-        deliveries.c.job_id.in_(job_ids),
-        deliveries.c.id.not_in([due.id for due in rows]),
-        deliveries.c.rank < SOURCE_RANK,
-    )
-    waiting = dues(connection, (*free, *about), (deliveries.c.job_id, deliveries.c.rank), limit)
-    return [replace(due, early=True) for due in waiting if due.line in newest and due.age < newest[due.line]]
-
-
-def _reported_before(connection: Connection, job_ids: Collection[int]) -> set[int]:
-    """Jobs of earlier revisions of the same series, and those of `job_ids` that were reported again."""
-    newer, older = jobs.alias("newer"), jobs.alias("older")
-    revisions = (
-        select(older.c.id)
-        .join(newer, newer.c.series_instance_uid == older.c.series_instance_uid)
-        .where(newer.c.id.in_(job_ids), older.c.revision < newer.c.revision)
-    )
-    again = (
-        select(objects.c.job_id)
-        .where(objects.c.job_id.in_(job_ids))
-        .group_by(objects.c.job_id)
-        .having(func.min(objects.c.created_at) < func.max(objects.c.created_at))
-    )
-    return {*connection.execute(revisions).scalars(), *connection.execute(again).scalars()}
-
-
-def in_turn(rows: Sequence[Due], older: Sequence[Due]) -> list[Due]:
-    """`rows` in their order, but of each line the oldest first, in front of all whatever of it is `older`."""
-    lines: dict[tuple[str, str], list[Due]] = {}
-    for due in sorted((*older, *rows), key=lambda due: due.age):
-        lines.setdefault(due.line, []).append(due)
-    places = Counter(due.line for due in rows)
-    turn: list[Due] = []
-    for line in (due.line for due in rows):
-        count = len(lines[line]) - places[line] + 1
-        turn += lines[line][:count]
-        del lines[line][:count]
-        places[line] -= 1
-    return turn
 
 
 def move(event: DeliveryEvent) -> Update:

@@ -25,13 +25,13 @@ from node.domain.acquisition import Acquisition
 from node.domain.announcing import Audience, Stage
 from node.domain.errors import IllegalTransition
 from node.domain.findings import Findings, Priority, Reason, most_urgent
-from node.domain.lifecycle import JOBS, JobEvent, JobState, SeriesState, after, sources
+from node.domain.lifecycle import JOBS, DeliveryState, JobEvent, JobState, SeriesState, after, sources
 from node.store import pauses, quality
 from node.store.alerts import tell
-from node.store.deliveries import NewDelivery, add_deliveries
+from node.store.deliveries import NewDelivery, add_deliveries, overtake
 from node.store.engine import insert_if_absent, reading, writing
 from node.store.held import is_held
-from node.store.tables import jobs, objects, removals, series, studies
+from node.store.tables import deliveries, jobs, objects, removals, series, studies
 
 SOURCE = "source"
 """The `output` of an object that is a received instance, handed on because a rule says so."""
@@ -237,13 +237,14 @@ class Jobs:
         self,
         job: Job,
         made: Sequence[NewObject],
-        deliveries: Sequence[NewDelivery],
+        going: Sequence[NewDelivery],
         now: float,
         routing: Mapping[str, Any] | None = None,
         word: Word | None = None,
     ) -> bool:
         """The objects, their deliveries, the alerts and the job's new state in one transaction.
 
+        Deliveries of what was composed of the series before, and not sent yet, are overtaken by `going`.
         `routing` says why each destination gets what it gets, where there are rules.
         """
         values = {
@@ -261,13 +262,21 @@ class Jobs:
                 return False
             for item in made:
                 row = {**vars(item), "job_id": job.id, "created_at": now}
-                insert_if_absent(connection, objects, row)
-            add_deliveries(connection, job.id, deliveries, now)
+                if not insert_if_absent(connection, objects, row) and item.output != SOURCE:
+                    again = update(objects).where(objects.c.sop_instance_uid == item.sop_instance_uid)
+                    connection.execute(again.values(created_at=now))
+            add_deliveries(connection, job.id, going, now)
+            overtake(connection, job.series_instance_uid)
             _tell(connection, job.id, word)
             return True
 
     def predecessor(self, job: Job, output: str) -> NewObject | None:
-        """The newest object of this kind made before, for an earlier revision or before a retry."""
+        """The newest object of this kind made before, for an earlier revision or before a retry.
+
+        None that waits to be sent everywhere: it will be overtaken, and a reader would look for it in vain.
+        """
+        goes = deliveries.c.sop_instance_uid == objects.c.sop_instance_uid
+        came = deliveries.c.state.in_((DeliveryState.SENT, DeliveryState.COMMITTED))
         with reading(self._engine) as connection:
             row = connection.execute(
                 select(objects)
@@ -276,6 +285,7 @@ class Jobs:
                     jobs.c.series_instance_uid == job.series_instance_uid,
                     jobs.c.revision <= job.revision,
                     objects.c.output == output,
+                    or_(~exists().where(goes), exists().where(goes, came)),
                 )
                 .order_by(jobs.c.revision.desc(), objects.c.created_at.desc())
             ).first()

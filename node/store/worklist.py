@@ -421,14 +421,19 @@ def _add_reviews(connection: Connection, rows: Any) -> None:
 
 def _add_tallies(connection: Connection, rows: Any) -> None:
     """How many objects of the current job wait, were given up, were sent; and the derived status."""
+    names = {
+        DeliveryState.PENDING: "pending",
+        DeliveryState.FAILED: "given_up",
+        DeliveryState.SENT: "sent",
+        DeliveryState.COMMITTED: "sent",
+    }
     current = {row["current"]["id"]: row for row in rows if row["current"]}
     query = (
         select(deliveries.c.job_id, deliveries.c.state, func.count())
-        .where(deliveries.c.job_id.in_(list(current)))
+        .where(deliveries.c.job_id.in_(list(current)), deliveries.c.state.in_(list(names)))
         .group_by(deliveries.c.job_id, deliveries.c.state)
     )
-    names = {DeliveryState.PENDING: "pending", DeliveryState.FAILED: "given_up"}
     for job_id, state, count in connection.execute(query):
-        current[job_id][names.get(DeliveryState(state), "sent")] += count
+        current[job_id][names[DeliveryState(state)]] += count
     for row in rows:
         row["status"] = study_status(row["series"], row["current"], row["pending"], row["given_up"])

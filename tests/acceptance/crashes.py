@@ -405,7 +405,8 @@ class Crashes:
         if current[0]["reason_code"] and current[0]["state"] == JobState.FAILED:
             code = current[0]["reason_code"]
             ledger.reasons[code] = ledger.reasons.get(code, 0) + 1
-        due = [d for job in over for d in deliveries.get(job["id"], [])]
+        made = [d for job in over for d in deliveries.get(job["id"], [])]
+        due = [d for d in made if not self._is_overtaken(d, current)]
         arrived = [d for d in due if self._arrived(d)]
         if not due or len(arrived) < len(due):
             ledger.stuck += 1
@@ -414,14 +415,19 @@ class Crashes:
         ledger.delivered += 1
         if current[0]["state"] == JobState.COMPOSED and {d["output"] for d in due} != {"sr", "seg"}:
             ledger.faults.append(f"study {name}: {[d['output'] for d in due]} in place of sr and seg")
-        known = {d["sop_instance_uid"]: d["job_id"] for d in due if d["output"] == "sr"}
+        known = {d["sop_instance_uid"]: d["job_id"] for d in made if d["output"] == "sr"}
         expected = {"pacs", "orthanc"} if self.servers else {"pacs"}
         if {d["destination"] for d in due} != expected:
             ledger.faults.append(f"study {name}: {[d['destination'] for d in due]} in place of {expected}")
         of_job = Counter(known.get(report["uid"]) for report in reports)
-        if set(of_job) != {job["id"] for job in over} or max(of_job.values()) > 1:
+        wanted = {d["job_id"] for d in due if d["destination"] == "pacs"}
+        if not wanted <= set(of_job) <= {job["id"] for job in over} or max(of_job.values()) > 1:
             ledger.duplicated += 1
             ledger.faults.append(f"study {name}: reports at the PACS by job: {dict(of_job)}")
+
+    def _is_overtaken(self, delivery: dict[str, Any], current: list[dict[str, Any]]) -> bool:
+        """In its place that of a later revision goes; nothing takes the place of the current one."""
+        return delivery["state"] == DeliveryState.SUPERSEDED and delivery["job_id"] != current[0]["id"]
 
     def _arrived(self, delivery: dict[str, Any]) -> bool:
         """At Orthanc it must lie, and Orthanc must have committed to it."""

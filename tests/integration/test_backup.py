@@ -28,8 +28,9 @@ from node.domain.lifecycle import JobState
 from node.scan import MISSING, Fate, Scan
 from node.settings import DATABASE_FILE, Settings
 from node.spool import Spool
+from node.store.deliveries import SOURCE_RANK
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision, writing
-from node.store.jobs import Alarm
+from node.store.jobs import SOURCE, Alarm
 from node.store.records import Records, open_records
 from node.store.tables import instances
 from tests import factories
@@ -428,6 +429,35 @@ class TestUpgrade:
         assert records.deliveries.take_due("x", 1e9, 2e9)
         records.views.beat("settle@h:0:1:1", "settle", {}, 1.0)
         records.close()
+
+    def test_what_was_overtaken_before_is_not_sent_any_more(self, database_url: str) -> None:
+        """A report of revision 1 waits or was given up, and one of revision 2 is there for the same place."""
+        engine = open_engine(database_url)
+        raise_to(engine, "0027")
+        rows = fill(engine)
+        tables = MetaData()
+        tables.reflect(engine)
+
+        def another(table: str, **changes: Any) -> None:
+            connection.execute(insert(tables.tables[table]).values(**{**rows[table], **changes}))
+
+        with writing(engine) as connection:
+            another("jobs", id=2, revision=2)
+            another("objects", sop_instance_uid="2.25.2", job_id=2)
+            another("objects", sop_instance_uid="2.25.3")
+            another("objects", sop_instance_uid="2.25.4", output=SOURCE)
+            another("deliveries", id=2, sop_instance_uid="2.25.2", job_id=2)
+            another("deliveries", id=3, sop_instance_uid="2.25.3", state="FAILED")
+            another("deliveries", id=4, sop_instance_uid="2.25.3", destination="viewer")
+            another("deliveries", id=5, sop_instance_uid="2.25.4", rank=SOURCE_RANK)
+            another("deliveries", id=6, sop_instance_uid="2.25.3", destination="sent", state="SENT")
+            another("deliveries", id=7, sop_instance_uid="2.25.2", job_id=2, destination="sent")
+        migrate(engine)
+        with engine.connect() as connection:
+            query = select(tables.tables["deliveries"].c.id, tables.tables["deliveries"].c.state)
+            states = dict(connection.execute(query).all())
+        expected = {1: "SUPERSEDED", 2: "PENDING", 3: "SUPERSEDED", 4: "PENDING", 5: "PENDING", 6: "SENT"}
+        assert states == {**expected, 7: "PENDING"}
 
     def test_an_alarm_reported_before_is_known_as_one(self, database_url: str) -> None:
         engine = open_engine(database_url)

@@ -27,9 +27,9 @@ from node.headers import instance_of
 from node.store import engine as store_engine
 from node.store.arrivals import Recorded, StoredFile
 from node.store.decisions import SeriesRow
-from node.store.deliveries import NewDelivery
+from node.store.deliveries import SOURCE_RANK, NewDelivery
 from node.store.engine import SCHEMA_REVISION, migrate, open_engine, schema_revision
-from node.store.jobs import Job, NewObject
+from node.store.jobs import SOURCE, Job, NewObject
 from node.store.records import Records
 from node.store.tables import BEGINNINGS, deliveries, heartbeats, instances, jobs, metadata, objects, series
 from tests.postgres import Postgres
@@ -768,12 +768,21 @@ class TestJobs:
 
     def test_the_predecessor_is_the_newest_made_before(self, records: Records) -> None:
         first = composed_job(records)
+        records.deliveries.sent(1, "0x0000", 700.0)
         assert records.jobs.predecessor(first, "sr") == new_object(1)  # as a retry of the job finds it
         assert records.jobs.predecessor(replace(first, revision=0), "sr") is None
         later = replace(first, id=99, revision=3)
         assert records.jobs.predecessor(later, "sr") == new_object(1)
         assert records.jobs.predecessor(later, "seg") is None
         assert records.jobs.predecessor(replace(later, series_instance_uid="9"), "sr") is None
+
+    def test_a_report_that_nobody_has_is_no_predecessor(self, records: Records) -> None:
+        first = composed_job(records)
+        later = replace(first, id=99, revision=3)
+        assert records.jobs.predecessor(later, "sr") is None
+        (taken,) = records.deliveries.take_due("pacs", 700.0, 790.0)
+        records.deliveries.sent(taken.id, "0x0000", 701.0)
+        assert records.jobs.predecessor(later, "sr") == new_object(1)
 
 
 class TestDeliveries:
@@ -825,35 +834,92 @@ class TestDeliveries:
         assert records.jobs.store_objects(job(records, job_id), new, where, now)
         return [one.sop_instance_uid for one in new]
 
-    def test_what_is_newer_follows_what_is_older_of_its_kind_though_that_waits_longer(
-        self, records: Records
-    ) -> None:
-        """After an outage, say: an archive would show the older report as the latest."""
-        composed_job(records, 1)
-        composed_job(records, 2)
-        for at in (700.0, 800.0):
-            for taken in records.deliveries.take_due("pacs", at, at + 1):
-                records.deliveries.failed(taken.id, "away", "", at + 5000)
-        report, picture = self.revised(records, "sr", "sc", urgent=True, now=900.0)
-        due = records.deliveries.take_due("pacs", 1000.0, 1001.0)
-        assert [(one.sop_instance_uid, one.early) for one in due] == [
-            ("2.25.1", True),
-            (report, False),
-            (picture, False),
-        ]
-        again = self.revised(records, "sr", now=950.0)
-        assert self.due(records, 1002.0) == ["2.25.1", report, picture, *again]
-        assert self.due(records, 1002.0) == [], "each of them is leased"
-        for one in due:
-            records.deliveries.sent(one.id, "0x0000", 1003.0)
-        assert self.due(records, 9e9)[:1] == again
+    def states(self, records: Records) -> dict[tuple[str, str], str]:
+        """By SOP instance and destination."""
+        rows = records.views.deliveries()
+        return {(row["sop_instance_uid"], row["destination"]): row["state"] for row in rows}
 
-    def test_what_is_newer_and_waits_is_not_sent_with_what_is_older(self, records: Records) -> None:
+    def test_what_a_newer_report_overtook_is_never_sent(self, records: Records) -> None:
+        """It was refused for a while, say: an archive would show the older report as the latest."""
+        first = composed_job(records, 1)
+        composed_job(records, 2)
+        for taken in records.deliveries.take_due("pacs", 700.0, 790.0):
+            records.deliveries.failed(taken.id, "no room", "0xA700", 5000.0)
+        report, picture = self.revised(records, "sr", "sc", now=900.0)
+        assert self.due(records, 9e3) == [report, picture, "2.25.2"]
+        assert self.states(records)["2.25.1", "pacs"] == "SUPERSEDED"
+        assert records.deliveries.waiting(first.id) == 0
+        with pytest.raises(IllegalTransition, match="SUPERSEDED"):
+            records.deliveries.retry(1, 9e3)
+
+    def test_what_was_given_up_and_overtaken_asks_nobody_to_try_again(self, records: Records) -> None:
         composed_job(records, 1)
+        (taken,) = records.deliveries.take_due("pacs", 700.0, 790.0)
+        records.deliveries.give_up(taken.id, "refused", "0xA900")
+        report, *_ = self.revised(records, "sr", now=900.0)
+        assert records.deliveries.retry_all("", 1000.0) == 0
+        assert self.due(records, 1000.0) == [report]
+
+    def test_what_was_overtaken_on_its_way_and_taken_is_sent(self, records: Records) -> None:
+        composed_job(records, 1)
+        (taken,) = records.deliveries.take_due("pacs", 700.0, 790.0)
+        self.revised(records, "sr", now=701.0)
+        assert not records.deliveries.failed(taken.id, "no room", "0xA700", 800.0)
+        assert records.deliveries.sent(taken.id, "0x0000", 702.0)
+        assert self.states(records)["2.25.1", "pacs"] == "SENT"
+
+    def test_what_was_sent_stays_sent_and_is_not_sent_anew_once_overtaken(self, records: Records) -> None:
+        composed_job(records, 1)
+        (taken,) = records.deliveries.take_due("pacs", 700.0, 790.0)
+        records.deliveries.sent(taken.id, "0x0000", 701.0)
+        report, *_ = self.revised(records, "sr", now=900.0)
+        assert self.states(records)["2.25.1", "pacs"] == "SENT"
+        assert records.commitments.refused(taken.id, "lost", "0x0112", 901.0)
+        assert self.due(records, 1000.0) == [report]
+        assert self.states(records)["2.25.1", "pacs"] == "SUPERSEDED"
+
+    def test_who_gets_nothing_newer_gets_what_is_older(self, records: Records) -> None:
+        composed_job(records, 1, destination="viewer")
         self.revised(records, "sr", now=900.0)
-        older, newer = records.deliveries.take_due("pacs", 1000.0, 1001.0)
-        records.deliveries.failed(newer.id, "refused", "0xA700", 5000.0)
-        assert self.due(records, 1002.0) == [older.sop_instance_uid]
+        (taken,) = records.deliveries.take_due("viewer", 1000.0, 1090.0)
+        assert taken.sop_instance_uid == "2.25.1"
+
+    def test_images_are_handed_on_whatever_is_reported_since(self, records: Records) -> None:
+        first = analysed_job(records, 1)
+        handed_on = NewDelivery("1.1.10.1", "pacs", SOURCE_RANK, False)
+        records.jobs.store_objects(
+            first,
+            [new_object(1), replace(new_object(), sop_instance_uid="1.1.10.1", output=SOURCE)],
+            [handed_on],
+            600.0,
+        )
+        report, *_ = self.revised(records, "sr", now=900.0)
+        assert self.due(records, 1000.0) == [report, "1.1.10.1"]
+
+    def again(self, records: Records, job_id: int, objects: list[NewObject], now: float) -> None:
+        """The job analysed again, with these results for the destination."""
+        records.jobs.reanalyse(job_id)
+        assert records.jobs.claim(job_id, "w:1", 1e9, now)
+        assert records.jobs.store_analysis(job_id, "w:1", findings(), "results/m.npz", now)
+        where = [NewDelivery(o.sop_instance_uid, "pacs", rank, False) for rank, o in enumerate(objects)]
+        assert records.jobs.store_objects(job(records, job_id), objects, where, now)
+
+    def test_of_a_result_that_is_composed_again_every_object_goes(self, records: Records) -> None:
+        """Some were made the first time, and the report refers to them."""
+        first = composed_job(records, 1)
+        self.again(records, first.id, [new_object(1), new_object(2, "sc")], 900.0)
+        assert self.due(records, 1000.0) == ["2.25.1", "2.25.2"]
+
+    def test_another_result_of_the_same_images_overtakes_the_one_before(self, records: Records) -> None:
+        first = composed_job(records, 1)
+        self.again(records, first.id, [new_object(2)], 900.0)
+        assert self.due(records, 1000.0) == ["2.25.2"]
+
+    def test_what_was_overtaken_and_is_composed_again_goes_after_all(self, records: Records) -> None:
+        first = composed_job(records, 1)
+        self.again(records, first.id, [new_object(2)], 900.0)
+        self.again(records, first.id, [new_object(1)], 950.0)
+        assert self.due(records, 1000.0) == ["2.25.1"]
 
     def test_two_couriers_never_take_the_same_row(self, records: Records) -> None:
         for number in range(1, 31):

@@ -176,6 +176,25 @@ def test_an_alarm_stays_first_until_a_later_revision_has_its_word(site: Site) ->
     assert records.worklist.unread_alarms(0) == 0
 
 
+def test_what_was_overtaken_is_neither_waiting_nor_sent_nor_given_up(site: Site) -> None:
+    older = site.overtaken("1.1", SUBDURAL)
+    row = site.records.worklist.study("1.1")
+    assert row and (row["pending"], row["sent"], row["given_up"]) == (1, 0, 0)
+    (newer,) = [d["id"] for d in site.records.views.deliveries() if d["id"] != older]
+    site.records.deliveries.sent(newer, "0x0000", time.time())
+    row = site.records.worklist.study("1.1")
+    assert row and (row["pending"], row["sent"], row["given_up"], row["status"]) == (0, 1, 0, "DONE")
+    assert site.records.console.oldest_unsent_positive() is None
+    assert site.records.console.counts()["deliveries"] == {}
+    standing = site.records.console.destinations(["pacs", "other"])
+    assert (standing["pacs"]["superseded"], standing["other"]["superseded"]) == (1, 0)
+    assert (standing["pacs"]["pending"], standing["pacs"]["given_up"], standing["pacs"]["urgent"]) == (
+        0,
+        0,
+        0,
+    )
+
+
 def test_the_backlog_of_each_destination(site: Site) -> None:
     console, now = site.records.console, time.time()
     site.given_up("1.1", SUBDURAL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,20 +151,6 @@ def test_the_object_at_which_the_peer_breaks_off_is_set_aside_once() -> None:
         ("sent", 3, "0x0000"),
         ("failed", 4, "", 1005.0),
         ("postponed", (5,), 1005.0),
-    ]
-
-
-def test_what_goes_along_ahead_of_its_time_holds_up_nothing_that_is_due() -> None:
-    """Older reports, say, at which the peer breaks off each time."""
-    rows = Rows(*(replace(due(number), early=True) for number in (1, 2, 3)), due(4), due(5))
-    peer = Script(AssociationBroke(1, "broke"), GOOD, AssociationBroke(5, "broke"))
-    assert not courier(rows, peer).round(Clock())
-    assert rows.log == [
-        ("failed", 1, "", 1005.0),
-        ("postponed", (2, 3), 1005.0),
-        ("extend", (4, 5), 1000.0 + LEASE_S),
-        ("sent", 4, "0x0000"),
-        ("failed", 5, "", 1005.0),
     ]
 
 

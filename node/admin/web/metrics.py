@@ -94,6 +94,8 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
         for state, key in ((DeliveryState.PENDING, "pending"), (DeliveryState.FAILED, "given_up")):
             unsent.append(("", {"destination": name, "state": state.value}, standing[name][key]))
     yield "deliveries_unsent", "Deliveries waiting (PENDING) or given up (FAILED).", unsent
+    overtaken: list[Sample] = [("", {"destination": name}, of["superseded"]) for name, of in standing.items()]
+    yield "deliveries_superseded", "Never sent: a newer result of the same series goes.", overtaken
     late: list[Sample] = [
         ("", {"destination": name}, count)
         for name, count in console.count_uncommitted(board.commitment_due(site, now)).items()

@@ -495,6 +495,19 @@ def test_metrics_are_prometheus_text_without_any_patient(client: TestClient, sit
         assert line in lines
 
 
+def test_a_result_in_whose_place_a_newer_one_goes_is_shown_as_such(client: TestClient, site: Site) -> None:
+    older = site.overtaken("1.1", SUBDURAL)
+    page = client.get("/study/1.1").text
+    assert "SUPERSEDED" in page and "a newer result goes in its place" in page
+    assert f'action="/deliveries/retry/{older}"' not in page
+    assert press(client, f"/deliveries/retry/{older}") == 409
+    told = client.get("/metrics").text
+    assert 'ichnode_deliveries_superseded{destination="pacs"} 1' in told
+    assert 'ichnode_deliveries_unsent{destination="pacs",state="PENDING"} 1' in told
+    (row,) = client.get("/api/v1/deliveries?state=SUPERSEDED").json()
+    assert row["id"] == older
+
+
 def test_ready_means_that_every_role_is_alive(client: TestClient, site: Site) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     answer = client.get("/readyz")
