@@ -268,3 +268,29 @@ def test_no_page_is_wider_than_its_window_and_no_word_is_broken(page: Page, site
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
             assert page.evaluate(BROKEN_WORDS) == [], (path, width)
+
+
+OUTSIDE = """() => {
+  const main = document.querySelector('main'), room = getComputedStyle(main);
+  const edge = main.getBoundingClientRect().right - parseFloat(room.paddingRight) + 1;
+  return [...main.querySelectorAll(':not(.announce, thead *)')]
+    .filter(one => one.getBoundingClientRect().right > edge)
+    .map(one => one.outerHTML.slice(0, 80));
+}"""
+IN_TWO_LINES = """() => [...document.querySelectorAll('.probabilities tr, .waterfall tr')].filter(row => {
+  const boxes = [...row.children].filter(cell => cell.innerText || cell.querySelector('svg'))
+    .map(cell => cell.getBoundingClientRect());
+  return Math.max(...boxes.map(box => box.top)) >= Math.min(...boxes.map(box => box.bottom));
+}).map(row => row.innerText)"""
+
+
+def test_on_a_phone_every_row_of_classes_is_one_line_and_nothing_hangs_over(page: Page, site: Site) -> None:
+    """The word *present* stood on a line of its own, as if it were of the class below."""
+    site.composed("1.1", SUBDURAL, patient_id="PID-1")
+    log_in(page, "anna")
+    for path in ("/?within=all", "/study/1.1", "/queue", "/quality", "/shadow", "/routing", "/audit"):
+        page.goto(path)
+        for width in (430, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate(OUTSIDE) == [], (path, width)
+            assert page.evaluate(IN_TWO_LINES) == [], (path, width)
