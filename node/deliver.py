@@ -18,7 +18,15 @@ from node import commitment
 from node.domain.errors import OutOfReach, PermanentError, TransientError
 from node.nudge import Nudge
 from node.retry import LONGEST_BREAK_S, Breaker, back_off_s, is_hopeless
-from node.scu import CONNECTION_TIMEOUT_S, RESPONSE_TIMEOUT_S, AssociationBroke, Outcome, Parcel, Peer
+from node.scu import (
+    CONNECTION_TIMEOUT_S,
+    RESPONSE_TIMEOUT_S,
+    AssociationBroke,
+    NothingAccepted,
+    Outcome,
+    Parcel,
+    Peer,
+)
 from node.settings import Destination, Settings
 from node.shipment import StreamingPeer
 from node.spool import Spool
@@ -233,8 +241,7 @@ class Courier:
     def _ask(self, now: Callable[[], float]) -> bool:
         """Ask the destination to commit to what it took lately."""
         d, peer, commitments = self._destination, self._peer, self._records.commitments
-        sent_since = now() - d.give_up_h * 3600
-        batch = commitments.to_ask(d.name, now(), sent_since, now() + LEASE_S, BATCH)
+        batch = commitments.to_ask(d.name, now(), d.give_up_h * 3600, now() + LEASE_S, BATCH)
         if not batch or not isinstance(peer, Peer):
             return True
         ids = [due.id for due in batch]
@@ -248,9 +255,9 @@ class Courier:
             commitment.ask(peer, uid, batch, answer)
         except TransientError as error:
             log.warning("%d deliveries stay without commitment: %s", len(batch), error)
-            commitments.wait(ids, now() + d.retry_max_s, str(error))
-            return False
-        commitments.wait(ids, now() + d.commitment_wait_s, "storage commitment is asked for, no answer yet")
+            commitments.wait(ids, now(), d.retry_max_s, str(error))
+            return isinstance(error, NothingAccepted)  # it is there, and new results need not wait
+        commitments.wait(ids, now(), d.commitment_wait_s, "storage commitment is asked for, no answer yet")
         return True
 
 

@@ -29,13 +29,17 @@ class Commitments:
         self._engine = engine
 
     def to_ask(
-        self, destination: str, now: float, sent_since: float, lease_until: float, limit: int
+        self, destination: str, now: float, longest_s: float, lease_until: float, limit: int
     ) -> list[Due]:
-        """SENT deliveries whose commitment is to be asked for, oldest first, leased like those to be sent."""
+        """SENT deliveries whose commitment is to be asked for, oldest first, leased like those to be sent.
+
+        For `longest_s` each. What counts is how long it was asked for, not the date: days on which the node
+        was off, or by which its clock leapt, are none.
+        """
         waiting = (
             deliveries.c.destination == destination,
             deliveries.c.state == DeliveryState.SENT,
-            deliveries.c.sent_at >= sent_since,
+            deliveries.c.asked_s < longest_s,
             deliveries.c.next_try_at <= now,
             or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until < now),
         )
@@ -56,12 +60,13 @@ class Commitments:
         with writing(self._engine) as connection:
             insert_if_absent(connection, commitments, vars(request))
 
-    def wait(self, ids: Sequence[int], ask_again_at: float, error: str | None = None) -> None:
-        """Ask for these again then, unless they are committed by that time."""
+    def wait(self, ids: Sequence[int], now: float, wait_s: float = 0.0, error: str | None = None) -> None:
+        """Ask for these again after so long, unless they are committed by that time."""
         with writing(self._engine) as connection:
             still_sent = (deliveries.c.id.in_(ids), deliveries.c.state == DeliveryState.SENT)
-            values = {"next_try_at": ask_again_at, "lease_until": None, "last_error": error}
-            connection.execute(update(deliveries).where(*still_sent).values(**values))
+            statement = update(deliveries).where(*still_sent)
+            statement = statement.values(next_try_at=now + wait_s, asked_s=deliveries.c.asked_s + wait_s)
+            connection.execute(statement.values(lease_until=None, last_error=error))
 
     def find(self, transaction_uid: str) -> Asked | None:
         with reading(self._engine) as connection:

@@ -317,6 +317,7 @@ _SENT = (  # built once: it runs for every object
         last_error=None,
         attempts=deliveries.c.attempts + 1,
         lease_until=None,
+        asked_s=0.0,
     )
 )
 

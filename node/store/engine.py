@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool, Pool
 from node.domain.errors import PermanentError, TransientError
 from node.store.tables import metadata
 
-SCHEMA_REVISION = "0028"
+SCHEMA_REVISION = "0029"
 """The newest migration; a test holds it against the migrations themselves."""
 
 BUSY_TIMEOUT_S = 30

@@ -187,6 +187,7 @@ deliveries = Table(
     Column("last_error", Text),
     Column("committed_at", Float),
     Column("lease_owner", String(64)),  # node.liveness.process_name
+    Column("asked_s", Float, nullable=False, server_default="0"),  # for so long its commitment was asked for
     UniqueConstraint("sop_instance_uid", "destination", name="one_delivery_a_destination"),
     Index("deliveries_due", "destination", "state", "next_try_at"),
     Index("deliveries_by_job", "job_id"),

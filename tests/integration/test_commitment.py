@@ -249,10 +249,32 @@ def test_a_promise_that_never_comes_is_asked_for_again(place: Place) -> None:
         assert place.states() == [SENT] * 3 and len(pacs.kept) == 3
         assert len({t.transaction_uid for t in transactions(place)}) == 2
         assert "no answer yet" in place.rows()[0].last_error
-        day = 24 * 3600
-        assert courier.round(lambda: T0 + 2.9 * day)
-        assert courier.round(lambda: T0 + 3.1 * day)
-        assert len(pacs.asked_for) == 3
+
+
+def test_a_promise_that_nobody_makes_is_not_asked_for_for_ever(place: Place) -> None:
+    uids = place.compose("pacs", count=1)
+    with Promising(silent=True) as pacs:
+        courier = place.courier(promised(pacs.port, give_up_h=0.25))
+        for later in (0, 0, 301, 602, 903, 1204):
+            assert courier.round(lambda later=later: T0 + later)  # type: ignore[misc]
+        assert pacs.asked_for == [uids] * 3
+
+
+@pytest.mark.parametrize("before", ["not asked yet", "asked in vain"])
+def test_after_a_leap_of_the_clock_what_was_sent_is_asked_for_as_long_as_ever(
+    before: str, place: Place
+) -> None:
+    """Or after days on which the node was off, or the destination paused."""
+    uids = place.compose("pacs", count=1)
+    with Promising(silent=True) as pacs:
+        courier = place.courier(promised(pacs.port, give_up_h=0.25))
+        for _ in range(1 if before == "not asked yet" else 2):
+            assert courier.round(lambda: T0)
+        asked, leapt = len(pacs.asked_for), T0 + 1e8
+        for later in (0, 301, 602, 903, 1204):
+            assert courier.round(lambda later=later: leapt + later)  # type: ignore[misc]
+        assert pacs.asked_for == [uids] * 3
+        assert asked == (before == "asked in vain")
 
 
 def test_a_late_answer_to_an_earlier_question_counts(place: Place, settings: Settings) -> None:
@@ -280,7 +302,7 @@ def test_a_destination_that_makes_no_promises_says_so_and_keeps_what_it_has(plac
     with Pacs() as pacs:
         courier = place.courier(promised(pacs.port))
         assert courier.round(lambda: T0)
-        assert not courier.round(lambda: T0)
+        assert courier.round(lambda: T0), "it is there, and new results need not wait"
         assert len(pacs.kept) == 3
     assert place.states() == [SENT] * 3
     assert "does not accept SOP class 1.2.840.10008.1.20.1" in place.rows()[0].last_error

@@ -474,7 +474,7 @@ def test_a_clock_set_back_keeps_no_fetch_no_commitment_and_no_word_to_readers_wa
         connection.execute(insert(ups_events).values(**said, created_at=ahead, next_try_at=ahead, attempts=1))
         connection.execute(update(deliveries).values(next_try_at=ahead))
     records, now = place.records, place.now
-    ask = ("pacs", now, 0.0, now + 60, 9)
+    ask = ("pacs", now, 3600.0, now + 60, 9)
     assert records.gaps.take_wanted(["a"], now, now) is None
     assert records.subscriptions.due("R", now, 9) == records.commitments.to_ask(*ask) == []
     assert records.keeping.undo_the_future(now, 600, 600) == 3

@@ -21,7 +21,7 @@ def seen(settings: Settings, sent_ago_s: float, folder: Path) -> tuple[str, str]
     site = Site(records, own)
     delivery = site.delivery_of(site.composed("1.2.3", SUBDURAL, patient_id="P-7"))
     assert records.deliveries.sent(delivery, "0x0000", time.time() - sent_ago_s)
-    records.commitments.wait([delivery], time.time() + 60, "storage commitment is asked for, no answer yet")
+    records.commitments.wait([delivery], time.time(), 60, "storage commitment is asked for, no answer yet")
     client = browser(own, records)
     pages = client.get("/queue").text, client.get("/metrics").text
     records.close()
