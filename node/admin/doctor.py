@@ -20,6 +20,7 @@ from node.admin.backup import standing_at
 from node.admin.listing import when
 from node.admin.roles import prepare
 from node.admin.waiting import uploading
+from node.admin.web.words import roles
 from node.audit import syslog
 from node.channels.catalogue import channel_of
 from node.deliver import Carrier, carrier_to
@@ -153,10 +154,22 @@ def _broker(settings: Settings) -> str:
 
 
 def _processes(settings: Settings) -> str:
-    records = open_records(settings)
-    alive = [p for p in records.views.processes(time.time()) if p["alive"]]
+    """Raises PermanentError for those that are gone, and for a role that none of those alive plays."""
+    records, now = open_records(settings), time.time()
+    rows = records.views.processes(now)
     records.close()
-    return ", ".join(sorted(p["process"] for p in alive)) or "none is running; `ichnode up` starts them"
+    alive = sorted(row["process"] for row in rows if row["alive"])
+    trouble = []
+    for role in roles(rows, now, settings.idle_roles):
+        gone = [f"gone: {', '.join(role['lost'])}"] if role["lost"] else []
+        if alive and role["without"] and not role["alive"]:
+            why = role["refuses"] or "; ".join(gone) or "not running"
+            trouble.append(f"{role['role']}: {role['without']} ({why})")
+        else:
+            trouble += [f"{role['role']}: {text}" for text in gone]
+    if trouble:
+        raise PermanentError("PROCESSES", f"{'; '.join(trouble)}; its messages in the log say why")
+    return ", ".join(alive) or "none is running; `ichnode up` starts them"
 
 
 def _shown_certificates(settings: Settings) -> dict[str, Tls]:

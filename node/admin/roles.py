@@ -28,6 +28,7 @@ from node.settings import Settings
 from node.spool import Spool, spool_of
 from node.store.audit_queue import Event
 from node.store.records import Records, open_records
+from node.store.views import BROKE
 
 if TYPE_CHECKING:
     from node.leadership import Candidate
@@ -70,7 +71,7 @@ def _serve(settings: Settings, listening: socket.socket, parent: int | None = No
     with stopping() as stop:
 
         def until(records: Records) -> None:
-            with beating(records, "listen"):
+            with beating(records, "listen", lambda: {"of": settings.scp.processes}):
                 while parent in (None, os.getppid()) and not stop(LOOK_S):
                     pass
 
@@ -512,9 +513,11 @@ def _standing(records: Records, role: str, candidate: Candidate) -> Iterator[Non
 
 @contextlib.contextmanager
 def beating(records: Records, role: str, detail: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
-    """A heartbeat row while the block runs."""
+    """A heartbeat row while the block runs. One that breaks leaves a row until its successor starts here."""
     name = f"{role}@{process_name()}"
+    place = name.partition(":")[0]  # the same for each that breaks on this host, however often
     over = threading.Event()
+    broke = True
 
     def beat() -> None:
         while True:
@@ -531,13 +534,18 @@ def beating(records: Records, role: str, detail: Callable[[], Mapping[str, Any]]
     thread.start()
     _tell(records, "start", name)
     try:
+        with contextlib.suppress(TransientError):
+            records.views.part(place)
         yield
+        broke = False
     finally:
         over.set()
         thread.join(timeout=2)
         _tell(records, "stop", name)
         with contextlib.suppress(TransientError):
             records.views.part(name)
+            if broke:
+                records.views.beat(place, role, {BROKE: True}, time.time())
 
 
 def _tell(records: Records, action: str, process: str) -> None:

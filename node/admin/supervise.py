@@ -22,6 +22,7 @@ from node.broker import BundledRedis
 from node.domain.errors import IchnodeError, SettingsError
 from node.settings import Settings
 from node.store.records import Records, open_records
+from node.store.views import BROKE
 
 START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders", "shadow-worker")
 NOT_WAITED_FOR = ("shadow-worker",)
@@ -123,7 +124,8 @@ class Node:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not stop(0.1):
             now_heard = records.views.processes(time.time())
-            alive = {p["role"] for p in now_heard if p["seen_at"] != heard.get(p["process"])}
+            new = [p for p in now_heard if p["seen_at"] != heard.get(p["process"])]
+            alive = {p["role"] for p in new if BROKE not in p["detail"]}
             missing = [role for role in self._roles if role not in alive and role not in NOT_WAITED_FOR]
             if not missing:
                 return

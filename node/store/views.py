@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Select, case, delete, func, select, update
+from sqlalchemy import Engine, Row, Select, case, delete, func, select, update
 
 from node.domain.findings import Priority
 from node.domain.lifecycle import DeliveryState, JobState, SeriesState
@@ -14,6 +14,8 @@ from node.store.tables import deliveries, heartbeats, instances, jobs, objects, 
 
 ALIVE_S = 15
 """A process that has not been seen for this long counts as gone."""
+BROKE = "broke"
+"""Key of a heartbeat's detail: its process ended by an error, and is not alive any more."""
 
 
 class Views:
@@ -204,7 +206,11 @@ class Views:
     def processes(self, now: float) -> list[dict[str, Any]]:
         with reading(self._engine) as connection:
             rows = connection.execute(select(heartbeats).order_by(heartbeats.c.role, heartbeats.c.process))
-            return [{**row._mapping, "alive": now - row.seen_at < ALIVE_S} for row in rows]
+            return [{**row._mapping, "alive": _is_alive(row, now)} for row in rows]
+
+
+def _is_alive(row: Row[Any], now: float) -> bool:
+    return now - row.seen_at < ALIVE_S and BROKE not in row.detail
 
 
 def _jobs() -> Select[Any]:

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from node.admin.roles import beating
 from node.settings import Settings
 from node.store.records import open_records
+from tests.peers import eventually
 from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(
@@ -121,3 +124,20 @@ def test_the_web_role_takes_its_leave(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 0
     assert records.views.processes(0) == []
     records.close()
+
+
+def test_a_role_that_breaks_takes_no_leave(tmp_path: Path) -> None:
+    """Its row went as if it had been told to stop: nobody missed it, where others of its role went on."""
+
+    def alive() -> list[bool]:
+        return [row["alive"] for row in records.views.processes(time.time())]
+
+    with closing(open_records(Settings(data_dir=tmp_path))) as records:
+        for _ in range(2):
+            with suppress(RuntimeError), beating(records, "deliver"):
+                eventually(lambda: alive() == [True])
+                raise RuntimeError("no certificate")
+            assert alive() == [False]
+        with beating(records, "deliver"):
+            eventually(lambda: alive() == [True])
+        assert alive() == []

@@ -23,6 +23,7 @@ from node.orders.listener import Hl7Listener
 from node.settings import Hl7Orders, Scp, Settings, Web
 from node.store.engine import open_engine
 from node.store.records import Records, open_records
+from node.store.views import BROKE
 from tests.ports import free_port
 
 
@@ -106,6 +107,7 @@ def test_a_node_is_up_whatever_happens_to_the_clock_meanwhile(
         node = Node(settings, None)
         node._roles, node._children = ["settle"], []
         known = node._heard(records)
+        records.views.beat("settle@h", "settle", {BROKE: True}, time.time() + clock_s)
         with pytest.raises(IchnodeError, match="settle did not come up"):
             node._wait_ready(records, threading.Event().wait, known)
         records.views.beat("settle@of this one", "settle", {}, time.time() + clock_s)

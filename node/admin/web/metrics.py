@@ -83,6 +83,8 @@ def families(site: Site, now: float) -> Iterator[tuple[str, str, list[Sample]]]:
     roles = board.roles(site, now)
     alive = [("", {"role": role["role"]}, role["alive"]) for role in roles]
     yield "processes_alive", "Processes of each role seen within the last seconds.", alive
+    gone: list[Sample] = [("", {"role": role["role"]}, len(role["lost"])) for role in roles]
+    yield "processes_gone", "Processes of each role that are gone, and that no other one replaced.", gone
     led = {name for role in roles for one in role["leaders"] for name in one["leads"]}
     parts = (leaders.CLOCK, leaders.HOUSEKEEPING, leaders.COMPOSE, *map(leaders.of_destination, names))
     leading: list[Sample] = [("", {"part": part}, float(part in led)) for part in parts]

@@ -16,6 +16,8 @@ from node.quality.rates import Rate
 
 Row = Mapping[str, Any]
 GONE_SHOWN_FOR_S = 24 * 3600
+STARTS_WITHIN_S = 30
+"""After the first of several that start together; a machine may be busy."""
 WITHOUT = {  # what stands still when no process of the role is alive
     "listen": "nothing can be received",
     "upload": "what is received stays on one machine's disk",
@@ -183,7 +185,7 @@ def roles(processes: Sequence[Row], now: float, idle: Collection[str] = ()) -> l
             {
                 "role": name,
                 "alive": len(alive),
-                "lost": _not_replaced(gone, mine),
+                "lost": [*_not_replaced(gone, mine), *_never_came(mine, now)],
                 "refuses": refusing[0] if refusing else "",
                 "leaders": [{"process": who, "leads": names} for who, names in leads],
                 "standing_by": sum(p["detail"].get("leads") == [] for p in alive),
@@ -201,13 +203,29 @@ def _not_replaced(gone: Sequence[Row], everybody: Sequence[Row]) -> list[str]:
     """
     free, lost = sorted(everybody, key=lambda p: float(p["started_at"])), []
     for old in sorted(gone, key=lambda p: float(p["seen_at"])):
-        later = [p for p in free if p["started_at"] >= old["seen_at"]]
+        later = [p for p in free if p is not old and p["started_at"] >= old["seen_at"]]
         same_host = [p for p in later if _host(p["process"]) == _host(old["process"])]
         if later:
             free.remove((same_host or later)[0])
         else:
             lost.append(str(old["process"]))
     return lost
+
+
+def _never_came(mine: Sequence[Row], now: float) -> list[str]:
+    """Of those that one process starts `of` on a host: how many broke before their first heartbeat."""
+    places: dict[str, list[Row]] = {}
+    for row in mine:
+        if row["alive"] and row["detail"].get("of"):
+            places.setdefault(":".join(row["process"].split(":")[:2]), []).append(row)
+    found = []
+    for there in places.values():
+        first, wanted = there[0], int(there[0]["detail"]["of"])
+        here = [row for row in mine if _host(row["process"]) == _host(first["process"])]
+        missing = wanted - len(there) - sum(not row["alive"] for row in here)
+        if missing > 0 and now - max(row["started_at"] for row in there) > STARTS_WITHIN_S:
+            found.append(f"{missing} of {wanted} on {_host(first['process'])}, which did not come up")
+    return found
 
 
 def _host(process: str) -> str:

@@ -564,6 +564,52 @@ def test_a_process_that_was_replaced_is_not_missed() -> None:
     assert lost(gone, twin, newer) == ["worker@c:1"], "one stands for one, and first for its own host's"
     again = {**gone, "process": "worker@a:3", "started_at": 51, "seen_at": 55}
     assert lost(gone, again, newer) == []
+    assert lost({**gone, "started_at": 50}) == ["worker@a:1"], "it beat once, and replaced nobody"
+
+
+def test_a_listener_that_never_came_up_is_missed_beside_the_others() -> None:
+    """It broke before its first heartbeat, again and again."""
+
+    def lost(*names: str, of: int = 2, now: float = 100, **dead: float) -> list[str]:
+        rows = [
+            {
+                "role": "listen", "process": f"listen@{name}", "detail": {"of": of}, "started_at": 50,
+                "seen_at": dead.get(name[0], now), "alive": name[0] not in dead,
+            }
+            for name in names
+        ]  # fmt: skip
+        found: list[str] = next(r for r in words.roles(rows, now) if r["role"] == "listen")["lost"]
+        return found
+
+    assert lost("a:0:1:1", "a:0:1:2") == []
+    assert lost("a:0:1:1") == ["1 of 2 on a, which did not come up"]
+    assert lost("a:0:1:1", of=4) == ["3 of 4 on a, which did not come up"]
+    assert lost("a:0:1:1", "b:0:1:1", "b:0:1:2") == ["1 of 2 on a, which did not come up"]
+    assert lost("a:0:1:1", "a:7:1:1", of=1) == [], "containers may share a host name"
+    assert lost("a:0:1:1", now=60) == [], "the other one starts, too"
+    gone = lost("a:0:1:1", "d:0:1:1", d=70)
+    assert gone == ["listen@d:0:1:1", "1 of 2 on a, which did not come up"]
+
+
+def test_a_process_that_is_gone_is_missed_in_the_metrics_and_by_the_doctor(
+    client: TestClient, settings: Settings, site: Site
+) -> None:
+    def doctor() -> tuple[bool, str]:
+        return next((check.ok, check.text) for check in examine(settings) if check.name == "processes")
+
+    now = time.time()
+    assert doctor() == (True, "none is running; `ichnode up` starts them")
+    for role in ("listen", "settle", "worker", "deliver"):
+        for seen_at in (now - 200, now):
+            site.records.views.beat(f"{role}@h:0:1:1", role, {}, seen_at)
+    assert doctor()[0]
+    site.records.views.beat("listen@h:0:1:2", "listen", {}, now - 100)
+    assert doctor() == (False, "listen: gone: listen@h:0:1:2; its messages in the log say why")
+    assert 'ichnode_processes_gone{role="listen"} 1' in client.get("/metrics").text
+    site.records.views.part("listen@h:0:1:2")
+    site.records.views.beat("deliver@h:0:1:1", "deliver", {}, now - 100)
+    told = "deliver: no result is sent (gone: deliver@h:0:1:1); its messages in the log say why"
+    assert doctor() == (False, told)
 
 
 def test_who_leads_and_who_stands_by_is_shown(client: TestClient, site: Site) -> None:
