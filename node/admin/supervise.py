@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -19,16 +20,20 @@ from node.admin.reach import check_reachable
 from node.admin.roles import ending_with_this, prepare, stopping
 from node.admin.tended import Tended
 from node.broker import BundledRedis
-from node.domain.errors import IchnodeError, SettingsError
+from node.domain.errors import IchnodeError, SettingsError, TransientError
 from node.settings import Settings
 from node.store.records import Records, open_records
 from node.store.views import BROKE
+
+log = logging.getLogger(__name__)
 
 START_ORDER = ("listen", "settle", "worker", "deliver", "announce", "web", "orders", "shadow-worker")
 NOT_WAITED_FOR = ("shadow-worker",)
 """The node is up without them, whatever becomes of them."""
 STOP_GRACE_S = 7.0
-READY_TIMEOUT_S = 120.0
+START_S = 120.0
+"""What ends within ends the node: its settings cannot be used. Later it is started again."""
+TELL_EVERY_S = 30.0
 
 
 @dataclass
@@ -96,8 +101,7 @@ class Node:
                 if not stop(0):
                     on_ready(records)
                 while not stop(0.3):
-                    for child in self._everything():
-                        child.tend()
+                    self._tend()
             finally:
                 records.close()
                 self.stop()
@@ -117,24 +121,47 @@ class Node:
         """When each process was heard of last, by its own clock."""
         return {p["process"]: p["seen_at"] for p in records.views.processes(time.time())}
 
+    def _missing(self, records: Records, heard: Mapping[str, float]) -> list[str]:
+        """The roles that nobody was heard of since `heard`."""
+        now_heard = records.views.processes(time.time())
+        new = [p for p in now_heard if p["seen_at"] != heard.get(p["process"])]
+        alive = {p["role"] for p in new if BROKE not in p["detail"]}
+        return [role for role in self._roles if role not in alive and role not in NOT_WAITED_FOR]
+
     def _wait_ready(
         self, records: Records, stop: Callable[[float], bool], heard: Mapping[str, float]
     ) -> None:
-        """Every role was heard of since `heard`. Raises IchnodeError when one does not come up."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        """Every role was heard of since `heard`, however long it takes: a model may have to be compiled.
+
+        Raises IchnodeError when one ends at its start.
+        """
+        began = told = time.monotonic()
+        missing = self._roles
         while not stop(0.1):
-            now_heard = records.views.processes(time.time())
-            new = [p for p in now_heard if p["seen_at"] != heard.get(p["process"])]
-            alive = {p["role"] for p in new if BROKE not in p["detail"]}
-            missing = [role for role in self._roles if role not in alive and role not in NOT_WAITED_FOR]
+            now = time.monotonic()
+            if now - began < START_S:
+                self._require_none_ended()
+                missing = self._missing(records, heard)
+            else:
+                self._tend()
+                with contextlib.suppress(TransientError):  # the others go on meanwhile
+                    missing = self._missing(records, heard)
             if not missing:
                 return
-            for child in self._children:
-                if child.name not in NOT_WAITED_FOR and child.process and child.process.poll() is not None:
-                    status = child.process.returncode
-                    raise IchnodeError(f"{child.name} ended with status {status} at its start")
-            if time.monotonic() > deadline:
-                raise IchnodeError(f"{', '.join(missing)} did not come up; see the messages above")
+            if now - told >= TELL_EVERY_S:
+                told = now
+                why = "a slow disk, or a model that is compiled, takes its time"
+                log.warning("waits for %s, not up after %.0f s; %s", ", ".join(missing), now - began, why)
+
+    def _require_none_ended(self) -> None:
+        for child in self._children:
+            if child.name not in NOT_WAITED_FOR and child.process and child.process.poll() is not None:
+                status = child.process.returncode
+                raise IchnodeError(f"{child.name} ended with status {status} at its start")
+
+    def _tend(self) -> None:
+        for child in self._everything():
+            child.tend()
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for what is still there; Redis goes last."""

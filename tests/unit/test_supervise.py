@@ -24,6 +24,7 @@ from node.settings import Hl7Orders, Scp, Settings, Web
 from node.store.engine import open_engine
 from node.store.records import Records, open_records
 from node.store.views import BROKE
+from tests.peers import eventually
 from tests.ports import free_port
 
 
@@ -96,11 +97,8 @@ def test_a_host_that_cannot_be_one_is_told_by_name(host: str) -> None:
 
 
 @pytest.mark.parametrize("clock_s", [0.0, -3600.0, 3600.0])
-def test_a_node_is_up_whatever_happens_to_the_clock_meanwhile(
-    clock_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_is_up_whatever_happens_to_the_clock_meanwhile(clock_s: float, tmp_path: Path) -> None:
     """As when a machine gets the right time some moments after it booted."""
-    monkeypatch.setattr(supervise, "READY_TIMEOUT_S", 2.0)
     settings = Settings(data_dir=tmp_path)
     with closing(open_records(settings)) as records:
         records.views.beat("settle@of the last run", "settle", {}, time.time() + clock_s)
@@ -108,7 +106,46 @@ def test_a_node_is_up_whatever_happens_to_the_clock_meanwhile(
         node._roles, node._children = ["settle"], []
         known = node._heard(records)
         records.views.beat("settle@h", "settle", {BROKE: True}, time.time() + clock_s)
-        with pytest.raises(IchnodeError, match="settle did not come up"):
-            node._wait_ready(records, threading.Event().wait, known)
+        assert node._missing(records, known) == ["settle"]
         records.views.beat("settle@of this one", "settle", {}, time.time() + clock_s)
+        assert node._missing(records, known) == []
         node._wait_ready(records, threading.Event().wait, known)
+
+
+def test_a_role_that_takes_long_to_come_up_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that still compiled its model after 120 s was killed, and the whole node with it, for ever."""
+    monkeypatch.setattr(supervise, "START_S", 0.0)
+    monkeypatch.setattr(supervise, "TELL_EVERY_S", 0.1)
+    settings, slow = Settings(data_dir=tmp_path), [sys.executable, "-c", "import time; time.sleep(600)"]
+    with closing(open_records(settings)) as records, caplog.at_level("WARNING"):
+        node = Node(settings, None)
+        child = Child("worker", slow)
+        node._redis, node._roles, node._children = None, ["settle", "worker"], [child]
+        child.start()
+        records.views.beat("settle@of this one", "settle", {}, time.time())
+        waiting = threading.Thread(target=node._wait_ready, args=(records, threading.Event().wait, {}))
+        waiting.start()
+        try:
+            eventually(lambda: "waits for worker, not up after" in caplog.text)
+            assert child.process is not None
+            child.process.kill()
+            eventually(lambda: child.deaths == 1 and child.process and child.process.poll() is None)
+            assert waiting.is_alive()
+        finally:
+            records.views.beat("worker@of this one", "worker", {}, time.time())
+            waiting.join(timeout=20)
+            node.stop()
+        assert not waiting.is_alive()
+
+
+def test_a_role_that_ends_at_its_start_ends_the_node(tmp_path: Path) -> None:
+    """Settings that cannot be used are told at once."""
+    with closing(open_records(Settings(data_dir=tmp_path))) as records:
+        node = Node(Settings(data_dir=tmp_path), None)
+        child = Child("worker", [sys.executable, "-c", "raise SystemExit(3)"])
+        node._roles, node._children = ["worker"], [child]
+        child.start()
+        with pytest.raises(IchnodeError, match="worker ended with status 3 at its start"):
+            node._wait_ready(records, threading.Event().wait, {})
