@@ -430,9 +430,10 @@ def start(role: str, settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Make data_dir. Raises SettingsError when that cannot be done."""
+    """Make data_dir, which holds names of patients. Raises SettingsError when that cannot be done."""
     try:
-        (settings.data_dir / "spool").mkdir(parents=True, exist_ok=True, mode=0o750)
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        (settings.data_dir / "spool").mkdir(exist_ok=True, mode=0o750)
     except OSError as error:
         text = f"data_dir {settings.data_dir}: {error.strerror}; choose a folder you own"
         raise SettingsError(text) from error

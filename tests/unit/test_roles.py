@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from node.admin.roles import beating
+from node.admin.roles import beating, prepare
 from node.settings import Settings
 from node.store.records import open_records
 from tests.peers import eventually
@@ -141,3 +141,14 @@ def test_a_role_that_breaks_takes_no_leave(tmp_path: Path) -> None:
         with beating(records, "deliver"):
             eventually(lambda: alive() == [True])
         assert alive() == []
+
+
+def test_a_new_data_dir_is_nobody_elses(tmp_path: Path) -> None:
+    """The database in it names patients; `mkdir` gives its mode to the last folder alone."""
+    settings = Settings(data_dir=tmp_path / "var" / "data")
+    prepare(settings)
+    for folder in (settings.data_dir, settings.data_dir / "spool"):
+        assert not folder.stat().st_mode & 0o007, folder
+    settings.data_dir.chmod(0o755)
+    prepare(settings)
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o755, "what an admin chose stays"
