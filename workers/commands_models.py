@@ -305,7 +305,7 @@ def _figures(summary: dict[str, Any]) -> Table:
     title = f"{counts['patients']} patients, {counts['slices']} slices; 95 % intervals by patient"
     table = Table(title=title)
     for heading in ("class", "of", "positive", "AUC", "AP", "sensitivity at specificity .90"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for level in ("study", "slice"):
         for name, figures in summary[level].items():
             values = (figures.get(key) for key in ("auc", "ap", "sensitivity_at_specificity_0.90"))

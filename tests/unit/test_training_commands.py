@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from functools import partial
@@ -10,10 +11,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from PIL import Image
+from rich.console import Console
 
+from node.domain.findings import SUBTYPES
 from tests.recipes import tiny_recipe
-from workers.commands_models import _bar, _follow, evaluate, models, train
+from workers.commands_models import _bar, _figures, _follow, evaluate, models, train
 from workers.models.catalogue import CATALOGUE
 from workers.training import datasets, recipes, sources
 from workers.training.datasets import box_mask, ct_ich
@@ -48,6 +52,14 @@ def test_train_then_evaluate_a_toy_model(tmp_path: Path) -> None:
     assert judged.exit_code == 0, judged.output
     assert json.loads((tmp_path / "report" / "report.json").read_text())["cases"]["patients"] == 2
     assert "synthetic heads, held out of training" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_figures_are_whole_in_a_narrow_terminal() -> None:
+    figures = {"positive": 12, "auc": [0.442, 0.264, 0.612], "ap": [0.264, 0.123, 0.401]}
+    summary = {"cases": {"patients": 61, "slices": 9}, "study": {"intraparenchymal": figures}, "slice": {}}
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    narrow.print(_figures(summary))
+    assert "…" not in narrow.export_text()
 
 
 def test_size_and_steps_hold_for_the_parts_of_a_recipe(
@@ -195,6 +207,60 @@ def test_a_loose_box_is_filled_with_what_is_bright_in_it_and_not_bone() -> None:
     filled = box_mask(hu.astype(np.float32), (80 / 256, 0.5, 0.35, 0.35))
     assert 2 * (filled & clot).sum() / (filled.sum() + clot.sum()) > 0.85
     assert not box_mask(hu.astype(np.float32), (0.7, 0.5, 0.1, 0.1)).any()
+
+
+INDEX = "patient,slice,brain_path,bone_path,mask_path,any," + ",".join(SUBTYPES)
+
+
+def ct_ich_folder(folder: Path, *rows: str, boxes: str = "") -> Path:
+    """Two patients of four slices in the form that is read; `rows` are appended to the index."""
+    (folder / "brain").mkdir(parents=True)
+    lines = [INDEX]
+    y, x = np.ogrid[:64, :64]
+    head = np.where((y - 32) ** 2 + (x - 32) ** 2 < 24**2, 120, 0).astype(np.uint8)
+    for patient in (1, 2):
+        for number in range(4):
+            Image.fromarray(head).save(folder / "brain" / f"{patient}_{number}.png")
+            lines.append(f"{patient},{number},brain/{patient}_{number}.png,,,0,0,0,0,0,0")
+    (folder / "index.csv").write_text("\n".join([*lines, *rows]) + "\n")
+    (folder / "boxes.csv").write_text(f"patient,slice,subtype,xc,yc,w,h\n{boxes}")
+    return folder
+
+
+def surveyed(folder: Path) -> Result:
+    arguments = ["explore", "--kind", "ct-ich", "--data", str(folder), "--out", str(folder / "out")]
+    return CliRunner().invoke(train, arguments)
+
+
+def test_equal_rows_of_ct_ich_are_one_slice(tmp_path: Path) -> None:
+    done = surveyed(ct_ich_folder(tmp_path / "set", "1,0,brain/1_0.png,,,0,0,0,0,0,0"))
+    assert done.exit_code == 0 and "2 patients, 2 series, 8 slices" in done.output, done.output
+
+
+def test_what_is_wrong_with_a_set_of_ct_ich_is_named_in_a_line(tmp_path: Path) -> None:
+    broken = {
+        "differ; remove the wrong one": ct_ich_folder(tmp_path / "a", "1,0,brain/1_0.png,,,1,1,0,0,0,0"),
+        "line 10: any is 'x'": ct_ich_folder(tmp_path / "b", "1,9,brain/1_0.png,,,x,0,0,0,0,0"),
+        "line 2: no subtype 'ABC'": ct_ich_folder(tmp_path / "c", boxes="1,0,ABC,0.5,0.5,0.1,0.1\n"),
+    }
+    gone = ct_ich_folder(tmp_path / "gone")
+    (gone / "brain" / "2_0.png").unlink()
+    broken["brain/2_0.png is not there"] = gone
+    for number, kept in enumerate((0, 8, -60), 1):
+        folder = ct_ich_folder(tmp_path / f"half-{number}")
+        picture = folder / "brain" / f"2_{number}.png"
+        picture.write_bytes(picture.read_bytes()[:kept])
+        broken[f"brain/2_{number}.png cannot be read"] = folder
+    for name in ("index.csv", "boxes.csv"):
+        folder = ct_ich_folder(tmp_path / f"no-{name}")
+        (folder / name).unlink()
+        broken[f"{name} is not there"] = folder
+    lacking = ct_ich_folder(tmp_path / "lacking")
+    (lacking / "index.csv").write_text((lacking / "index.csv").read_text().replace("epidural", "other"))
+    broken["has no column epidural"] = lacking
+    for told, folder in broken.items():
+        done = surveyed(folder)
+        assert done.exit_code == 1 and told in done.output, (told, done.output, done.exception)
 
 
 @pytest.mark.skipif(not CT_ICH, reason="ICHNODE_TEST_DATA is not set: no folder with ct-ich")

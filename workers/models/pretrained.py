@@ -28,6 +28,8 @@ from workers.models.backbones import BackboneNet
 
 Tensors = Mapping[str, Tensor]
 _SHOWN = 4
+_BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, LookupError, OSError, RuntimeError, ValueError)
+"""What readers of files of tensors raise for others."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise PermanentError("MODEL_NOT_FOUND", f"no weights at {path}; check the path") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _invalid(path.name, f"is not a file of plain tensors: {error}") from error
+    except _BROKEN as error:
+        text = f"is not a file of plain tensors ({type(error).__name__}); fetch it again"
+        raise _invalid(path.name, text) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

@@ -5,7 +5,6 @@ CT-ICH: Hssayeni et al., Data 5(1):14 (2020), doi:10.13026/w8q8-ky94, CC BY 4.0.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from node.domain.errors import PermanentError
 from node.domain.findings import CLASSES, SUBTYPES
 from workers.phantom import volume
 from workers.preprocess import DEFAULT_VIEW, STEP_MM, NetworkInput, Spacing, View, resample
+from workers.training.ct_ich_tables import BOX_NAMES, Row, Slice, read_boxes, read_index
 
 MASKS = CLASSES
 """Order of the mask channels: any, then the subtypes."""
@@ -32,7 +33,6 @@ _BRAIN, _BONE = (-20.0, 120.0), (-900.0, 3200.0)
 _ICH_SIZE = 512
 _ICH_SPACING_MM = (5.0, 0.45, 0.45)
 """Assumed: the source does not give it. Preprocessing scales by head size, so only the step matters."""
-_BOX_NAMES = dict(zip(("EDH", "IPH", "IVH", "SAH", "SDH"), SUBTYPES, strict=True))
 _BOX_HU = (48.0, 95.0)
 
 
@@ -178,20 +178,16 @@ def phantoms(
 
 
 def ct_ich(folder: Path, view: View = DEFAULT_VIEW) -> Iterator[Series]:
-    """Every patient of the CT-ICH pictures in `folder` (index.csv, boxes.csv, brain/, bone/, masks/)."""
-    with (folder / "index.csv").open() as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: (int(row["patient"]), int(row["slice"])))
-    boxes: dict[tuple[str, str], list[dict[str, str]]] = {}
-    with (folder / "boxes.csv").open() as file:
-        for box in csv.DictReader(file):
-            boxes.setdefault((box["patient"], box["slice"]), []).append(box)
+    """Every patient of the CT-ICH pictures in `folder` (index.csv, boxes.csv, brain/, bone/, masks/).
+
+    Raises PermanentError as `ct_ich_tables`, FILE_MISSING and FILE_UNREADABLE.
+    """
+    rows, boxes = read_index(folder), read_boxes(folder)
     for patient in dict.fromkeys(row["patient"] for row in rows):
         yield _ich_patient(folder, [row for row in rows if row["patient"] == patient], boxes, view)
 
 
-def _ich_patient(
-    folder: Path, rows: list[dict[str, str]], boxes: dict[tuple[str, str], list[dict[str, str]]], view: View
-) -> Series:
+def _ich_patient(folder: Path, rows: list[Row], boxes: dict[Slice, list[Row]], view: View) -> Series:
     hu = np.stack([_ich_hounsfield(folder, row) for row in rows])
     source = view.prepare(hu, _ICH_SPACING_MM)
     labels = np.asarray([[int(row[name]) for name in CLASSES] for row in rows], np.uint8)
@@ -211,7 +207,7 @@ def _ich_patient(
     )
 
 
-def _ich_hounsfield(folder: Path, row: dict[str, str]) -> NDArray[np.float32]:
+def _ich_hounsfield(folder: Path, row: Row) -> NDArray[np.float32]:
     """Approximate HU (y, x) of one slice from its brain and bone windows."""
     bone_path = folder / row["bone_path"]
     brain = _ich_pixels(folder / row["brain_path"])
@@ -224,17 +220,23 @@ def _ich_hounsfield(folder: Path, row: dict[str, str]) -> NDArray[np.float32]:
     return hu
 
 
-def _ich_pixels(path: Path) -> NDArray[np.float32]:
-    with Image.open(path) as image:
-        grey = image.convert("L").resize((_ICH_SIZE, _ICH_SIZE), Image.Resampling.LANCZOS)
-    return np.asarray(grey, np.float32)
+def _ich_pixels(path: Path, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> NDArray[np.float32]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L").resize((_ICH_SIZE, _ICH_SIZE), resampling), np.float32)
+    except FileNotFoundError as error:
+        text = f"{path} is not there; fetch it again, or remove its row"
+        raise PermanentError("FILE_MISSING", text) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        text = f"{path} cannot be read as a picture; fetch it again, or remove its row"
+        raise PermanentError("FILE_UNREADABLE", text) from error
 
 
 def _ich_mask(
     folder: Path,
-    row: dict[str, str],
+    row: Row,
     labels: NDArray[np.uint8],
-    boxes: list[dict[str, str]],
+    boxes: list[Row],
     hu: NDArray[np.float32],
     source: NetworkInput,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -248,8 +250,7 @@ def _ich_mask(
     subtypes = np.zeros((len(SUBTYPES), size, size), bool)
     present = [name for name, label in zip(SUBTYPES, labels[1:], strict=True) if label]
     if row["mask_path"]:
-        with Image.open(folder / row["mask_path"]) as image:
-            mask = np.asarray(image.convert("L").resize((_ICH_SIZE, _ICH_SIZE)), np.float32) > 127
+        mask = _ich_pixels(folder / row["mask_path"], Image.Resampling.BICUBIC) > 127
         small = resample(mask.astype(np.float32), source.frame, size) > 0.4
         packed = small.astype(np.uint8)
         known[0] = True
@@ -259,7 +260,7 @@ def _ich_mask(
             known[place] = True
         return packed, known
     for box in boxes:
-        name = _BOX_NAMES[box["subtype"]]
+        name = BOX_NAMES[box["subtype"]]
         if name in present:
             filled = box_mask(hu, tuple(float(box[key]) for key in ("xc", "yc", "w", "h")))
             subtypes[SUBTYPES.index(name)] |= resample(filled.astype(np.float32), source.frame, size) > 0.4
