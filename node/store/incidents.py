@@ -26,6 +26,7 @@ class Code(StrEnum):
     NOT_JUDGED = "NOT_JUDGED"  # a study that the clock broke on again and again: not analysed
     ROUTED_NOWHERE = "ROUTED_NOWHERE"  # a positive result that the rules give to no destination
     OBJECTS_NOT_BUILT = "OBJECTS_NOT_BUILT"  # a result that went out without its pictures
+    WORKITEM_STUCK = "WORKITEM_STUCK"  # a reader's workitem that cannot be made or ended: a fault of the node
     FILE_MISSING = "FILE_MISSING"  # a record without its file
     FILE_UNKNOWN = "FILE_UNKNOWN"  # a file that cannot be recorded; left where it is
 

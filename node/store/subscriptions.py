@@ -6,6 +6,7 @@ or nobody took it for a day.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
+    Text,
     delete,
     exists,
     func,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    type_coerce,
     update,
 )
 
@@ -39,12 +42,13 @@ _STATE, _READINESS = "00741000", "00404041"  # Procedure Step State, Input Readi
 
 @dataclass(frozen=True)
 class Due:
-    """One N-EVENT-REPORT; `content` is its Event Information, as DICOM JSON."""
+    """One N-EVENT-REPORT; `content` is its Event Information, as DICOM JSON, None where it cannot be read."""
 
     id: int
     sop_instance_uid: str
-    event: Event
-    content: Values
+    event: int
+    """node.domain.workitems.Event, or what another version of the node wrote."""
+    content: Values | None
     attempts: int
     created_at: float
 
@@ -149,8 +153,9 @@ class Subscriptions:
             .group_by(ups_events.c.sop_instance_uid)
             .subquery()
         )
+        content = type_coerce(ups_events.c.content, Text).label("raw")
         query = (
-            select(ups_events)
+            select(*(column for column in ups_events.c if column.name != "content"), content)
             .outerjoin(waits, waits.c.sop_instance_uid == ups_events.c.sop_instance_uid)
             .where(mine, or_(waits.c.first.is_(None), ups_events.c.id < waits.c.first))
             .order_by(ups_events.c.id)
@@ -159,7 +164,7 @@ class Subscriptions:
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return [
-            Due(row.id, row.sop_instance_uid, Event(row.event), row.content, row.attempts, row.created_at)
+            Due(row.id, row.sop_instance_uid, row.event, _read(row.raw), row.attempts, row.created_at)
             for row in rows
         ]
 
@@ -246,6 +251,14 @@ class Subscriptions:
             connection.execute(orphans)
 
 
+def _read(raw: Any) -> Values | None:
+    """The JSON of one event, which a driver may have read already: what is none concerns no other event."""
+    try:
+        return json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        return None
+
+
 def _this(one: Due) -> tuple[ColumnElement[bool], ...]:
     """The event itself: SQLite gives the number of the last one that is gone to the next."""
     columns = ups_events.c
@@ -257,11 +270,13 @@ def _this(one: Due) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def born(connection: Connection, item: Item, matches: Callable[[Item, Values], bool], now: float) -> None:
+def born(
+    connection: Connection, item: Item, matches: Callable[[Item, str, Values], bool], now: float
+) -> None:
     """A workitem is new: who subscribed to all has subscribed to it, and is told. Its maker is `alone`."""
     to_all = select(ups_subscriptions).where(ups_subscriptions.c.sop_instance_uid.in_(ALL))
     for row in connection.execute(to_all).all():
-        if row.matching is None or matches(item, row.matching):
+        if row.matching is None or matches(item, row.receiving_ae, row.matching):
             lock = bool(row.deletion_lock)
             insert_if_absent(connection, ups_subscriptions, _row(row.receiving_ae, item.uid, lock, now))
     report(connection, item.uid, Event.STATE, state_report(StepState.SCHEDULED), now)

@@ -63,6 +63,8 @@ REQUIRED_OF_PERFORMED = {
 """Final state requirements of COMPLETED, PS3.4 Table CC.2.5-3."""
 NODE = Actor("ichnode", "node", "")
 """Who acts where nobody pressed a button."""
+UNDIGESTED = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+"""What Python raises on rows that hold something else than they should."""
 _STANDING = [state for state in JobState if state is not JobState.CANCELLED]
 
 
@@ -74,18 +76,35 @@ class Terms:
     since: float
     uid_of: Callable[[str, int, int], str]
     """Of a series, its revision and how many times it was offered, this one included."""
-    matches: Callable[[Item, Values], bool]
-    """Whether a workitem matches the keys of a subscriber, given as DICOM JSON."""
+    matches: Callable[[Item, str, Values], bool]
+    """Whether a workitem matches the keys of a subscriber (its AE title), given as DICOM JSON."""
     claim_s: float = 0.0
     """For how long nothing may be heard of what a reader took; 0: for ever."""
+    is_due: Callable[[str], bool] = lambda name: True
+    """Whether it is this one's turn: what broke the last time may be left alone for a while."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A job that could not be offered, or a workitem that could not be ended, for an unforeseen reason."""
+
+    name: str
+    study_instance_uid: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Made:
+    new: int
+    broken: tuple[Broken, ...] = ()
 
 
 class Workitems:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def make(self, terms: Terms, now: float) -> int:
-        """A SCHEDULED workitem for each job with such a priority that has none. Returns how many are new.
+    def make(self, terms: Terms, now: float) -> Made:
+        """A SCHEDULED workitem for each job with such a priority that has none. What breaks stays as it was.
 
         What nobody took is CANCELED once a newer one of its study is there, an admin cancelled its job, or
         somebody read the study in the console; never by an analysis that has no result yet, nor by one that
@@ -93,21 +112,20 @@ class Workitems:
         """
         with reading(self._engine) as connection:
             if not any(connection.execute(query.limit(1)).first() for query in _due(terms, now)):
-                return 0
+                return Made(0)
         with writing(self._engine) as connection:
             alone(connection)
             outdated, read, silent, lacking = _due(terms, now)
-            made = sum(_offer(connection, row, terms, now) for row in connection.execute(lacking).all())
-            for row in connection.execute(outdated).all():
-                _end(connection, row, Ended.NEWER, "replaced by a newer result", now)
-            for row in connection.execute(read).all():
-                _end(connection, row, Ended.READ, "read in the console of the node", now)
-            for row in connection.execute(silent).all():
-                hours = terms.claim_s / 3600
-                why = f"taken back from AE {row.claimed_by}: nothing was heard of it for {hours:g} h"
-                if _end(connection, row, Ended.TAKEN_BACK, why, now):
-                    add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
-            return made
+            each = _Each(connection, terms.is_due)
+            new = each.does(lacking, lambda row: _offer(connection, row, terms, now))
+            each.does(
+                outdated, lambda row: _end(connection, row, Ended.NEWER, "replaced by a newer result", now)
+            )
+            each.does(
+                read, lambda row: _end(connection, row, Ended.READ, "read in the console of the node", now)
+            )
+            each.does(silent, lambda row: _take_back(connection, row, terms.claim_s / 3600, now))
+            return Made(new, tuple(each.broken))
 
     def listed(self, since: float, state: StepState | None = None) -> Iterator[Item]:
         """Workitems changed since then or locked, the most urgent and then the oldest first; of one state."""
@@ -246,6 +264,29 @@ class Workitems:
             return {row.study_instance_uid: dict(row._mapping) for row in connection.execute(query)}
 
 
+class _Each:
+    """Does something with each row of a query; what breaks is undone, and holds up no other."""
+
+    def __init__(self, connection: Connection, is_due: Callable[[str], bool]) -> None:
+        self._connection = connection
+        self._is_due = is_due
+        self.broken: list[Broken] = []
+
+    def does(self, query: Select[Any], act: Callable[[Row], bool]) -> int:
+        """Returns with how many it did something. Raises what the database raises."""
+        count = 0
+        for row in self._connection.execute(query).all():
+            name = f"job {row.id}" if "id" in row._mapping else f"workitem {row.sop_instance_uid}"
+            if not self._is_due(name):
+                continue
+            try:
+                with self._connection.begin_nested():
+                    count += act(row)
+            except UNDIGESTED as error:
+                self.broken.append(Broken(name, row.study_instance_uid, error))
+        return count
+
+
 def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any], Select[Any]]:
     """Workitems that are outdated, that were read elsewhere, that a reader forgot; and jobs without one."""
     newer, its_job, my_job = workitems.alias("newer"), jobs.alias("its_job"), jobs.alias("my_job")
@@ -285,10 +326,11 @@ def _due(terms: Terms, now: float) -> tuple[Select[Any], Select[Any], Select[Any
         ),
         ~_was_read(jobs.c.study_instance_uid, jobs.c.id),
     )
+    standing = select(*(column for column in workitems.c if column.name != "performed"))
     return (
-        select(workitems).where(mine, outdated),
-        select(workitems).where(mine, _was_read(workitems.c.study_instance_uid, workitems.c.job_id)),
-        select(workitems).where(workitems.c.state == StepState.IN_PROGRESS, forgotten),
+        standing.where(mine, outdated),
+        standing.where(mine, _was_read(workitems.c.study_instance_uid, workitems.c.job_id)),
+        standing.where(workitems.c.state == StepState.IN_PROGRESS, forgotten),
         lacking,
     )
 
@@ -357,8 +399,17 @@ def _end(connection: Connection, row: Row, ended: Ended, why: str, now: float) -
         _move(connection, uid, StepState.IN_PROGRESS, now)
     at = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%S.%f+0000")
     said = {_REASON: {"vr": "LT", "Value": [why]}, _CANCELLED_AT: {"vr": "DT", "Value": [at]}}
-    performed = {**row.performed, PROGRESS: {"vr": "SQ", "Value": [said]}}
+    performed = {**present.performed, PROGRESS: {"vr": "SQ", "Value": [said]}}
     _move(connection, uid, StepState.CANCELED, now, performed=performed, ended=ended)
+    return True
+
+
+def _take_back(connection: Connection, row: Row, hours: float, now: float) -> bool:
+    """From a reader of whom nothing was heard for so long."""
+    why = f"taken back from AE {row.claimed_by}: nothing was heard of it for {hours:g} h"
+    if not _end(connection, row, Ended.TAKEN_BACK, why, now):
+        return False
+    add_entry(connection, NODE, WORKITEM, now, study_uid=row.study_instance_uid, detail=why)
     return True
 
 

@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node import transcode
 from node.domain.errors import TransientError
+from node.domain.workitems import Event
 from node.frames import UNREADABLE
 from node.scu import Peer, leave_responses, let_go, words
 from node.settings import Destination, Settings, Watcher
@@ -74,12 +75,22 @@ class Reporter:
             try:
                 while left:
                     one = left[0]
-                    information = _information(one)
-                    if information is None:  # no fault of the subscriber's
-                        self._give_up(one, "what is stored of it cannot be built")
-                        left = left[1:]
+                    try:
+                        information = _information(one)
+                        if information is None:  # no fault of the subscriber's
+                            why = "what is stored of it cannot be built; its state can be asked for by N-GET"
+                            self._give_up(one, why)
+                            left = left[1:]
+                            continue
+                        status = self._tell(assoc, one, information)
+                    except (TransientError, _AwayError):
+                        raise
+                    except Exception as error:
+                        if one.attempts == 0:
+                            log.exception("telling %s of a workitem broke", self._ae)
+                        trouble = self._broke(one, error, now)
+                        left = _without(left, one)
                         continue
-                    status = self._tell(assoc, one, information)
                     if int(status.Status) == 0x0000:
                         self._subscriptions.told(one)
                         left, taken = left[1:], taken + 1
@@ -91,7 +102,7 @@ class Reporter:
                     else:
                         trouble = why
                         self._later([one], why, now)
-                        left = [o for o in left if o.sop_instance_uid != one.sop_instance_uid]
+                        left = _without(left, one)
             finally:
                 let_go(assoc)
         except _AwayError as error:
@@ -118,7 +129,7 @@ class Reporter:
         try:
             status, _ = assoc.send_n_event_report(
                 information,
-                int(one.event),
+                one.event,
                 UnifiedProcedureStepPush,
                 UID(one.sop_instance_uid),
                 meta_uid=UnifiedProcedureStepEvent,
@@ -142,6 +153,12 @@ class Reporter:
                 again.append((one, now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)))
         self._subscriptions.wait(again)
 
+    def _broke(self, one: Due, error: Exception, now: float) -> str:
+        """Nobody thought of it: it waits, and what follows of this workitem with it."""
+        why = f"{type(error).__name__} over workitem {one.sop_instance_uid}; report it with the log"
+        self._later([one], why, now)
+        return why
+
     def _give_up(self, one: Due, why: str) -> None:
         log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
         self._subscriptions.give_up(one, self._ae)
@@ -149,6 +166,8 @@ class Reporter:
 
 def _information(one: Due) -> Dataset | None:
     """The Event Information (PS3.4 Table CC.2.4-1); None where it cannot be built, now or ever."""
+    if one.content is None or one.event not in tuple(Event):
+        return None
     try:
         ds = Dataset.from_json(one.content)
         ds.SpecificCharacterSet = "ISO_IR 192"  # readers write their own words into it
@@ -156,6 +175,11 @@ def _information(one: Due) -> Dataset | None:
         log.error("event %d of workitem %s: %s", one.event, one.sop_instance_uid, error)
         return None
     return ds if encode(ds, is_implicit_vr=True, is_little_endian=True) is not None else None
+
+
+def _without(left: Sequence[Due], one: Due) -> list[Due]:
+    """What is due of other workitems."""
+    return [other for other in left if other.sop_instance_uid != one.sop_instance_uid]
 
 
 class _AwayError(Exception):

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
 
+from node.contained import Setbacks
 from node.domain.errors import TransientError
 from node.domain.findings import Findings, Priority
 from node.domain.workitems import (
@@ -27,15 +28,17 @@ from node.domain.workitems import (
     StepState,
     Work,
 )
+from node.frames import UNREADABLE
 from node.outputs import wording
 from node.outputs.uids import derived
 from node.outputs.workitem import date_time, served
 from node.settings import Settings
 from node.store.audit import Actor
+from node.store.incidents import Code, Incident
 from node.store.records import Records
-from node.store.steps import Item
+from node.store.steps import Item, Values
 from node.store.subscriptions import ALL, Matching
-from node.store.workitems import Terms
+from node.store.workitems import Broken, Terms
 from node.ups.matching import answer, matches
 
 log = logging.getLogger(__name__)
@@ -79,22 +82,60 @@ class Service:
         self._retrieve_ae = settings.ups.retrieve_ae_title or named
         self._zone = ZoneInfo(settings.web.time_zone) if settings.web.time_zone else None
         self._watchers = frozenset(watcher.ae_title for watcher in settings.ups.watcher)
+        self._setbacks = Setbacks(time.monotonic)
+        self._told: set[str] = set()
+        """Of what cannot be read: the log says it once."""
 
     def make(self, now: float) -> int:
-        """Workitems for what was found since; what is outdated is CANCELED. Returns how many are new."""
+        """Workitems for what was found since; what is outdated is CANCELED. Returns how many are new.
+
+        One that breaks holds up no other; it is tried again, ever more seldom, and an incident names it.
+        """
         made = self._records.workitems.make(
             Terms(
                 self._ups.priorities,
                 now - MADE_FOR_S,
                 workitem_uid,
-                lambda item, keys: self._holds(Dataset.from_json(keys), item),
+                self._wants,
                 self._ups.claim_h * 3600,
+                self._setbacks.is_due,
             ),
             now,
         )
-        if made:
-            log.info("%d workitems for readers", made)
-        return made
+        for broken in made.broken:
+            self._broke(broken, now)
+        if made.new:
+            log.info("%d workitems for readers", made.new)
+        return made.new
+
+    def _broke(self, broken: Broken, now: float) -> None:
+        """The log has the traceback once."""
+        if self._setbacks.broke(broken.name) > 1:
+            return
+        why = f"{type(broken.error).__name__}: {broken.error}"
+        text = (
+            f"{broken.name} can be neither offered to readers nor taken back ({why}); report it with the log"
+        )
+        log.error("%s", text, exc_info=broken.error)
+        study = broken.study_instance_uid
+        incident = Incident(Code.WORKITEM_STUCK, study, broken.name, "", "", text)
+        self._records.incidents.note(incident, now)
+
+    def _wants(self, item: Item, ae: str, keys: Values) -> bool:
+        """Whether a workitem matches what a subscriber asked for; where that cannot be read, it does."""
+        try:
+            return self._holds(Dataset.from_json(keys), item)
+        except (AttributeError, TypeError, *UNREADABLE) as error:
+            self._say_once(
+                f"the keys of subscriber {ae} cannot be read ({error}); it is told of everything "
+                "until it subscribes again"
+            )
+            return True
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.error("%s", text)
 
     def make_forever(self, stopping: Callable[[float], bool]) -> None:
         """So that a workitem is there, and dated, when its result is, and not when somebody asks."""
@@ -234,13 +275,24 @@ class Service:
         return matches(keys, self._dataset(item, False), self._zone)
 
     def _dataset(self, item: Item, with_inputs: bool) -> Dataset:
-        performed = Dataset.from_json(item.performed)
+        performed = self._performed(item)
         if item.state is StepState.CANCELED and not performed.get(PROGRESS):
             progress = Dataset()  # what CANCELED requires, PS3.4 Table CC.2.5-3
             progress.ProcedureStepCancellationDateTime = date_time(item.changed_at)
             performed.ProcedureStepProgressInformationSequence = DicomSequence([progress])
         work = work_of(item, self._inputs(item) if with_inputs else ())
         return served(work, self._ups.worklist_label, self._retrieve_ae, performed)
+
+    def _performed(self, item: Item) -> Dataset:
+        """What its performer said of it; nothing where that cannot be read."""
+        try:
+            return Dataset.from_json(item.performed)
+        except (AttributeError, TypeError, *UNREADABLE) as error:
+            self._say_once(
+                f"workitem {item.uid} is shown without what its performer said, which cannot be "
+                f"read ({error}); report it with the log"
+            )
+            return Dataset()
 
     def _inputs(self, item: Item) -> tuple[Input, ...]:
         """The source images first; without them where retention took them away."""

@@ -195,7 +195,7 @@ def test_it_is_no_patient(way: Way) -> None:
     assert records.console.times(0) == [] and records.routes.seen(10) == []
     assert records.alerts.latest() == []
     terms = Terms(tuple(Priority), 0, lambda *job: "2.25.9", lambda *keys: True)
-    assert records.workitems.make(terms, time.time()) == 0
+    assert records.workitems.make(terms, time.time()).new == 0
     study = records.canaries.latest(1)[0]["study_instance_uid"]
     row = records.worklist.study(study)
     assert row and row["patient_name"] == "" and row["jobs"][0]["priority"] == "STAT"

@@ -23,7 +23,7 @@ from node.settings import Settings, Ups, Watcher, Web
 from node.store import workitems as changing
 from node.store.audit import Actor
 from node.store.records import Records, open_records
-from node.store.tables import instances, studies, workitems
+from node.store.tables import instances, studies, ups_subscriptions, workitems
 from node.ups.service import SERVED_FOR_S, Service
 from tests.site import SUBDURAL, Site, findings
 
@@ -229,6 +229,45 @@ def test_a_claim_ends_when_nothing_is_heard_of_it(records: Records) -> None:
     assert progress.ReasonForCancellation == "taken back from AE READER1: nothing was heard of it for 2 h"
     assert sorted(desk.offered(at=2.2 * HOUR_S).values()) == ["CANCELED", "SCHEDULED"]
     assert desk.records.audit.entries(1)[0]["who"] == "ichnode"
+
+
+def test_a_workitem_that_breaks_what_is_done_with_it_holds_up_no_other(
+    records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk(records, claim_h=2.0)
+    desk.site.composed("1.1", SUBDURAL)
+    (broken,) = desk.offered()
+    desk.take(broken)
+    with records.engine.begin() as connection:
+        connection.execute(update(workitems).values(performed=["no", "data set"]))
+    desk.site.composed("1.2", SUBDURAL)
+    for hours in (2.1, 2.2, 2.3):
+        states = desk.offered(at=hours * HOUR_S)
+        assert states[broken] == "IN PROGRESS" and sorted(states.values()) == ["IN PROGRESS", "SCHEDULED"]
+    assert caplog.text.count("Traceback") == 1
+    (incident,) = records.incidents.latest()
+    assert (incident["code"], incident["study_instance_uid"]) == ("WORKITEM_STUCK", "1.1")
+    assert broken in incident["text"] and "the log" in incident["text"]
+    identifier = Dataset()
+    identifier.StudyInstanceUID, identifier.ProcedureStepState = "", ""
+    assert {ds.StudyInstanceUID for _, ds in desk.service.find(identifier)} == {"1.1", "1.2"}
+
+
+def test_keys_that_cannot_be_read_keep_nothing_from_their_subscriber_nor_from_others(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert desk.act(3, FILTERED, ScheduledProcedureStepPriority="HIGH") == 0x0000
+    assert desk.act(3, GLOBAL, ae="WALL") == 0x0000
+    with desk.records.engine.begin() as connection:
+        mine = update(ups_subscriptions).where(ups_subscriptions.c.receiving_ae == "BOARD")
+        connection.execute(mine.values(matching={"00741200": "HIGH"}))
+    for study in ("1.1", "1.2"):
+        desk.site.composed(study, SUBDURAL)
+    uids = set(desk.offered())
+    assert len(uids) == 2
+    for ae in ("BOARD", "WALL"):
+        assert {uid for uid, _ in desk.told(ae)} == uids
+    assert caplog.text.count("BOARD") == 1 and "subscribe" in caplog.text
 
 
 def test_a_claim_may_be_without_end(records: Records) -> None:

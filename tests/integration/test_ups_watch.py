@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     UnifiedProcedureStepPush,
     UnifiedProcedureStepWatch,
 )
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from node.admin.roles import serving_workitems
 from node.domain.workitems import FILTERED, GLOBAL
@@ -345,6 +345,50 @@ def test_an_event_that_cannot_be_built_is_told_once_and_holds_up_no_other(
     assert (standing.waiting, standing.given_up, standing.failing_since) == (0, 1, None)
     assert place.reporter.round(now + 1) == 0
     assert caplog.text.count("given up") == 1 and first in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["event = 9", "content = 'no JSON'"])
+def test_an_event_that_cannot_be_read_is_told_once_and_holds_up_no_other(
+    broken: str, place: Place, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a newer version wrote it, say, or a damaged database has it."""
+    first, second = place.workitem("1.1"), place.workitem("1.2")
+    board.subscribe(GLOBAL)
+    with place.records.engine.begin() as connection:
+        mine = text(f"UPDATE ups_events SET {broken} WHERE sop_instance_uid = :uid")
+        connection.execute(mine, {"uid": first})
+    now = time.time()
+    assert place.reporter.round(now) == 1
+    assert [uid for _, uid, _ in board.heard] == [second]
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert (standing.waiting, standing.given_up, standing.failing_since) == (0, 1, None)
+    assert place.reporter.round(now + 1) == 0
+    assert caplog.text.count("given up") == 1 and first in caplog.text and "N-GET" in caplog.text
+
+
+def test_an_event_that_breaks_its_telling_waits_and_holds_up_no_other(
+    place: Place, board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = place.workitem("1.1"), place.workitem("1.2")
+    board.subscribe(GLOBAL)
+    tell = Reporter._tell
+
+    def breaks(self: Reporter, assoc: Any, one: Any, information: Dataset) -> Dataset:
+        if one.sop_instance_uid == first:
+            raise KeyError("nobody thought of it")
+        return tell(self, assoc, one, information)
+
+    monkeypatch.setattr(Reporter, "_tell", breaks)
+    now = time.time()
+    assert place.reporter.round(now) == 1
+    assert [uid for _, uid, _ in board.heard] == [second]
+    assert place.reporter.round(now + 1) == 0
+    assert place.reporter.round(now + 3) == 0
+    (standing,) = place.records.subscriptions.standing(["BOARD"])
+    assert standing.waiting == 1 and first in standing.last_error and "KeyError" in standing.last_error
+    assert caplog.text.count("Traceback") == 1
+    monkeypatch.setattr(Reporter, "_tell", tell)
+    assert place.reporter.round(now + 30) == 1
 
 
 def test_a_subscriber_is_not_blamed_for_an_event_that_cannot_be_built(place: Place, board: Board) -> None:
