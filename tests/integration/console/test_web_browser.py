@@ -287,8 +287,18 @@ IN_TWO_LINES = """() => [...document.querySelectorAll('.probabilities tr, .water
 def test_on_a_phone_every_row_of_classes_is_one_line_and_nothing_hangs_over(page: Page, site: Site) -> None:
     """The word *present* stood on a line of its own, as if it were of the class below."""
     site.composed("1.1", SUBDURAL, patient_id="PID-1")
+    site.given_up("1.2", SUBDURAL, patient_id="PID-1234567890-1234567890", ago=90_000)  # with its day
     log_in(page, "anna")
-    for path in ("/?within=all", "/study/1.1", "/queue", "/quality", "/shadow", "/routing", "/audit"):
+    for path in (
+        "/?within=all",
+        "/study/1.1",
+        "/study/1.2",
+        "/queue",
+        "/quality",
+        "/shadow",
+        "/routing",
+        "/audit",
+    ):
         page.goto(path)
         for width in (430, 360):
             page.set_viewport_size({"width": width, "height": 800})
