@@ -147,10 +147,10 @@ class Reporter:
             log.warning("event %d of workitem %s waits: %s", left[0].event, left[0].sop_instance_uid, why)
         again = []
         for one in left:
-            if now - one.created_at > GIVE_UP_S:
+            if _waited_s(one.attempts) > GIVE_UP_S:
                 self._give_up(one, why)
             else:
-                again.append((one, now + min(WAIT_S * 2 ** min(one.attempts, 20), LONGEST_WAIT_S)))
+                again.append((one, now + _wait_s(one.attempts)))
         self._subscriptions.wait(again)
 
     def _broke(self, one: Due, error: Exception, now: float) -> str:
@@ -162,6 +162,16 @@ class Reporter:
     def _give_up(self, one: Due, why: str) -> None:
         log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)
         self._subscriptions.give_up(one, self._ae)
+
+
+def _wait_s(attempts: int) -> float:
+    """How long to wait for the next try."""
+    return min(WAIT_S * 2 ** min(attempts, 20), LONGEST_WAIT_S)
+
+
+def _waited_s(attempts: int) -> float:
+    """How long so many tries took. Days on which nobody tried, or by which the clock leapt, do not count."""
+    return sum(_wait_s(before) for before in range(attempts))
 
 
 def _information(one: Due) -> Dataset | None:

@@ -286,6 +286,12 @@ def taken_and_cancelled(place: Place, uid: str) -> None:
     reader.assoc.release()
 
 
+def tried_for_a_day(place: Place) -> None:
+    """Whatever waits, at ever longer intervals."""
+    with place.records.engine.begin() as connection:
+        connection.execute(update(ups_events).values(attempts=160))
+
+
 def test_an_event_that_is_refused_holds_up_no_other_workitem(place: Place, board: Board) -> None:
     board.dislikes = 3
     first, second = place.workitem("1.1"), place.workitem("1.2")
@@ -299,6 +305,7 @@ def test_an_event_that_is_refused_holds_up_no_other_workitem(place: Place, board
     (standing,) = place.records.subscriptions.standing(["BOARD"])
     assert standing.waiting == 2 and standing.told_at == now and "0x0110" in standing.last_error
     assert place.reporter.round(now + 1) == 0, "what follows on the refused one waits for it"
+    tried_for_a_day(place)
     assert place.reporter.round(now + GIVE_UP_S + 10) == 0
     assert place.reporter.round(now + GIVE_UP_S + 20) == 1 and board.states()[-1] == "CANCELED"
 
@@ -405,9 +412,27 @@ def test_what_nobody_hears_for_a_day_is_given_up(place: Place, caplog: pytest.Lo
     uid = place.workitem("1.1")
     board.subscribe(uid)
     board.close()
+    tried_for_a_day(place)
     assert place.reporter.round(time.time() + GIVE_UP_S + 10) == 0
     assert place.records.subscriptions.due("BOARD", 1e12, 9) == []
     assert "given up" in caplog.text and "subscriber BOARD" in caplog.text
+
+
+def test_what_could_not_be_told_for_days_is_not_given_up_at_the_first_try(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node was off, or its clock leapt, and the subscriber comes a minute after it."""
+    board = Board(place.reporter._peer.destination.port, place.port)
+    uid = place.workitem("1.1")
+    board.subscribe(uid)
+    board.close()
+    now = time.time() + 3 * GIVE_UP_S
+    assert place.reporter.round(now) == 0
+    assert "given up" not in caplog.text
+    back = Board(board.port, place.port)
+    back.listen()
+    assert place.reporter.round(now + 60) == 1 and back.states() == ["SCHEDULED"]
+    back.close()
 
 
 def test_who_is_no_longer_in_the_settings_is_forgotten(place: Place, board: Board) -> None:
