@@ -15,6 +15,7 @@ from node.store.records import Records
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
+LEAVE_WITHIN_S = 2.0
 REFUSES = "refuses"
 """Key of a heartbeat's detail: why this process takes no work."""
 
@@ -28,9 +29,10 @@ class Pulse:
         self._role = role
         self._detail = detail
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
+        self._thread.start()
 
     def once(self) -> None:
         try:
@@ -40,6 +42,8 @@ class Pulse:
 
     def stop(self) -> None:
         self._over.set()
+        if self._thread.is_alive():  # a beat on its way would bring the row back
+            self._thread.join(LEAVE_WITHIN_S)
         self._records.views.part(self.name)
 
     def _beat_forever(self) -> None:

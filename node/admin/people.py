@@ -105,7 +105,8 @@ def token(settings: Settings, name: str, role: str, label: str, days: int) -> No
     records, secret, now = stored(settings), new_token(TOKEN_PREFIX), time.time()
     if user := records.people.get(name):
         name = user.name
-    records.audit.write(operator(), "add-token", now, detail=f"{name} as {role}, {days} days, {label[:64]}")
+        detail = f"{name} as {role}, {days} days, {label[:64]}"
+        records.audit.write(operator(), "add-token", now, detail=detail)
     times = (now, now + days * 86400)
     number = records.people.add_token(digest(secret), name, Role(role), label[:64], times)
     click.echo(f"token {number} of {name}, good for {days} days; it is not shown again:", err=True)
@@ -128,7 +129,8 @@ def tokens(settings: Settings, as_json: bool) -> None:
 def revoke(settings: Settings, number: int) -> None:
     """Revoke an API token."""
     records = stored(settings)
-    records.audit.write(operator(), "revoke-token", time.time(), detail=f"token {number}")
+    if number in [token["id"] for token in records.people.tokens()]:
+        records.audit.write(operator(), "revoke-token", time.time(), detail=f"token {number}")
     records.people.revoke_token(number)
     click.echo(f"token {number} is revoked")
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from node.admin.roles import beating, prepare
 from node.settings import Settings
-from node.store.records import open_records
+from node.store.records import Records, open_records
 from tests.peers import eventually
 from tests.ports import free_port
+from workers import pulse
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a child of its parent's end"
@@ -152,3 +156,28 @@ def test_a_new_data_dir_is_nobody_elses(tmp_path: Path) -> None:
     settings.data_dir.chmod(0o755)
     prepare(settings)
     assert settings.data_dir.stat().st_mode & 0o777 == 0o755, "what an admin chose stays"
+
+
+def test_a_worker_that_takes_its_leave_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat on its way put the row back after it was removed, and the worker was missed for a day."""
+    monkeypatch.setattr(pulse, "LEAVE_WITHIN_S", 20.0)
+    told: list[str] = []
+    left = threading.Event()
+
+    class Views:
+        def beat(self, *_: object) -> None:
+            on_its_way.set()
+            left.wait(0.5)
+            told.append("beats")
+
+        def part(self, _: str) -> None:
+            told.append("leaves")
+            left.set()
+
+    on_its_way = threading.Event()
+    worker = pulse.Pulse(cast(Records, SimpleNamespace(views=Views())), "worker", dict)
+    worker.start()
+    assert on_its_way.wait(20)
+    worker.stop()
+    eventually(lambda: len(told) == 2)
+    assert told == ["beats", "leaves"]

@@ -495,6 +495,7 @@ def test_users_are_kept_by_the_command_line(tmp_path: Path, no_settings_around: 
     assert ichnode("users", "token", TAKEN_APART)[0] == 0
     assert ichnode("users", "passwd", TAKEN_APART, "--password-stdin", typed=f"{SECRET}!\n")[0] == 0
     assert ichnode("users", "remove", TAKEN_APART)[0] == 0
+    assert ichnode("users", "revoke", "99")[0] == ichnode("users", "token", "nobody")[0] == 1, "no line of it"
     trail = ichnode("audit", "--json")[1]
     assert [line.split('"action": "')[1].split('"')[0] for line in trail.splitlines()] == [
         "add-user", "add-token", "revoke-token", "new-password", "remove-user",
