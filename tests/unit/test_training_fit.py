@@ -119,6 +119,19 @@ def test_a_checkpoint_that_learned_from_other_patients_is_refused(bloody: Series
     _fit(_recipe(), _stage(1), Corpus(taught, (), stop), checkpoint)
 
 
+def test_a_checkpoint_that_learned_other_labels_is_refused(bloody: Series, tmp_path: Path) -> None:
+    """The same patients, whose labels were corrected; one of a version that did not note them is taken."""
+    checkpoint = tmp_path / "run.ckpt"
+    _fit(_recipe(), _stage(1), Corpus([bloody], ()), checkpoint)
+    corrected = replace(bloody, labels=1 - bloody.labels)
+    with pytest.raises(PermanentError, match=r"other labels; remove it"):
+        _fit(_recipe(), _stage(1), Corpus([corrected], ()), checkpoint)
+    state = read_checkpoint(checkpoint, torch.device("cpu"))
+    del state["labels"]
+    write_checkpoint(checkpoint, state)
+    _fit(_recipe(), _stage(1), Corpus([corrected], ()), checkpoint)
+
+
 def test_a_checkpoint_of_fewer_phantoms_is_refused(bloody: Series, tmp_path: Path) -> None:
     """As after a first try with `--phantoms 1`; one of a version that did not count them is taken."""
     checkpoint = tmp_path / "run.ckpt"

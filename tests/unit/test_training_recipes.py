@@ -147,6 +147,51 @@ def test_predictions_of_whom_a_set_held_before_are_not_those_of_its_patients(tmp
 
 
 @pytest.mark.usefixtures("tiny")
+def test_predictions_of_labels_that_were_corrected_since_are_made_anew(tmp_path: Path) -> None:
+    plan = _plan("cnn-baseline", tmp_path, ship=False)
+    ship.run(plan, _silent)
+    for checkpoint in (tmp_path / "cnn-baseline").glob("*.ckpt"):
+        checkpoint.unlink()
+    shutil.rmtree(tmp_path / "cache")
+
+    def corrected(folder: Path, view: View) -> Iterator[Series]:
+        return (replace(one, labels=np.roll(one.labels, 1, axis=0)) for one in patients(folder, view))
+
+    outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=corrected), tmp_path),)), _silent)
+    assert outcome is not None
+    found = outcome.parts[0].validated.averaged()
+    assert {z for one in found for z in np.flatnonzero(one.labels[:, 0])} == {2, 3}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_sequence_model_of_other_patients_or_networks_is_refused(tmp_path: Path) -> None:
+    """It read other features, and may have learned from whom it is to judge."""
+    plan = _plan("multitask-sequence", tmp_path, ship=False)
+    ship.run(plan, _silent)
+    networks = tmp_path / "multitask-phantom"
+    shutil.copytree(networks, tmp_path / "kept")
+
+    def others(folder: Path, view: View) -> Iterator[Series]:
+        return (replace(one, patient=one.patient.replace("p", "q")) for one in patients(folder, view))
+
+    shutil.rmtree(networks)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(PermanentError, match=r"sequence.*of other patients; remove it"):
+        ship.run(replace(plan, data=((replace(MADE, reader=others), tmp_path),)), _silent)
+
+    shutil.rmtree(networks)
+    shutil.rmtree(tmp_path / "cache")
+    shutil.move(tmp_path / "kept", networks)
+    ship.run(plan, _silent)
+    path = next(networks.glob("fold-0-*-third.ckpt"))
+    state = fit.read_checkpoint(path, plan.device)
+    changed = {name: value + 1 for name, value in state["average"].items()}
+    fit.write_checkpoint(path, {**state, "average": changed})
+    with pytest.raises(PermanentError, match="on what other networks say"):
+        ship.run(plan, _silent)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_sidecar_names_the_patients_of_each_of_several_sets(tmp_path: Path) -> None:
     ship.run(_plan("cnn-baseline", tmp_path, data=((MADE, tmp_path), (OTHERS, tmp_path))), _silent)
     facts = json.loads((tmp_path / "cnn-baseline" / "cnn-baseline.json").read_text())

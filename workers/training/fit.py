@@ -57,6 +57,14 @@ class Corpus:
         ]
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
+    def labels_digest(self) -> str:
+        """Of what is told of their slices."""
+        found = hashlib.sha256()
+        for one in (*self.real, *self.validation):
+            for told in (one.labels, one.told, one.known):
+                found.update(np.ascontiguousarray(told).tobytes())
+        return found.hexdigest()
+
 
 @dataclass
 class History:
@@ -267,6 +275,7 @@ class Run:
         state = {
             "settings": self._digest(),
             "patients": corpus.digest(),
+            "labels": corpus.labels_digest(),
             "phantoms": len(corpus.phantoms),
             "step": self.step,
             "network": self.network.state_dict(),
@@ -279,17 +288,13 @@ class Run:
 
     def _load(self, path: Path, corpus: Corpus) -> None:
         state = read_checkpoint(path, self.device)
-        # checkpoints of versions that did not note their patients or phantoms are taken at their name
         drawn, wanted = state.get("phantoms"), len(corpus.phantoms)
         same = {
             "by other settings": state.get("settings") == self._digest(),
-            "of other patients": state.get("patients") in (None, corpus.digest()),
+            **same_corpus(state, corpus),
             f"of {drawn} phantoms, not of {wanted}": drawn in (None, wanted),
         }
-        for how, holds in same.items():
-            if not holds:
-                text = f"{path} was made {how}; remove it, or give another --out"
-                raise PermanentError("CHECKPOINT_FOREIGN", text)
+        require_own(path, same)
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.average, self.best = state["average"] or self._copy(), state["best"]
@@ -297,6 +302,22 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
         told = [(int(step), float(loss), float(auc)) for step, loss, auc in state["history"]["validation"]]
         self.history = History(list(state["history"]["training"]), told)
+
+
+def same_corpus(state: Mapping[str, Any], corpus: Corpus) -> dict[str, bool]:
+    """For `require_own`; a checkpoint of a version that did not note this is taken at its name."""
+    return {
+        "of other patients": state.get("patients") in (None, corpus.digest()),
+        "of other labels": state.get("labels") in (None, corpus.labels_digest()),
+    }
+
+
+def require_own(path: Path, same: Mapping[str, bool]) -> None:
+    """Raise PermanentError CHECKPOINT_FOREIGN with the first way in which a checkpoint is another run's."""
+    for how, holds in same.items():
+        if not holds:
+            text = f"{path} was made {how}; remove it, or give another --out"
+            raise PermanentError("CHECKPOINT_FOREIGN", text)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -6,8 +6,10 @@ trained on all of them. Everything is kept in the run's folder and resumed from 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +21,16 @@ from workers.preprocess import View
 from workers.training import curves
 from workers.training.datasets import Series
 from workers.training.evaluate import folds
-from workers.training.fit import Corpus, Fitted, Progress, Run, read_checkpoint, write_checkpoint
+from workers.training.fit import (
+    Corpus,
+    Fitted,
+    Progress,
+    Run,
+    read_checkpoint,
+    require_own,
+    same_corpus,
+    write_checkpoint,
+)
 from workers.training.learners import learner
 from workers.training.plan import Plan
 from workers.training.predict import Prediction, load, predict_all, save
@@ -133,8 +144,12 @@ def _mean(same: Sequence[Tensor]) -> Tensor:
 
 def _are_of(predictions: Sequence[Prediction], series: Sequence[Series]) -> bool:
     """Whether these are predictions of these series; the files of a set may have changed since."""
-    told = [(one.patient, one.name, len(one.labels)) for one in predictions]
-    return told == [(one.patient, one.name, len(one.labels)) for one in series]
+    return len(predictions) == len(series) and all(
+        (one.patient, one.name) == (other.patient, other.name)
+        and np.array_equal(one.labels, other.labels)
+        and np.array_equal(one.told, other.told)
+        for one, other in zip(predictions, series, strict=True)
+    )
 
 
 def fold(plan: Plan, number: int, seed: int, watch: Watch) -> tuple[list[State], list[int]]:
@@ -243,14 +258,34 @@ def _fit(
 def _sequence(plan: Plan, cnns: Sequence[State], corpus: Corpus, name: str, seed: int, watch: Watch) -> State:
     path = plan.folder / f"{name}-sequence-{plan.digest()}.pt"
     if path.exists():
-        return read_checkpoint(path, plan.device)
+        return _known_sequence(path, plan, cnns, corpus)
     together, stage = sequenced(plan.recipe), plan.recipe.stages[0]
     untaught = together.model(len(cnns)).state_dict()
     reader = together.pipeline([*cnns, untaught], Operating.plain(), plan.device)
     fitted = fit_sequence(reader, corpus.real, plan.recipe, stage, seed, watch(f"sequence {name}"))
     curves.draw(fitted.history, f"sequence: {name}", plan.folder / "curves" / f"{name}.png")
-    write_checkpoint(path, fitted.weights)
+    made_of = {"patients": corpus.digest(), "labels": corpus.labels_digest(), "networks": _digest(cnns)}
+    write_checkpoint(path, {"weights": fitted.weights, **made_of})
     return fitted.weights
+
+
+def _known_sequence(path: Path, plan: Plan, cnns: Sequence[State], corpus: Corpus) -> State:
+    """That of an earlier run. Raises PermanentError CHECKPOINT_FOREIGN where that was of something else."""
+    state = read_checkpoint(path, plan.device)
+    if "weights" not in state:  # of a version that did not note what it was made of
+        return state
+    same = {**same_corpus(state, corpus), "on what other networks say": state["networks"] == _digest(cnns)}
+    require_own(path, same)
+    weights: State = state["weights"]
+    return weights
+
+
+def _digest(states: Sequence[State]) -> str:
+    found = hashlib.sha256()
+    for state in states:
+        for name in sorted(state):
+            found.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def pipeline(plan: Plan, states: Sequence[State], operating: Operating | None = None) -> PicturePipeline:
