@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from node import transcode
 from node.domain.errors import TransientError
+from node.frames import UNREADABLE
 from node.retry import back_off_s, is_hopeless
 from node.scu import Peer, let_go, words
 from node.settings import Destination
@@ -61,7 +62,8 @@ class Report:
 
 
 def read_report(ds: Dataset) -> Report | None:
-    """The Event Information of an N-EVENT-REPORT (PS3.4 J.3.3.1); None where it names no transaction."""
+    """The Event Information of an N-EVENT-REPORT (PS3.4 J.3.3.1); None where it cannot be read, or names no
+    transaction."""
     try:
         uid = str(ds.get("TransactionUID") or "")
         committed = [str(i.ReferencedSOPInstanceUID) for i in ds.get("ReferencedSOPSequence") or []]
@@ -69,7 +71,7 @@ def read_report(ds: Dataset) -> Report | None:
             str(i.ReferencedSOPInstanceUID): int(i.get("FailureReason") or PROCESSING_FAILURE)
             for i in ds.get("FailedSOPSequence") or []
         }
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OSError, TypeError, *UNREADABLE):
         return None
     return Report(uid, tuple(committed), failed) if uid else None
 

@@ -51,17 +51,17 @@ class Desk:
         uid = study.about.study_instance_uid
         try:
             priority, text = worklist.priority_of(study.about, study.study_date)
+            if priority is not None:
+                self._orders.say(Said(Source.WORKLIST, priority, study.about, now, worklist.name))
+                log.info("study %s was ordered %s (worklist)", uid, priority.value)
         except TransientError as error:
             log.warning("study %s: its order cannot be looked up: %s", uid, error)
             self._orders.asked(uid, False, str(error), now)
             return False
-        except Exception as error:  # of this study, or its answer: HL7 and the other studies go on
+        except Exception as error:  # of this study, its answer or its orders: HL7 and the others go on
             log.exception("study %s: asking %s broke", uid, worklist.name)
             self._orders.asked(uid, False, f"{type(error).__name__}; see the log of the order desk", now)
             return True
-        if priority is not None:
-            self._orders.say(Said(Source.WORKLIST, priority, study.about, now, worklist.name))
-            log.info("study %s was ordered %s (worklist)", uid, priority.value)
         self._orders.asked(uid, True, text, now)
         return True
 

@@ -11,7 +11,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
@@ -342,6 +344,27 @@ def test_what_is_refused_for_days_is_given_up_unless_it_is_positive(place: Place
     answer = report("1.2.3", [], dict.fromkeys(uids, 0x0112))
     take_in(place, settings, answer, T0 + 81 * 3600)
     assert {row.urgent: row.state for row in place.rows()} == {0: FAILED, 1: PENDING}
+
+
+UNREADABLE = {
+    "no such VR": (0x00081197, "XX", b"ab"),
+    "half a number": (0x00081197, "US", b"a"),
+    "half an item": (0x00081199, "SQ", b"\x01\x02\x03"),
+}
+
+
+@pytest.mark.parametrize("broken", UNREADABLE.values(), ids=UNREADABLE)
+def test_an_answer_that_cannot_be_read_is_refused(
+    broken: tuple[int, str, bytes], place: Place, settings: Settings
+) -> None:
+    uids = place.compose("pacs", count=2)
+    tag, vr, value = broken
+    answer = report("1.2.3", uids[:1], {uids[1]: 0x0112})
+    place.records.commitments.asked(Asked("1.2.3", "pacs", T0 + 1))
+    where = answer if tag == 0x00081199 else answer.FailedSOPSequence[0]
+    where[tag] = RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
+    assert take_in(place, settings, answer) == 0x0115
+    assert place.states() == [PENDING] * 2
 
 
 @pytest.mark.parametrize("broken", ["unknown", "no transaction", "no uid"])

@@ -214,6 +214,27 @@ def test_a_study_that_breaks_the_asking_keeps_nobody_else_from_being_asked(
     assert asked and asked["answered"]
 
 
+def test_a_study_whose_order_cannot_be_written_down_keeps_nobody_else_from_being_asked(
+    here: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = here.orders.say
+
+    def breaks(said: Said, **more: Any) -> Any:
+        if said.about.study_instance_uid == "1.1":
+            raise ValueError("'WHENEVER' is not a valid OrderPriority")
+        return say(said, **more)
+
+    monkeypatch.setattr(here.orders, "say", breaks)
+    site = Site(here)
+    for study in ("1.1", "1.2"):
+        site.receive(study, f"{study}.1", accession_number="ACC1", patient_id="P1")
+    with Ris([item()]) as ris:
+        assert desk_of(here, ris).round(time.time()) == 2
+    broken, asked = here.orders.inquiry("1.1"), here.orders.inquiry("1.2")
+    assert broken and not broken["answered"] and "ValueError" in broken["text"]
+    assert asked and asked["answered"]
+
+
 def test_a_worklist_that_is_away_is_asked_a_few_times_and_shown(here: Records) -> None:
     Site(here).receive("1.2.3", "1.2.3.1", accession_number="ACC1")
     ris, now = Ris(), time.time()
