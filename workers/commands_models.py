@@ -28,6 +28,24 @@ EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 MANY = click.IntRange(min=1)
 
 
+class _Side(click.IntRange):
+    """Side of a picture, which networks halve up to five times: that must leave no rest."""
+
+    STEP = 32
+
+    def __init__(self) -> None:
+        super().__init__(min=2 * self.STEP)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        side: int = super().convert(value, param, ctx)
+        if side % self.STEP:
+            self.fail(f"{side} is no multiple of {self.STEP}.", param, ctx)
+        return side
+
+
+SIDE = _Side()
+
+
 @click.command()
 @click.option("--kind", required=True, help="Which set it is; an unknown one is answered with all names.")
 @click.option("--data", type=EXISTING, required=True, help="The set's own folder.")
@@ -64,7 +82,7 @@ def table(out: Path) -> None:
 @click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where train put its own.")
 @click.option("--only", type=int, multiple=True, help="Judge this fold only (from 0); repeat for more.")
 @click.option("--seeds", type=MANY, default=1, show_default=True, help="As it was trained with.")
-@click.option("--size", type=click.IntRange(min=64), help="As it was trained with.")
+@click.option("--size", type=SIDE, help="As it was trained with.")
 @click.option("--scanners", type=click.IntRange(min=0), help="As it was trained with.")
 @click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The same.")
 @click.option("--cache", type=FOLDER, help="Where prepared pictures are kept (default: in --out).")
@@ -150,7 +168,7 @@ class _Train(click.Command):
     "--seeds", type=MANY, default=1, show_default=True, help="Repetitions with other seeds, averaged."
 )
 @click.option("--seed", default=1, show_default=True)
-@click.option("--size", type=click.IntRange(min=64), help="Side of the pictures instead of the recipe's.")
+@click.option("--size", type=SIDE, help="Side of the pictures instead of the recipe's, a multiple of 32.")
 @click.option("--steps", type=MANY, help="Steps of each stage instead of the recipe's own (to try things).")
 @click.option(
     "--scanners",

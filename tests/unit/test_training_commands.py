@@ -154,6 +154,8 @@ def test_what_cannot_be_trained_is_refused_with_the_next_step(tmp_path: Path) ->
         (train, ["cnn-baseline", "--data", "ct-ich:.", "--seeds", "0"]),
         (train, ["cnn-baseline", "--data", "ct-ich:.", "--steps", "0"]),
         (train, ["multitask-phantom", "--phantoms", "-3"]),
+        (train, ["unet-small", "--data", "ct-ich:.", "--size", "100"]),
+        (train, ["robustness", "unet-small", "--data", "ct-ich:.", "--size", "100"]),
         (train, ["robustness", "cnn-baseline", "--data", "ct-ich:.", "--seeds", "0"]),
         (evaluate, ["default", "--phantoms", "0"]),
     ],
