@@ -23,10 +23,11 @@ STEP_MM = 5.0
 """Slice step the network knows; thinner slices are averaged to about this."""
 
 BONE_HU = 1000.0
+AIR_HU = -1000.0
 _NO_BONE_HU = 250.0
 """A head in which nothing is denser has lost its skull to a window."""
-_CEILING = 0.02
-"""Part of the span of values that counts as its upper end: exported pictures were often compressed."""
+_AT_END = 0.02
+"""Part of the span of values that counts as its end: exported pictures were often compressed."""
 _COARSE = 128
 _SOFT_HU = -250.0
 _MIN_AREA = 0.02
@@ -177,7 +178,7 @@ def network_input(
 ) -> NetworkInput:
     """Find the head (unless `frame` says where it is), window, average thin slices and resample.
 
-    Values that a window has cut off are put back where that can be told: see `with_bone`.
+    Values that a window has cut off are put back where that can be told: see `unclipped`.
 
     Raises PermanentError without a head.
     """
@@ -185,7 +186,7 @@ def network_input(
         raise PermanentError(
             "VOLUME_INVALID", f"a volume (z, y, x) is needed, got an array of shape {hu.shape}"
         )
-    hu = with_bone(hu)
+    hu = unclipped(hu)
     frame, parts = frame or find_head(hu, spacing_mm), slabs(hu.shape[0], spacing_mm[0])
     pictures = np.stack(
         [
@@ -197,21 +198,31 @@ def network_input(
     return NetworkInput(pictures, centres, frame, (hu.shape[0], hu.shape[1], hu.shape[2]))
 
 
-def with_bone(hu: Volume) -> Volume:
-    """The same volume; where a window has cut off everything above, what lies at its upper end is bone again.
+def unclipped(hu: Volume) -> Volume:
+    """The same volume; where a window has cut off everything above or below, bone and air are put back.
 
     A skull shown as 80 HU would pass for blood all around the brain. Every head has bone, so that a volume
-    without any has been cut off, and its highest values are where the bone was.
+    without any has been cut off, and its highest values are where the bone was. Where nothing is lighter
+    than fat, the lowest values that reach the edge of a picture are the air around the head, which else
+    would pass for a part of it.
     """
-    top = float(hu.max())
-    if top >= _NO_BONE_HU:
+    low, top = float(hu.min()), float(hu.max())
+    boneless, airless = top < _NO_BONE_HU, low > _SOFT_HU
+    if not (boneless or airless):
         return hu
     inside = hu[hu > _SOFT_HU]
-    span = top - float(inside.min()) if inside.size else 0.0
-    highest = hu > top - _CEILING * span
-    if 2 * np.count_nonzero(highest) > inside.size:  # a uniform body, no skull
-        return hu
-    return np.where(highest, np.float32(BONE_HU), hu)
+    span = min(top, _NO_BONE_HU) - float(inside.min(initial=top))
+    dense, light = hu > top - _AT_END * span, hu < low + _AT_END * span
+    if boneless and 2 * np.count_nonzero(dense) <= inside.size:  # else a uniform body, no skull
+        hu = np.where(dense, np.float32(BONE_HU), hu)
+    return np.where(_from_edges(light), np.float32(AIR_HU), hu) if airless else hu
+
+
+def _from_edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The parts of a mask (z, y, x) that are connected to an edge of their slice."""
+    inner = np.zeros(mask.shape[1:], bool)
+    inner[1:-1, 1:-1] = True
+    return np.stack([ndimage.binary_propagation(one & ~inner, mask=one) for one in mask])
 
 
 def slabs(slices: int, step_mm: float) -> list[tuple[int, int]]:

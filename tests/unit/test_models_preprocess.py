@@ -8,6 +8,7 @@ import pytest
 from node.domain.errors import PermanentError
 from workers.phantom import volume
 from workers.preprocess import (
+    AIR_HU,
     BONE_HU,
     SIZE,
     STEP_MM,
@@ -16,7 +17,7 @@ from workers.preprocess import (
     find_head,
     network_input,
     resample,
-    with_bone,
+    unclipped,
 )
 
 SPACING = (5.0, 1.0, 1.0)
@@ -106,10 +107,25 @@ def test_a_skull_that_a_window_cut_off_is_bone_again() -> None:
     """Exported in the brain window, bone would be 80 HU: as dense as blood."""
     hu = volume(21, (), slices=3, size=128, lowest_mm=0).hu
     narrow = np.where(hu > -200, np.clip(hu, 0, 80), -1000).astype(np.float32)
-    back = with_bone(narrow)
+    back = unclipped(narrow)
     assert (back[hu >= 80] == BONE_HU).all() and np.array_equal(back[hu < 75], narrow[hu < 75])
     pictures, plain = network_input(narrow, SPACING).pictures, network_input(hu, SPACING).pictures
     assert (pictures[plain > 0.99] > 0.9).mean() > 0.99  # the network sees the skull as it always does
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 80), (-20, 100)])
+def test_air_that_a_window_cut_off_is_air_again(low: float, high: float) -> None:
+    """Exported as a picture, the air around a head has the lowest value, as its ventricles may have."""
+    hu = volume(21, (), slices=3, size=128, lowest_mm=0).hu
+    wide = np.pad(hu, ((0, 0), (40, 40), (40, 40)), constant_values=-1000)  # a small head on a large picture
+    exported = np.clip(wide, low, high).astype(np.float32)
+    back = unclipped(exported)
+    assert (back[wide < -900] == AIR_HU).mean() > 0.99
+    assert not (back[(wide > low + 5) & (wide < high - 5)] == AIR_HU).any()
+    found, plain = find_head(back, SPACING), find_head(wide, SPACING)
+    assert found.height == pytest.approx(plain.height, rel=0.1)
+    pictures = network_input(exported, SPACING, frame=plain).pictures
+    assert np.abs(pictures - network_input(wide, SPACING).pictures).mean() < 0.03
 
 
 def test_values_that_nothing_cut_off_stay_as_they_are() -> None:
@@ -117,7 +133,7 @@ def test_values_that_nothing_cut_off_stay_as_they_are() -> None:
     body = np.stack([_ball()] * 3)  # no skull anywhere
     body[:, 55:65, 65:75] = 30
     for hu in (head, body):
-        assert np.array_equal(with_bone(hu), hu)
+        assert np.array_equal(unclipped(hu), hu)
 
 
 @pytest.mark.parametrize("hu", (np.full((3, 64, 64), -1000, np.float32), np.zeros((0, 4, 4), np.float32)))

@@ -24,7 +24,7 @@ from workers.preprocess import (
     find_head,
     network_input,
     slabs,
-    with_bone,
+    unclipped,
 )
 
 
@@ -39,8 +39,8 @@ class Scan:
 
     @cached_property
     def whole(self) -> Volume:
-        """The volume with the bone that a window has cut off."""
-        return with_bone(self.hu)
+        """The volume with the bone and the air that a window has cut off."""
+        return unclipped(self.hu)
 
     @cached_property
     def frame(self) -> HeadFrame:

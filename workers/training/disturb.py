@@ -145,6 +145,17 @@ def clipped(low_hu: float, high_hu: float) -> Change:
     return change
 
 
+def exported(low_hu: float, high_hu: float) -> Change:
+    """A picture of that window, which has no air, of a field of view that is half as wide again."""
+
+    def change(hu: Volume, spacing_mm: Spacing) -> Volume:
+        rows, columns = hu.shape[1] // 4, hu.shape[2] // 4
+        wide = np.pad(hu, ((0, 0), (rows, rows), (columns, columns)), constant_values=AIR_HU)
+        return np.clip(wide, low_hu, high_hu)
+
+    return change
+
+
 def as_it_is(hu: Volume, spacing_mm: Spacing) -> Volume:
     return hu
 
@@ -161,6 +172,7 @@ DISTURBANCES: tuple[Disturbance, ...] = (
     Disturbance("turned", "head turned by 20°", turned(20.0)),
     Disturbance("tilted", "gantry tilt of 15°, not corrected", tilted(15.0)),
     Disturbance("narrow", "only 0 to 80 HU are known", clipped(0.0, 80.0)),
+    Disturbance("exported", "a wide picture of 0 to 80 HU, air included", exported(0.0, 80.0)),
     Disturbance("alone", "each slice is sent by itself", as_it_is, alone=True),
 )
 
