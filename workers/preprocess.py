@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from node.domain.errors import PermanentError
+from node.pixels import AIR_HU
 
 MARGIN = 1.04
 """Side of the picture over the longest side of the head."""
@@ -23,7 +24,6 @@ STEP_MM = 5.0
 """Slice step the network knows; thinner slices are averaged to about this."""
 
 BONE_HU = 1000.0
-AIR_HU = -1000.0
 _NO_BONE_HU = 250.0
 """A head in which nothing is denser has lost its skull to a window."""
 _AT_END = 0.02

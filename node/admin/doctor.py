@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     if _has_database(settings):
         yield _check("database", lambda: _database(settings))
     else:
-        yield _check("database", lambda url=settings.database_url: _no_database(settings, url))  # type: ignore[misc]
+        yield _check("database", partial(_no_database, settings))
         settings = settings.model_copy(update={"database": Database(url="sqlite:///:memory:")})
     yield _check("broker", lambda: _broker(settings))
     yield _check("processes", lambda: _processes(settings))
@@ -122,13 +123,13 @@ def _has_database(settings: Settings) -> bool:
         return True  # the check of the database tells it
 
 
-def _no_database(settings: Settings, url: str) -> str:
+def _no_database(settings: Settings) -> str:
     """Before the first start. Raises SettingsError where data_dir could not be made."""
     nearest = _nearest(settings.data_dir.resolve())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         text = f"data_dir {settings.data_dir} cannot be made in {nearest}"
         raise SettingsError(f"{text}: choose a folder you own")
-    shown = make_url(url).render_as_string(hide_password=True)
+    shown = make_url(settings.database_url).render_as_string(hide_password=True)
     return f"there is none yet at {shown}; `ichnode up` makes it, if that is where it should be"
 
 

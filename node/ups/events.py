@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -39,6 +40,15 @@ WAIT_S, LONGEST_WAIT_S = 2.0, 600.0
 GIVE_UP_S = 24 * 3600.0
 FOR_GOOD = (0x0112, 0x0113, 0x0114, 0x0115, 0x0118, 0x0119, 0x0211, 0x0212)
 """No such instance, event type, argument or class (PS3.7 C.5): another try gets the same answer."""
+
+
+@dataclass(frozen=True)
+class _Came:
+    """What came of one event: taken, given up as `refused` or in silence, or left to wait; texts say why."""
+
+    taken: bool = False
+    refused: str = ""
+    waits: str = ""
 
 
 class Reporter:
@@ -74,35 +84,10 @@ class Reporter:
             assoc = self._associate()
             try:
                 while left:
-                    one = left[0]
-                    try:
-                        information = _information(one)
-                        if information is None:  # no fault of the subscriber's
-                            why = "what is stored of it cannot be built; its state can be asked for by N-GET"
-                            self._give_up(one, why)
-                            left = left[1:]
-                            continue
-                        status = self._tell(assoc, one, information)
-                    except (TransientError, _AwayError):
-                        raise
-                    except Exception as error:
-                        if one.attempts == 0:
-                            log.exception("telling %s of a workitem broke", self._ae)
-                        trouble = self._broke(one, error, now)
-                        left = _without(left, one)
-                        continue
-                    if int(status.Status) == 0x0000:
-                        self._subscriptions.told(one)
-                        left, taken = left[1:], taken + 1
-                        continue
-                    why = f"{self._peer.name} answers an event with {words(status)}; its log says why"
-                    if int(status.Status) in FOR_GOOD:
-                        self._give_up(one, why)
-                        left, refused = left[1:], why
-                    else:
-                        trouble = why
-                        self._later([one], why, now)
-                        left = _without(left, one)
+                    one, came = left[0], self._contained(assoc, left[0], now)
+                    left = _without(left, one) if came.waits else left[1:]
+                    taken += came.taken
+                    trouble, refused = came.waits or trouble, came.refused or refused
             finally:
                 let_go(assoc)
         except _AwayError as error:
@@ -113,6 +98,35 @@ class Reporter:
         elif taken:
             self._subscriptions.went_well(self._ae, now)
         return taken
+
+    def _contained(self, assoc: Association, one: Due, now: float) -> _Came:
+        """What nobody thought of makes the event wait, and what follows of its workitem with it."""
+        try:
+            return self._attempt(assoc, one, now)
+        except (TransientError, _AwayError):
+            raise
+        except Exception as error:
+            if one.attempts == 0:
+                log.exception("telling %s of a workitem broke", self._ae)
+            why = f"{type(error).__name__} over workitem {one.sop_instance_uid}; report it with the log"
+            self._later([one], why, now)
+            return _Came(waits=why)
+
+    def _attempt(self, assoc: Association, one: Due, now: float) -> _Came:
+        information = _information(one)
+        if information is None:  # no fault of the subscriber's
+            self._give_up(one, "what is stored of it cannot be built; its state can be asked for by N-GET")
+            return _Came()
+        status = self._tell(assoc, one, information)
+        if int(status.Status) == 0x0000:
+            self._subscriptions.told(one)
+            return _Came(taken=True)
+        why = f"{self._peer.name} answers an event with {words(status)}; its log says why"
+        if int(status.Status) in FOR_GOOD:
+            self._give_up(one, why)
+            return _Came(refused=why)
+        self._later([one], why, now)
+        return _Came(waits=why)
 
     def _associate(self) -> Association:
         contexts = [build_context(UnifiedProcedureStepEvent, [s]) for s in transcode.FALL_BACK]
@@ -152,12 +166,6 @@ class Reporter:
             else:
                 again.append((one, now + _wait_s(one.attempts)))
         self._subscriptions.wait(again)
-
-    def _broke(self, one: Due, error: Exception, now: float) -> str:
-        """Nobody thought of it: it waits, and what follows of this workitem with it."""
-        why = f"{type(error).__name__} over workitem {one.sop_instance_uid}; report it with the log"
-        self._later([one], why, now)
-        return why
 
     def _give_up(self, one: Due, why: str) -> None:
         log.error("event %d of workitem %s is given up: %s", one.event, one.sop_instance_uid, why)

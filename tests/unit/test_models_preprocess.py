@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from node.domain.errors import PermanentError
+from node.pixels import AIR_HU
 from workers.phantom import volume
 from workers.preprocess import (
-    AIR_HU,
     BONE_HU,
     SIZE,
     STEP_MM,

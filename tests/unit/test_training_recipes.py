@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from workers.training import fit, recipes, sequence_fit, sequenced, ship, train
 from workers.training.datasets import Series, phantom_series
 from workers.training.learners import identity, learner
 from workers.training.plan import PHANTOM_SEEDS, Plan
-from workers.training.predict import predict
+from workers.training.predict import Prediction, predict
 from workers.training.recipes import RECIPES
 from workers.training.sources import Source
 
@@ -127,39 +127,35 @@ def test_a_set_that_is_added_is_learned_from_or_refused_but_never_passed_over(tm
             ship.run(_plan("cnn-baseline", tmp_path, **changes), _silent)
 
 
+def renamed(folder: Path, view: View) -> Iterator[Series]:
+    return (replace(one, patient=one.patient.replace("p", "q")) for one in patients(folder, view))
+
+
+def corrected(folder: Path, view: View) -> Iterator[Series]:
+    return (replace(one, labels=np.roll(one.labels, 1, axis=0)) for one in patients(folder, view))
+
+
+def predicted_anew(folder: Path, reader: Callable[[Path, View], Iterator[Series]]) -> list[Prediction]:
+    """Cache and checkpoints were removed, as one is told to; the predictions of the run before were left."""
+    plan = _plan("cnn-baseline", folder, ship=False)
+    ship.run(plan, _silent)
+    for checkpoint in (folder / "cnn-baseline").glob("*.ckpt"):
+        checkpoint.unlink()
+    shutil.rmtree(folder / "cache")
+    outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=reader), folder),)), _silent)
+    assert outcome is not None
+    return outcome.parts[0].validated.averaged()
+
+
 @pytest.mark.usefixtures("tiny")
 def test_predictions_of_whom_a_set_held_before_are_not_those_of_its_patients(tmp_path: Path) -> None:
-    """Their cache and checkpoints were removed, as one is told to; the predictions of that run were left."""
-    plan = _plan("cnn-baseline", tmp_path, ship=False)
-    ship.run(plan, _silent)
-    for checkpoint in (tmp_path / "cnn-baseline").glob("*.ckpt"):
-        checkpoint.unlink()
-    shutil.rmtree(tmp_path / "cache")
-
-    def others(folder: Path, view: View) -> Iterator[Series]:
-        return (replace(one, patient=one.patient.replace("p", "q")) for one in patients(folder, view))
-
-    outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=others), tmp_path),)), _silent)
-    assert outcome is not None
-    assert {one.patient for one in outcome.parts[0].validated.averaged()} == {
-        f"q{n}" for n in range(PATIENTS)
-    }
+    found = predicted_anew(tmp_path, renamed)
+    assert {one.patient for one in found} == {f"q{n}" for n in range(PATIENTS)}
 
 
 @pytest.mark.usefixtures("tiny")
 def test_predictions_of_labels_that_were_corrected_since_are_made_anew(tmp_path: Path) -> None:
-    plan = _plan("cnn-baseline", tmp_path, ship=False)
-    ship.run(plan, _silent)
-    for checkpoint in (tmp_path / "cnn-baseline").glob("*.ckpt"):
-        checkpoint.unlink()
-    shutil.rmtree(tmp_path / "cache")
-
-    def corrected(folder: Path, view: View) -> Iterator[Series]:
-        return (replace(one, labels=np.roll(one.labels, 1, axis=0)) for one in patients(folder, view))
-
-    outcome, _ = ship.run(replace(plan, data=((replace(MADE, reader=corrected), tmp_path),)), _silent)
-    assert outcome is not None
-    found = outcome.parts[0].validated.averaged()
+    found = predicted_anew(tmp_path, corrected)
     assert {z for one in found for z in np.flatnonzero(one.labels[:, 0])} == {2, 3}
 
 
@@ -171,13 +167,10 @@ def test_a_sequence_model_of_other_patients_or_networks_is_refused(tmp_path: Pat
     networks = tmp_path / "multitask-phantom"
     shutil.copytree(networks, tmp_path / "kept")
 
-    def others(folder: Path, view: View) -> Iterator[Series]:
-        return (replace(one, patient=one.patient.replace("p", "q")) for one in patients(folder, view))
-
     shutil.rmtree(networks)
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(PermanentError, match=r"sequence.*of other patients; remove it"):
-        ship.run(replace(plan, data=((replace(MADE, reader=others), tmp_path),)), _silent)
+        ship.run(replace(plan, data=((replace(MADE, reader=renamed), tmp_path),)), _silent)
 
     shutil.rmtree(networks)
     shutil.rmtree(tmp_path / "cache")

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from node.domain.errors import PermanentError
+from node.pixels import AIR_HU
 from tests.recipes import MADE, patients, tiny_recipe
 from workers.commands_models import train
 from workers.phantom import volume
@@ -20,7 +21,6 @@ from workers.preprocess import WIDE_BRAIN, Spacing, View, Volume
 from workers.training import recipes, robustness
 from workers.training.datasets import Series
 from workers.training.disturb import (
-    AIR_HU,
     DISTURBANCES,
     Disturbance,
     DisturbedView,

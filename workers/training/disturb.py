@@ -15,9 +15,9 @@ import numpy as np
 from scipy import ndimage
 
 from node.domain.errors import PermanentError
+from node.pixels import AIR_HU
 from workers.preprocess import HeadFrame, NetworkInput, Spacing, View, Volume
 
-AIR_HU = -1000.0
 GRAIN_PX = 0.8
 """Standard deviation of the blur that gives noise its grain."""
 
